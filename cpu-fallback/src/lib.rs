@@ -1,0 +1,14 @@
+//! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
+
+mod exec;
+mod kernel;
+pub mod ops;
+mod pool;
+mod resources;
+mod value;
+
+pub use exec::{Executor, Options};
+pub use kernel::{Call, Kernel, Site};
+pub use pool::Pool;
+pub use resources::{HashTable, Resources};
+pub use value::{Storage, Value, View};

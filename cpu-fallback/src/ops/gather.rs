@@ -1,0 +1,7 @@
+//! Indexed reads and writes: kernels.
+
+use super::*;
+
+pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    no_kernel(site)
+}

@@ -1,0 +1,64 @@
+//! Kernels, one file per operator family.
+
+mod conv;
+mod matmul;
+mod pool;
+mod unary;
+mod binary;
+mod select;
+mod quantize;
+mod normalize;
+mod reduce;
+mod reshape;
+mod layout;
+mod fill;
+mod gather;
+mod resize;
+mod sort;
+mod recurrent;
+mod control;
+mod signal;
+mod text;
+mod stablehlo;
+mod custom;
+
+use crate::kernel::{Kernel, Site};
+use litegpu_graph::{Error, Family, Result};
+
+/// Prepares the kernel of one node.
+///
+/// # Errors
+/// `Unsupported` when the executor has no kernel for the operator in these types; `Invalid` when the node's operands
+/// or attributes do not fit together.
+pub fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    match site.node.op.family() {
+        Family::Conv => conv::prepare(site),
+        Family::Matmul => matmul::prepare(site),
+        Family::Pool => pool::prepare(site),
+        Family::Unary => unary::prepare(site),
+        Family::Binary => binary::prepare(site),
+        Family::Select => select::prepare(site),
+        Family::Quantize => quantize::prepare(site),
+        Family::Normalize => normalize::prepare(site),
+        Family::Reduce => reduce::prepare(site),
+        Family::Reshape => reshape::prepare(site),
+        Family::Layout => layout::prepare(site),
+        Family::Fill => fill::prepare(site),
+        Family::Gather => gather::prepare(site),
+        Family::Resize => resize::prepare(site),
+        Family::Sort => sort::prepare(site),
+        Family::Recurrent => recurrent::prepare(site),
+        Family::Control => control::prepare(site),
+        Family::Signal => signal::prepare(site),
+        Family::Text => text::prepare(site),
+        Family::Stablehlo => stablehlo::prepare(site),
+        Family::Custom => custom::prepare(site),
+    }
+    .map_err(|e: Error| e.at(site.node.op.name()))
+}
+
+/// The answer for an operator of the family that has no kernel.
+pub(crate) fn no_kernel(site: &Site<'_>) -> Result<Kernel> {
+    let types: Vec<_> = site.node.inputs.iter().flatten().filter_map(|&t| site.graph.tensors.get(t)).map(|t| t.dtype.name()).collect();
+    Err(Error::unsupported(format!("no CPU kernel for {} on {}", site.node.op.name(), types.join(", "))))
+}

@@ -1,0 +1,7 @@
+//! Softmax and normalizations: kernels.
+
+use super::*;
+
+pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    no_kernel(site)
+}

@@ -1,0 +1,7 @@
+//! Changes of number format: kernels.
+
+use super::*;
+
+pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    no_kernel(site)
+}

@@ -1,0 +1,7 @@
+//! Fourier transforms and complex numbers: kernels.
+
+use super::*;
+
+pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    no_kernel(site)
+}

@@ -1,0 +1,7 @@
+//! Sorting and selection: kernels.
+
+use super::*;
+
+pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
+    no_kernel(site)
+}

@@ -1,0 +1,41 @@
+//! State that outlives a run: resource variables and hash tables, by the names their handles carry.
+
+use crate::value::Value;
+use std::collections::HashMap;
+
+/// Variables, hash tables and initialisation marks of one session.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// Handle numbers by (container, shared name). A handle tensor holds the number.
+    handles: HashMap<(String, String), i32>,
+    /// Variable values by handle; absent until assigned.
+    pub variables: HashMap<i32, Value>,
+    /// Hash tables by handle.
+    pub tables: HashMap<i32, HashTable>,
+    /// CALL_ONCE initialisers (subgraph index) that have run.
+    pub initialised: Vec<usize>,
+}
+
+/// A static hash table: keys and values are raw little-endian elements or string bytes.
+#[derive(Debug, Default, Clone)]
+pub struct HashTable {
+    /// Whether an import has filled it; later imports are ignored, as in the reference.
+    pub filled: bool,
+    /// The entries.
+    pub entries: HashMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Resources {
+    /// The number of the resource with this name, the same at every call.
+    pub fn handle(&mut self, container: &str, name: &str) -> i32 {
+        let next = self.handles.len() as i32;
+        *self.handles.entry((container.to_string(), name.to_string())).or_insert(next)
+    }
+
+    /// Forgets every value: the next run starts as the first did.
+    pub fn reset(&mut self) {
+        self.variables.clear();
+        self.tables.clear();
+        self.initialised.clear();
+    }
+}

@@ -1,0 +1,21 @@
+//! The `.tflite` graph of litegpu: reading, validating, inferring shapes, rewriting and writing.
+//!
+//! Nothing here knows of devices. Model files are hostile input: whatever the bytes, [`Model::read`] returns a model
+//! whose indices, sizes and quantization are consistent, or an error that names the part that is wrong.
+
+extern crate alloc;
+
+mod appended;
+mod dtype;
+mod error;
+mod model;
+mod op;
+pub mod ops;
+mod read;
+pub mod schema;
+pub mod validate;
+
+pub use dtype::DType;
+pub use error::{Error, ErrorKind, Result};
+pub use model::*;
+pub use op::{CustomOp, Family, Op};

@@ -1,0 +1,7 @@
+//! Convolutions: shape rules.
+
+use super::*;
+
+pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
+    no_rule(site)
+}

@@ -1,0 +1,7 @@
+//! Operators that move elements without looking at them: shape rules.
+
+use super::*;
+
+pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
+    no_rule(site)
+}

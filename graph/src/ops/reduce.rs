@@ -1,0 +1,7 @@
+//! Reductions, scans and segments: shape rules.
+
+use super::*;
+
+pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
+    no_rule(site)
+}

@@ -1,0 +1,7 @@
+//! Operators that only rename dimensions, and SHAPE/RANK: shape rules.
+
+use super::*;
+
+pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
+    no_rule(site)
+}

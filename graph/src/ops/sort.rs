@@ -1,0 +1,7 @@
+//! Sorting and selection: shape rules.
+
+use super::*;
+
+pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
+    no_rule(site)
+}
