@@ -13,6 +13,7 @@ mod op;
 pub mod ops;
 mod read;
 pub mod schema;
+pub mod shapes;
 pub mod validate;
 
 pub use dtype::DType;

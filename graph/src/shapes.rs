@@ -1,0 +1,151 @@
+//! Shapes (and small values) of every tensor of a subgraph, for given input shapes.
+//!
+//! Models with a dynamic batch compute shapes as tensors: SHAPE, STRIDED_SLICE, PACK, then RESHAPE. Once the input
+//! shapes are fixed those values are constants; propagation follows them, so that such a graph is as static as any.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::*;
+use crate::op::{Family, Op};
+use crate::ops::{self, Fact};
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// Elements up to which a computed value is followed: enough for shapes, axes and index lists.
+const MAX_VALUE: usize = 4096;
+
+/// What propagation found.
+#[derive(Debug, Clone, Default)]
+pub struct Shapes {
+    /// By tensor; `None` where only a run can tell.
+    pub shapes: Vec<Option<Shape>>,
+    /// By tensor: the value of a computed tensor that depends on constants and shapes alone.
+    pub values: Vec<Option<Bytes>>,
+}
+
+impl Shapes {
+    /// The tensor's shape, if known.
+    pub fn get(&self, t: TensorId) -> Option<&Shape> {
+        self.shapes.get(t).and_then(Option::as_ref)
+    }
+    /// Whether a node's outputs are all known values, so that nothing need run.
+    pub fn is_known(&self, node: &Node) -> bool {
+        !node.outputs.is_empty() && node.outputs.iter().all(|&t| self.values.get(t).is_some_and(Option::is_some))
+    }
+}
+
+/// Evaluates a node whose operands are all known: (node, operand facts with values, output shapes) to the bytes of
+/// each output, or `None` when it cannot.
+pub type Eval<'e> = dyn FnMut(&Node, &[Option<Fact<'_>>], &[Shape]) -> Option<Vec<Bytes>> + 'e;
+
+/// Propagates shapes through `graph` in execution order. `inputs` overrides declared shapes of graph inputs.
+///
+/// # Errors
+/// `Invalid` when an override does not fit the declared rank or fixed dimensions, or when an operator's operands do
+/// not fit together (naming it). A missing shape rule is no error: its outputs are unknown.
+pub fn propagate(
+    graph: &Graph, inputs: &[(TensorId, Shape)], mut eval: Option<&mut Eval<'_>>,
+) -> Result<Shapes> {
+    let n = graph.tensors.len();
+    let mut out = Shapes { shapes: vec![None; n], values: vec![None; n] };
+    for (slot, t) in out.shapes.iter_mut().zip(&graph.tensors) {
+        if t.is_constant() || t.is_variable || t.elements() == 0 {
+            *slot = Some(t.shape.clone());
+        }
+    }
+    for &t in &graph.inputs {
+        let tensor = graph.tensors.get(t).ok_or_else(|| Error::invalid(format!("no tensor {t}")))?;
+        let given = inputs.iter().find(|(id, _)| *id == t).map(|(_, s)| s);
+        if let Some(s) = given {
+            check_resize(tensor, s)?;
+        }
+        if let Some(slot) = out.shapes.get_mut(t) {
+            *slot = Some(given.unwrap_or(&tensor.shape).clone());
+        }
+    }
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let done = step(graph, node, &mut out, &mut eval).map_err(|e| e.at(format!("operator {i}")));
+        match done {
+            Err(e) if e.kind == crate::ErrorKind::Unsupported => {}
+            other => other?,
+        }
+    }
+    Ok(out)
+}
+
+/// Whether an input may take `shape`: the rank is fixed, and so are dimensions that the signature does not mark -1.
+/// Without a signature every dimension may change, as in the reference's resize.
+pub fn check_resize(tensor: &Tensor, shape: &[usize]) -> Result<()> {
+    let fixed = |want: &[i32]| shape.iter().zip(want).all(|(&d, &w)| w < 0 || d == w as usize);
+    match &tensor.signature {
+        Some(s) if s.len() != shape.len() || !fixed(s) => {
+            Err(Error::invalid(format!("input '{}' cannot take shape {shape:?}: it is declared {s:?}", tensor.name)))
+        }
+        None if tensor.shape.len() != shape.len() && (tensor.has_rank || !tensor.shape.is_empty()) => {
+            Err(Error::invalid(format!(
+                "input '{}' cannot take shape {shape:?}: it has rank {}",
+                tensor.name,
+                tensor.shape.len()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn step(graph: &Graph, node: &Node, out: &mut Shapes, eval: &mut Option<&mut Eval<'_>>) -> Result<()> {
+    let declared: SmallVec<[&Tensor; 2]> = node.outputs.iter().filter_map(|&t| graph.tensors.get(t)).collect();
+    let mut facts: SmallVec<[Option<Fact<'_>>; 8]> = SmallVec::new();
+    let mut all_known = true;
+    for t in &node.inputs {
+        let Some(t) = *t else {
+            facts.push(None);
+            continue;
+        };
+        let tensor = graph.tensors.get(t).ok_or_else(|| Error::invalid(format!("no tensor {t}")))?;
+        let Some(shape) = out.get(t) else { return Ok(()) };
+        let folded = out.values.get(t).and_then(Option::as_ref);
+        let value = folded.map(|b| b.as_ref()).or(tensor.data.as_deref().filter(|_| !tensor.is_variable));
+        all_known &= value.is_some();
+        facts.push(Some(Fact { dtype: tensor.dtype, shape, value }));
+    }
+    let inferred = ops::infer(&ops::Site { op: &node.op, inputs: &facts, outputs: &declared })?;
+    let mut values: Option<Vec<Bytes>> = shape_of(node, &facts, &declared);
+    let stateless = !matches!(node.op.family(), Family::Control | Family::Recurrent | Family::Custom | Family::Text)
+        && !matches!(node.op, Op::RandomUniform(_) | Op::RandomStandardNormal(_) | Op::Multinomial(_));
+    let known: Option<Vec<Shape>> = inferred.iter().take(declared.len()).cloned().collect();
+    if let (None, true, true, Some(shapes), Some(eval)) = (&values, all_known, stateless, &known, eval.as_mut())
+        && shapes.iter().all(|s| elements(s) <= MAX_VALUE)
+    {
+        values = eval(node, &facts, shapes);
+    }
+    drop(facts);
+    for (o, (&t, shape)) in node.outputs.iter().zip(inferred).enumerate() {
+        if let Some(slot) = out.shapes.get_mut(t) {
+            *slot = shape;
+        }
+        if let (Some(slot), Some(v)) = (out.values.get_mut(t), values.as_ref().and_then(|v| v.get(o))) {
+            *slot = Some(v.clone());
+        }
+    }
+    Ok(())
+}
+
+/// The value of SHAPE and RANK, which needs no kernel.
+fn shape_of(node: &Node, facts: &[Option<Fact<'_>>], declared: &[&Tensor]) -> Option<Vec<Bytes>> {
+    let shape = facts.first().copied().flatten()?.shape;
+    let dims: SmallVec<[usize; 6]> = match node.op {
+        Op::Shape(_) => SmallVec::from_slice(shape),
+        Op::Rank => SmallVec::from_slice(&[shape.len()]),
+        _ => return None,
+    };
+    let wide = declared.first()?.dtype == DType::I64;
+    let mut bytes = Vec::new();
+    for d in dims {
+        if wide {
+            bytes.extend_from_slice(&(d as i64).to_le_bytes());
+        } else {
+            bytes.extend_from_slice(&i32::try_from(d).ok()?.to_le_bytes());
+        }
+    }
+    Some(vec![bytes.into()])
+}
