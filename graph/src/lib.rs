@@ -8,6 +8,7 @@ extern crate alloc;
 mod appended;
 mod dtype;
 mod error;
+pub mod fixed;
 mod model;
 mod op;
 pub mod ops;
