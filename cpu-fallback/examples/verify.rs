@@ -57,9 +57,7 @@ fn main() -> Result<(), Fail> {
     Ok(())
 }
 
-fn run(
-    zip: &str, mut files: Files, filter: &str, totals: &mut BTreeMap<String, (usize, usize)>,
-) -> Result<(), Fail> {
+fn run(zip: &str, mut files: Files, filter: &str, totals: &mut BTreeMap<String, (usize, usize)>) -> Result<(), Fail> {
     let manifest: Json = serde_json::from_slice(&(files.0)("manifest.json")?)?;
     for case in manifest.as_array().ok_or("manifest is no list")? {
         let name = case["case"].as_str().unwrap_or_default();
@@ -98,7 +96,8 @@ fn check(files: &mut Files, case: &Json, name: &str) -> Result<(), Fail> {
             if got.shape != shape.as_slice() {
                 return Err(format!("run {r} output {i}: shape {:?}, expected {shape:?}", got.shape).into());
             }
-            compare(got.dtype, got.bytes, want, &case["tolerance"][i]).map_err(|e| format!("run {r} output {i}: {e}"))?;
+            compare(got.dtype, got.bytes, want, &case["tolerance"][i])
+                .map_err(|e| format!("run {r} output {i}: {e}"))?;
         }
     }
     Ok(())

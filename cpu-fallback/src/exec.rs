@@ -11,7 +11,9 @@ use crate::pool::Pool;
 use crate::resources::Resources;
 use crate::value::{Constant, Storage, Value, View};
 use litegpu_graph::ops::Fact;
-use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, Result, Shape, Tensor, TensorId, elements, validate};
+use litegpu_graph::{
+    DType, Error, Family, Graph, Model, NodeId, Op, Result, Shape, Tensor, TensorId, elements, validate,
+};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +120,8 @@ impl Executor {
             if let Some(state) = frame.nodes.get_mut(n)
                 && state.kernel.is_none()
             {
-                state.kernel = Some(ops::prepare(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?);
+                state.kernel =
+                    Some(ops::prepare(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?);
             }
         }
         Ok(())
@@ -285,7 +288,12 @@ impl Executor {
     }
 
     fn kernel(
-        &mut self, model: &Arc<Model>, graph: &Graph, frame: &mut Frame, n: NodeId, state: &mut NodeState,
+        &mut self,
+        model: &Arc<Model>,
+        graph: &Graph,
+        frame: &mut Frame,
+        n: NodeId,
+        state: &mut NodeState,
     ) -> Result<()> {
         let Some(node) = graph.nodes.get(n) else { return Ok(()) };
         if state.kernel.is_none() {
@@ -366,12 +374,8 @@ impl Executor {
                 let body = if cond { o.then_subgraph_index } else { o.else_subgraph_index };
                 self.call(body, operands(frame, 1)?)?
             }
-            Op::While(o) => {
-                self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?
-            }
-            Op::StablehloWhile(o) => {
-                self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?
-            }
+            Op::While(o) => self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?,
+            Op::StablehloWhile(o) => self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?,
             Op::Call(o) => self.call(o.subgraph as i32, operands(frame, 0)?)?,
             Op::StablehloComposite(o) => self.call(o.decomposition_subgraph_index, operands(frame, 0)?)?,
             Op::CallOnce(o) => {
@@ -515,8 +519,11 @@ fn infer(graph: &Graph, frame: &Frame, n: NodeId, state: &mut NodeState) -> Resu
 }
 
 fn restore(
-    frame: &mut Frame, node: &litegpu_graph::Node, outputs: &mut SmallVec<[Value; 2]>,
-    variables: &mut SmallVec<[(usize, Value); 4]>, ok: bool,
+    frame: &mut Frame,
+    node: &litegpu_graph::Node,
+    outputs: &mut SmallVec<[Value; 2]>,
+    variables: &mut SmallVec<[(usize, Value); 4]>,
+    ok: bool,
 ) {
     for (&t, v) in node.outputs.iter().zip(outputs.drain(..)) {
         if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {

@@ -31,8 +31,9 @@ pub(crate) fn zip_range(file: &Bytes) -> Option<Range<usize>> {
             return None;
         }
         start = start.min(u32_at(at.checked_add(42)?)?.checked_add(shift)?);
-        let lengths =
-            u16_at(at.checked_add(28)?)?.checked_add(u16_at(at.checked_add(30)?)?)?.checked_add(u16_at(at.checked_add(32)?)?)?;
+        let lengths = u16_at(at.checked_add(28)?)?
+            .checked_add(u16_at(at.checked_add(30)?)?)?
+            .checked_add(u16_at(at.checked_add(32)?)?)?;
         at = at.checked_add(46)?.checked_add(lengths)?;
     }
     Some(start..file.len())

@@ -173,7 +173,10 @@ pub fn type_range(dtype: DType) -> Result<(i32, i32)> {
 /// `Unsupported` for activations that are no clamp and types that are not quantized; `Invalid` when a limit
 /// overflows.
 pub fn quantized_range(
-    activation: ActivationFunctionType, dtype: DType, scale: f32, zero_point: i32,
+    activation: ActivationFunctionType,
+    dtype: DType,
+    scale: f32,
+    zero_point: i32,
 ) -> Result<(i32, i32)> {
     let (low, high) = type_range(dtype)?;
     let quantize = |x: f32| -> Result<i32> {

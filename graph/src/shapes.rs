@@ -43,9 +43,7 @@ pub type Eval<'e> = dyn FnMut(&Node, &[Option<Fact<'_>>], &[Shape]) -> Option<Ve
 /// # Errors
 /// `Invalid` when an override does not fit the declared rank or fixed dimensions, or when an operator's operands do
 /// not fit together (naming it). A missing shape rule is no error: its outputs are unknown.
-pub fn propagate(
-    graph: &Graph, inputs: &[(TensorId, Shape)], mut eval: Option<&mut Eval<'_>>,
-) -> Result<Shapes> {
+pub fn propagate(graph: &Graph, inputs: &[(TensorId, Shape)], mut eval: Option<&mut Eval<'_>>) -> Result<Shapes> {
     let n = graph.tensors.len();
     let mut out = Shapes { shapes: vec![None; n], values: vec![None; n] };
     for (slot, t) in out.shapes.iter_mut().zip(&graph.tensors) {

@@ -1,26 +1,26 @@
 //! Kernels, one file per operator family.
 
-mod conv;
-mod matmul;
-mod pool;
-mod unary;
 mod binary;
-mod select;
-mod quantize;
-mod normalize;
-mod reduce;
-mod reshape;
-mod layout;
+mod control;
+mod conv;
+mod custom;
 mod fill;
 mod gather;
-mod resize;
-mod sort;
+mod layout;
+mod matmul;
+mod normalize;
+mod pool;
+mod quantize;
 mod recurrent;
-mod control;
+mod reduce;
+mod reshape;
+mod resize;
+mod select;
 mod signal;
-mod text;
+mod sort;
 mod stablehlo;
-mod custom;
+mod text;
+mod unary;
 
 use crate::kernel::{Kernel, Site};
 use litegpu_graph::{Error, Family, Result};
@@ -59,6 +59,7 @@ pub fn prepare(site: &Site<'_>) -> Result<Kernel> {
 
 /// The answer for an operator of the family that has no kernel.
 pub(crate) fn no_kernel(site: &Site<'_>) -> Result<Kernel> {
-    let types: Vec<_> = site.node.inputs.iter().flatten().filter_map(|&t| site.graph.tensors.get(t)).map(|t| t.dtype.name()).collect();
+    let types: Vec<_> =
+        site.node.inputs.iter().flatten().filter_map(|&t| site.graph.tensors.get(t)).map(|t| t.dtype.name()).collect();
     Err(Error::unsupported(format!("no CPU kernel for {} on {}", site.node.op.name(), types.join(", "))))
 }

@@ -2,27 +2,27 @@
 //!
 //! `infer` is the only shape rule in the system: the planner, the executors and the quantizer all ask it.
 
-mod conv;
-mod matmul;
-mod pool;
-mod unary;
 mod binary;
-mod select;
-mod quantize;
-mod normalize;
-mod reduce;
-mod reshape;
-mod layout;
+mod control;
+mod conv;
+mod custom;
 mod fill;
 mod gather;
-mod resize;
-mod sort;
+mod layout;
+mod matmul;
+mod normalize;
+mod pool;
+mod quantize;
 mod recurrent;
-mod control;
+mod reduce;
+mod reshape;
+mod resize;
+mod select;
 mod signal;
-mod text;
+mod sort;
 mod stablehlo;
-mod custom;
+mod text;
+mod unary;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -157,7 +157,12 @@ pub fn infer(site: &Site<'_>) -> Result<Inferred> {
     }
     .map_err(|e| e.at(site.op.name()))?;
     if out.len() < site.outputs.len() {
-        return Err(Error::invalid(format!("{} has {} outputs, {} expected", site.op.name(), site.outputs.len(), out.len())));
+        return Err(Error::invalid(format!(
+            "{} has {} outputs, {} expected",
+            site.op.name(),
+            site.outputs.len(),
+            out.len()
+        )));
     }
     Ok(out)
 }

@@ -1,0 +1,43 @@
+//! Chores of the repository. `cargo xtask --help` lists them.
+#![allow(clippy::print_stdout)]
+
+mod adapter;
+mod run;
+mod schema;
+mod test;
+mod wasm;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the litegpu repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Everything that must pass: format, lints, all tests on CPU and GPU, wasm32 check. Installs the software adapter
+    /// (Mesa lavapipe) when no adapter is there.
+    Test(test::Args),
+    /// Install the software adapter if it is missing, and print its driver file.
+    Adapter,
+    /// Regenerate graph/schema/tflite_generated.rs from graph/schema/tflite.fbs with flatc.
+    Schema,
+    /// Check that the library compiles for wasm32-unknown-unknown, installing a toolchain for it if there is none.
+    Wasm,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().chore {
+        Chore::Test(args) => test::run_all(&args),
+        Chore::Adapter => adapter::ensure().map(|found| match found {
+            Some(icd) => println!("{}", icd.display()),
+            None => println!("the system's own adapters are used"),
+        }),
+        Chore::Schema => schema::run_chore(),
+        Chore::Wasm => wasm::check(),
+    }
+}
