@@ -5,6 +5,7 @@ mod kernel;
 pub mod ops;
 mod pool;
 mod resources;
+pub mod strings;
 mod value;
 
 pub use exec::{Executor, Options};

@@ -247,3 +247,14 @@ impl Constant {
         }
     }
 }
+
+/// Gives a kernel's working memory `n` elements, each `x`. Unlike `Vec::resize` it fails with an error.
+///
+/// # Errors
+/// `Invalid` when the memory cannot be had.
+pub(crate) fn fill_to<T: Clone>(v: &mut Vec<T>, n: usize, x: T) -> Result<()> {
+    v.clear();
+    v.try_reserve_exact(n).map_err(|_| Error::invalid(format!("cannot allocate {n} elements of working memory")))?;
+    v.resize(n, x);
+    Ok(())
+}
