@@ -2930,7 +2930,6 @@ impl ::flatbuffers::SimpleToVerifyInSlice for BuiltinOptions {}
 pub struct BuiltinOptionsUnionTableOffset {}
 
 #[allow(clippy::upper_case_acronyms)]
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum BuiltinOptionsT {
   NONE,
@@ -6151,7 +6150,6 @@ impl ::flatbuffers::SimpleToVerifyInSlice for BuiltinOptions2 {}
 pub struct BuiltinOptions2UnionTableOffset {}
 
 #[allow(clippy::upper_case_acronyms)]
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum BuiltinOptions2T {
   NONE,
@@ -6820,7 +6818,6 @@ impl ::flatbuffers::SimpleToVerifyInSlice for QuantizationDetails {}
 pub struct QuantizationDetailsUnionTableOffset {}
 
 #[allow(clippy::upper_case_acronyms)]
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum QuantizationDetailsT {
   NONE,
@@ -7009,7 +7006,6 @@ impl ::flatbuffers::SimpleToVerifyInSlice for SparseIndexVector {}
 pub struct SparseIndexVectorUnionTableOffset {}
 
 #[allow(clippy::upper_case_acronyms)]
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub enum SparseIndexVectorT {
   NONE,
@@ -7394,7 +7390,6 @@ impl ::core::fmt::Debug for Model<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelT {
   pub version: u32,
@@ -7678,7 +7673,6 @@ impl ::core::fmt::Debug for SubGraph<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubGraphT {
   pub tensors: Option<alloc::vec::Vec<TensorT>>,
@@ -8035,7 +8029,6 @@ impl ::core::fmt::Debug for Tensor<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorT {
   pub shape: Option<alloc::vec::Vec<i32>>,
@@ -12659,7 +12652,6 @@ impl ::core::fmt::Debug for Operator<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct OperatorT {
   pub opcode_index: u32,
@@ -12901,7 +12893,6 @@ impl ::core::fmt::Debug for OperatorCode<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct OperatorCodeT {
   pub deprecated_builtin_code: i8,
@@ -13080,7 +13071,6 @@ impl ::core::fmt::Debug for Buffer<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BufferT {
   pub data: Option<alloc::vec::Vec<u8>>,
@@ -13236,7 +13226,6 @@ impl ::core::fmt::Debug for Metadata<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataT {
   pub name: Option<alloc::string::String>,
@@ -13430,7 +13419,6 @@ impl ::core::fmt::Debug for SignatureDef<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SignatureDefT {
   pub inputs: Option<alloc::vec::Vec<TensorMapT>>,
@@ -13594,7 +13582,6 @@ impl ::core::fmt::Debug for TensorMap<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorMapT {
   pub name: Option<alloc::string::String>,
@@ -13727,7 +13714,6 @@ impl ::core::fmt::Debug for ExternalBufferGroup<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExternalBufferGroupT {
   pub name: Option<alloc::string::String>,
@@ -13932,7 +13918,6 @@ impl ::core::fmt::Debug for ExternalBuffer<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExternalBufferT {
   pub id: u32,
@@ -14290,7 +14275,6 @@ impl ::core::fmt::Debug for QuantizationParameters<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizationParametersT {
   pub min: Option<alloc::vec::Vec<f32>>,
@@ -14447,7 +14431,6 @@ impl ::core::fmt::Debug for CustomQuantization<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CustomQuantizationT {
   pub custom: Option<alloc::vec::Vec<u8>>,
@@ -14612,7 +14595,6 @@ impl ::core::fmt::Debug for BlockwiseQuantization<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockwiseQuantizationT {
   pub scales: i32,
@@ -14804,7 +14786,6 @@ impl ::core::fmt::Debug for MultiAxisQuantization<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiAxisQuantizationT {
   pub scales: i32,
@@ -14987,7 +14968,6 @@ impl ::core::fmt::Debug for SparsityParameters<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SparsityParametersT {
   pub traversal_order: Option<alloc::vec::Vec<i32>>,
@@ -15407,7 +15387,6 @@ impl ::core::fmt::Debug for DimensionMetadata<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DimensionMetadataT {
   pub format: DimensionType,
@@ -15550,7 +15529,6 @@ impl ::core::fmt::Debug for Int32Vector<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Int32VectorT {
   pub values: Option<alloc::vec::Vec<i32>>,
@@ -15679,7 +15657,6 @@ impl ::core::fmt::Debug for Uint16Vector<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uint16VectorT {
   pub values: Option<alloc::vec::Vec<u16>>,
@@ -15808,7 +15785,6 @@ impl ::core::fmt::Debug for Uint8Vector<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uint8VectorT {
   pub values: Option<alloc::vec::Vec<u8>>,
@@ -15975,7 +15951,6 @@ impl ::core::fmt::Debug for VariantSubType<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct VariantSubTypeT {
   pub shape: Option<alloc::vec::Vec<i32>>,
@@ -16090,7 +16065,6 @@ impl ::core::fmt::Debug for ATan2Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ATan2OptionsT {
 }
@@ -16191,7 +16165,6 @@ impl ::core::fmt::Debug for AbsOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AbsOptionsT {
 }
@@ -16292,7 +16265,6 @@ impl ::core::fmt::Debug for AddNOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddNOptionsT {
 }
@@ -16432,7 +16404,6 @@ impl ::core::fmt::Debug for AddOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -16561,7 +16532,6 @@ impl ::core::fmt::Debug for ArgMaxOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArgMaxOptionsT {
   pub output_type: TensorType,
@@ -16686,7 +16656,6 @@ impl ::core::fmt::Debug for ArgMinOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArgMinOptionsT {
   pub output_type: TensorType,
@@ -16791,7 +16760,6 @@ impl ::core::fmt::Debug for AssignVariableOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AssignVariableOptionsT {
 }
@@ -16950,7 +16918,6 @@ impl ::core::fmt::Debug for BatchMatMulOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchMatMulOptionsT {
   pub adj_x: bool,
@@ -17063,7 +17030,6 @@ impl ::core::fmt::Debug for BatchToSpaceNDOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchToSpaceNDOptionsT {
 }
@@ -17279,7 +17245,6 @@ impl ::core::fmt::Debug for BidirectionalSequenceLSTMOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BidirectionalSequenceLSTMOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -17481,7 +17446,6 @@ impl ::core::fmt::Debug for BidirectionalSequenceRNNOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BidirectionalSequenceRNNOptionsT {
   pub time_major: bool,
@@ -17598,7 +17562,6 @@ impl ::core::fmt::Debug for BitcastOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BitcastOptionsT {
 }
@@ -17699,7 +17662,6 @@ impl ::core::fmt::Debug for BitwiseXorOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BitwiseXorOptionsT {
 }
@@ -17800,7 +17762,6 @@ impl ::core::fmt::Debug for BroadcastToOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BroadcastToOptionsT {
 }
@@ -17923,7 +17884,6 @@ impl ::core::fmt::Debug for BucketizeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct BucketizeOptionsT {
   pub boundaries: Option<alloc::vec::Vec<f32>>,
@@ -18050,7 +18010,6 @@ impl ::core::fmt::Debug for CallOnceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallOnceOptionsT {
   pub init_subgraph_index: i32,
@@ -18175,7 +18134,6 @@ impl ::core::fmt::Debug for CallOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallOptionsT {
   pub subgraph: u32,
@@ -18319,7 +18277,6 @@ impl ::core::fmt::Debug for CastOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CastOptionsT {
   pub in_data_type: TensorType,
@@ -18490,7 +18447,6 @@ impl ::core::fmt::Debug for ConcatEmbeddingsOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConcatEmbeddingsOptionsT {
   pub num_channels: i32,
@@ -18646,7 +18602,6 @@ impl ::core::fmt::Debug for ConcatenationOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConcatenationOptionsT {
   pub axis: i32,
@@ -18889,7 +18844,6 @@ impl ::core::fmt::Debug for Conv2DOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conv2DOptionsT {
   pub padding: Padding,
@@ -19171,7 +19125,6 @@ impl ::core::fmt::Debug for Conv3DOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conv3DOptionsT {
   pub padding: Padding,
@@ -19304,7 +19257,6 @@ impl ::core::fmt::Debug for CosOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CosOptionsT {
 }
@@ -19444,7 +19396,6 @@ impl ::core::fmt::Debug for CumsumOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CumsumOptionsT {
   pub exclusive: bool,
@@ -19553,7 +19504,6 @@ impl ::core::fmt::Debug for DensifyOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DensifyOptionsT {
 }
@@ -19674,7 +19624,6 @@ impl ::core::fmt::Debug for DepthToSpaceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DepthToSpaceOptionsT {
   pub block_size: i32,
@@ -19913,7 +19862,6 @@ impl ::core::fmt::Debug for DepthwiseConv2DOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DepthwiseConv2DOptionsT {
   pub padding: Padding,
@@ -20042,7 +19990,6 @@ impl ::core::fmt::Debug for DequantizeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DequantizeOptionsT {
 }
@@ -20143,7 +20090,6 @@ impl ::core::fmt::Debug for DilateOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DilateOptionsT {
 }
@@ -20264,7 +20210,6 @@ impl ::core::fmt::Debug for DivOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DivOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -20369,7 +20314,6 @@ impl ::core::fmt::Debug for DynamicUpdateSliceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DynamicUpdateSliceOptionsT {
 }
@@ -20490,7 +20434,6 @@ impl ::core::fmt::Debug for EmbeddingLookupSparseOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingLookupSparseOptionsT {
   pub combiner: CombinerType,
@@ -20595,7 +20538,6 @@ impl ::core::fmt::Debug for EqualOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct EqualOptionsT {
 }
@@ -20696,7 +20638,6 @@ impl ::core::fmt::Debug for ExpOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpOptionsT {
 }
@@ -20797,7 +20738,6 @@ impl ::core::fmt::Debug for ExpandDimsOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpandDimsOptionsT {
 }
@@ -20975,7 +20915,6 @@ impl ::core::fmt::Debug for FakeQuantOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FakeQuantOptionsT {
   pub min: f32,
@@ -21092,7 +21031,6 @@ impl ::core::fmt::Debug for FillOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FillOptionsT {
 }
@@ -21193,7 +21131,6 @@ impl ::core::fmt::Debug for FloorDivOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FloorDivOptionsT {
 }
@@ -21294,7 +21231,6 @@ impl ::core::fmt::Debug for FloorModOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FloorModOptionsT {
 }
@@ -21491,7 +21427,6 @@ impl ::core::fmt::Debug for FullyConnectedOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FullyConnectedOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -21612,7 +21547,6 @@ impl ::core::fmt::Debug for GatherNdOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatherNdOptionsT {
 }
@@ -21752,7 +21686,6 @@ impl ::core::fmt::Debug for GatherOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatherOptionsT {
   pub axis: i32,
@@ -21881,7 +21814,6 @@ impl ::core::fmt::Debug for GeluOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GeluOptionsT {
   pub approximate: bool,
@@ -21986,7 +21918,6 @@ impl ::core::fmt::Debug for GreaterEqualOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GreaterEqualOptionsT {
 }
@@ -22087,7 +22018,6 @@ impl ::core::fmt::Debug for GreaterOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GreaterOptionsT {
 }
@@ -22188,7 +22118,6 @@ impl ::core::fmt::Debug for HardSwishOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HardSwishOptionsT {
 }
@@ -22289,7 +22218,6 @@ impl ::core::fmt::Debug for HashtableFindOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HashtableFindOptionsT {
 }
@@ -22390,7 +22318,6 @@ impl ::core::fmt::Debug for HashtableImportOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HashtableImportOptionsT {
 }
@@ -22549,7 +22476,6 @@ impl ::core::fmt::Debug for HashtableOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HashtableOptionsT {
   pub table_id: i32,
@@ -22662,7 +22588,6 @@ impl ::core::fmt::Debug for HashtableSizeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HashtableSizeOptionsT {
 }
@@ -22802,7 +22727,6 @@ impl ::core::fmt::Debug for IfOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct IfOptionsT {
   pub then_subgraph_index: i32,
@@ -22931,7 +22855,6 @@ impl ::core::fmt::Debug for L2NormOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct L2NormOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -23056,7 +22979,6 @@ impl ::core::fmt::Debug for LSHProjectionOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LSHProjectionOptionsT {
   pub type_: LSHProjectionType,
@@ -23257,7 +23179,6 @@ impl ::core::fmt::Debug for LSTMOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LSTMOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -23398,7 +23319,6 @@ impl ::core::fmt::Debug for LeakyReluOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LeakyReluOptionsT {
   pub alpha: f32,
@@ -23503,7 +23423,6 @@ impl ::core::fmt::Debug for LessEqualOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LessEqualOptionsT {
 }
@@ -23604,7 +23523,6 @@ impl ::core::fmt::Debug for LessOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LessOptionsT {
 }
@@ -23782,7 +23700,6 @@ impl ::core::fmt::Debug for LocalResponseNormalizationOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalResponseNormalizationOptionsT {
   pub radius: i32,
@@ -23899,7 +23816,6 @@ impl ::core::fmt::Debug for LogSoftmaxOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogSoftmaxOptionsT {
 }
@@ -24000,7 +23916,6 @@ impl ::core::fmt::Debug for LogicalAndOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogicalAndOptionsT {
 }
@@ -24101,7 +24016,6 @@ impl ::core::fmt::Debug for LogicalNotOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogicalNotOptionsT {
 }
@@ -24202,7 +24116,6 @@ impl ::core::fmt::Debug for LogicalOrOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogicalOrOptionsT {
 }
@@ -24303,7 +24216,6 @@ impl ::core::fmt::Debug for MatrixDiagOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MatrixDiagOptionsT {
 }
@@ -24404,7 +24316,6 @@ impl ::core::fmt::Debug for MatrixSetDiagOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MatrixSetDiagOptionsT {
 }
@@ -24505,7 +24416,6 @@ impl ::core::fmt::Debug for MaximumMinimumOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MaximumMinimumOptionsT {
 }
@@ -24626,7 +24536,6 @@ impl ::core::fmt::Debug for MirrorPadOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MirrorPadOptionsT {
   pub mode: MirrorPadMode,
@@ -24751,7 +24660,6 @@ impl ::core::fmt::Debug for MulOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MulOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -24856,7 +24764,6 @@ impl ::core::fmt::Debug for NegOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct NegOptionsT {
 }
@@ -24957,7 +24864,6 @@ impl ::core::fmt::Debug for NonMaxSuppressionV4Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct NonMaxSuppressionV4OptionsT {
 }
@@ -25058,7 +24964,6 @@ impl ::core::fmt::Debug for NonMaxSuppressionV5Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct NonMaxSuppressionV5OptionsT {
 }
@@ -25159,7 +25064,6 @@ impl ::core::fmt::Debug for NotEqualOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct NotEqualOptionsT {
 }
@@ -25280,7 +25184,6 @@ impl ::core::fmt::Debug for OneHotOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct OneHotOptionsT {
   pub axis: i32,
@@ -25424,7 +25327,6 @@ impl ::core::fmt::Debug for PackOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackOptionsT {
   pub values_count: i32,
@@ -25533,7 +25435,6 @@ impl ::core::fmt::Debug for PadOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PadOptionsT {
 }
@@ -25634,7 +25535,6 @@ impl ::core::fmt::Debug for PadV2Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PadV2OptionsT {
 }
@@ -25850,7 +25750,6 @@ impl ::core::fmt::Debug for Pool2DOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool2DOptionsT {
   pub padding: Padding,
@@ -25975,7 +25874,6 @@ impl ::core::fmt::Debug for PowOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PowOptionsT {
 }
@@ -26076,7 +25974,6 @@ impl ::core::fmt::Debug for QuantizeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizeOptionsT {
 }
@@ -26216,7 +26113,6 @@ impl ::core::fmt::Debug for RNNOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RNNOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -26364,7 +26260,6 @@ impl ::core::fmt::Debug for RandomOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RandomOptionsT {
   pub seed: i64,
@@ -26473,7 +26368,6 @@ impl ::core::fmt::Debug for RangeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RangeOptionsT {
 }
@@ -26574,7 +26468,6 @@ impl ::core::fmt::Debug for RankOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RankOptionsT {
 }
@@ -26675,7 +26568,6 @@ impl ::core::fmt::Debug for ReadVariableOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadVariableOptionsT {
 }
@@ -26796,7 +26688,6 @@ impl ::core::fmt::Debug for ReduceWindowOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReduceWindowOptionsT {
   pub reduce_function: ReduceWindowFunction,
@@ -26921,7 +26812,6 @@ impl ::core::fmt::Debug for ReducerOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReducerOptionsT {
   pub keep_dims: bool,
@@ -27048,7 +26938,6 @@ impl ::core::fmt::Debug for ReshapeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReshapeOptionsT {
   pub new_shape: Option<alloc::vec::Vec<i32>>,
@@ -27194,7 +27083,6 @@ impl ::core::fmt::Debug for ResizeBilinearOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResizeBilinearOptionsT {
   pub align_corners: bool,
@@ -27342,7 +27230,6 @@ impl ::core::fmt::Debug for ResizeNearestNeighborOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResizeNearestNeighborOptionsT {
   pub align_corners: bool,
@@ -27490,7 +27377,6 @@ impl ::core::fmt::Debug for ReverseSequenceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReverseSequenceOptionsT {
   pub seq_dim: i32,
@@ -27599,7 +27485,6 @@ impl ::core::fmt::Debug for ReverseV2Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReverseV2OptionsT {
 }
@@ -27700,7 +27585,6 @@ impl ::core::fmt::Debug for Rfft2dOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rfft2dOptionsT {
 }
@@ -27801,7 +27685,6 @@ impl ::core::fmt::Debug for RightShiftOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RightShiftOptionsT {
 }
@@ -27960,7 +27843,6 @@ impl ::core::fmt::Debug for SVDFOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SVDFOptionsT {
   pub rank: i32,
@@ -28073,7 +27955,6 @@ impl ::core::fmt::Debug for ScatterNdOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScatterNdOptionsT {
 }
@@ -28174,7 +28055,6 @@ impl ::core::fmt::Debug for SegmentSumOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SegmentSumOptionsT {
 }
@@ -28275,7 +28155,6 @@ impl ::core::fmt::Debug for SelectOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectOptionsT {
 }
@@ -28376,7 +28255,6 @@ impl ::core::fmt::Debug for SelectV2Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectV2OptionsT {
 }
@@ -28535,7 +28413,6 @@ impl ::core::fmt::Debug for SequenceRNNOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceRNNOptionsT {
   pub time_major: bool,
@@ -28668,7 +28545,6 @@ impl ::core::fmt::Debug for ShapeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShapeOptionsT {
   pub out_type: TensorType,
@@ -28773,7 +28649,6 @@ impl ::core::fmt::Debug for SignOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SignOptionsT {
 }
@@ -28932,7 +28807,6 @@ impl ::core::fmt::Debug for SkipGramOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SkipGramOptionsT {
   pub ngram_size: i32,
@@ -29045,7 +28919,6 @@ impl ::core::fmt::Debug for SliceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SliceOptionsT {
 }
@@ -29166,7 +29039,6 @@ impl ::core::fmt::Debug for SoftmaxOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SoftmaxOptionsT {
   pub beta: f32,
@@ -29271,7 +29143,6 @@ impl ::core::fmt::Debug for SpaceToBatchNDOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpaceToBatchNDOptionsT {
 }
@@ -29392,7 +29263,6 @@ impl ::core::fmt::Debug for SpaceToDepthOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpaceToDepthOptionsT {
   pub block_size: i32,
@@ -29517,7 +29387,6 @@ impl ::core::fmt::Debug for SparseToDenseOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SparseToDenseOptionsT {
   pub validate_indices: bool,
@@ -29642,7 +29511,6 @@ impl ::core::fmt::Debug for SplitOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SplitOptionsT {
   pub num_splits: i32,
@@ -29767,7 +29635,6 @@ impl ::core::fmt::Debug for SplitVOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SplitVOptionsT {
   pub num_splits: i32,
@@ -29872,7 +29739,6 @@ impl ::core::fmt::Debug for SquareOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SquareOptionsT {
 }
@@ -29973,7 +29839,6 @@ impl ::core::fmt::Debug for SquaredDifferenceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SquaredDifferenceOptionsT {
 }
@@ -30096,7 +29961,6 @@ impl ::core::fmt::Debug for SqueezeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SqueezeOptionsT {
   pub squeeze_dims: Option<alloc::vec::Vec<i32>>,
@@ -30303,7 +30167,6 @@ impl ::core::fmt::Debug for StableHLOCompositeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StableHLOCompositeOptionsT {
   pub name: Option<alloc::string::String>,
@@ -30450,7 +30313,6 @@ impl ::core::fmt::Debug for StablehloBroadcastInDimOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloBroadcastInDimOptionsT {
   pub broadcast_dimensions: Option<alloc::vec::Vec<i64>>,
@@ -30579,7 +30441,6 @@ impl ::core::fmt::Debug for StablehloCaseOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloCaseOptionsT {
   pub branch_subgraph_indices: Option<alloc::vec::Vec<i32>>,
@@ -30725,7 +30586,6 @@ impl ::core::fmt::Debug for StablehloCompareOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloCompareOptionsT {
   pub comparison_direction: StablehloComparisonDirection,
@@ -30854,7 +30714,6 @@ impl ::core::fmt::Debug for StablehloConcatenateOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloConcatenateOptionsT {
   pub dimension: i64,
@@ -31301,7 +31160,6 @@ impl ::core::fmt::Debug for StablehloConvolutionOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloConvolutionOptionsT {
   pub window_strides: Option<alloc::vec::Vec<i64>>,
@@ -31611,7 +31469,6 @@ impl ::core::fmt::Debug for StablehloCustomCallOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloCustomCallOptionsT {
   pub call_target_name: Option<alloc::string::String>,
@@ -31850,7 +31707,6 @@ impl ::core::fmt::Debug for StablehloDotGeneralOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloDotGeneralOptionsT {
   pub lhs_batching_dimensions: Option<alloc::vec::Vec<i64>>,
@@ -32003,7 +31859,6 @@ impl ::core::fmt::Debug for StablehloDynamicSliceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloDynamicSliceOptionsT {
   pub slice_sizes: Option<alloc::vec::Vec<i64>>,
@@ -32233,7 +32088,6 @@ impl ::core::fmt::Debug for StablehloGatherOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloGatherOptionsT {
   pub offset_dims: Option<alloc::vec::Vec<i64>>,
@@ -32386,7 +32240,6 @@ impl ::core::fmt::Debug for StablehloIotaOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloIotaOptionsT {
   pub iota_dimension: i64,
@@ -32555,7 +32408,6 @@ impl ::core::fmt::Debug for StablehloPadOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloPadOptionsT {
   pub edge_padding_low: Option<alloc::vec::Vec<i64>>,
@@ -32715,7 +32567,6 @@ impl ::core::fmt::Debug for StablehloReduceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloReduceOptionsT {
   pub dimensions: Option<alloc::vec::Vec<i64>>,
@@ -32951,7 +32802,6 @@ impl ::core::fmt::Debug for StablehloReduceWindowOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloReduceWindowOptionsT {
   pub window_dimensions: Option<alloc::vec::Vec<i64>>,
@@ -33106,7 +32956,6 @@ impl ::core::fmt::Debug for StablehloRngBitGeneratorOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloRngBitGeneratorOptionsT {
   pub algorithm: RngAlgorithm,
@@ -33351,7 +33200,6 @@ impl ::core::fmt::Debug for StablehloScatterOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloScatterOptionsT {
   pub indices_are_sorted: bool,
@@ -33486,7 +33334,6 @@ impl ::core::fmt::Debug for StablehloShiftLeftOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloShiftLeftOptionsT {
 }
@@ -33651,7 +33498,6 @@ impl ::core::fmt::Debug for StablehloSliceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloSliceOptionsT {
   pub start_indices: Option<alloc::vec::Vec<i64>>,
@@ -33828,7 +33674,6 @@ impl ::core::fmt::Debug for StablehloSortOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloSortOptionsT {
   pub dimension: i64,
@@ -33963,7 +33808,6 @@ impl ::core::fmt::Debug for StablehloTransposeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloTransposeOptionsT {
   pub permutation: Option<alloc::vec::Vec<i64>>,
@@ -34109,7 +33953,6 @@ impl ::core::fmt::Debug for StablehloWhileOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StablehloWhileOptionsT {
   pub cond_subgraph_index: i32,
@@ -34333,7 +34176,6 @@ impl ::core::fmt::Debug for StridedSliceOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct StridedSliceOptionsT {
   pub begin_mask: i32,
@@ -34497,7 +34339,6 @@ impl ::core::fmt::Debug for SubOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -34606,7 +34447,6 @@ impl ::core::fmt::Debug for TileOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TileOptionsT {
 }
@@ -34707,7 +34547,6 @@ impl ::core::fmt::Debug for TopKV2Options<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopKV2OptionsT {
 }
@@ -34904,7 +34743,6 @@ impl ::core::fmt::Debug for TransposeConvOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransposeConvOptionsT {
   pub padding: Padding,
@@ -35025,7 +34863,6 @@ impl ::core::fmt::Debug for TransposeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransposeOptionsT {
 }
@@ -35241,7 +35078,6 @@ impl ::core::fmt::Debug for UnidirectionalSequenceLSTMOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnidirectionalSequenceLSTMOptionsT {
   pub fused_activation_function: ActivationFunctionType,
@@ -35386,7 +35222,6 @@ impl ::core::fmt::Debug for UniqueOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UniqueOptionsT {
   pub idx_out_type: TensorType,
@@ -35530,7 +35365,6 @@ impl ::core::fmt::Debug for UnpackOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnpackOptionsT {
   pub num: i32,
@@ -35639,7 +35473,6 @@ impl ::core::fmt::Debug for UnsortedSegmentMaxOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsortedSegmentMaxOptionsT {
 }
@@ -35740,7 +35573,6 @@ impl ::core::fmt::Debug for UnsortedSegmentMinOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsortedSegmentMinOptionsT {
 }
@@ -35841,7 +35673,6 @@ impl ::core::fmt::Debug for UnsortedSegmentProdOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsortedSegmentProdOptionsT {
 }
@@ -35942,7 +35773,6 @@ impl ::core::fmt::Debug for UnsortedSegmentSumOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsortedSegmentSumOptionsT {
 }
@@ -36086,7 +35916,6 @@ impl ::core::fmt::Debug for VarHandleOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct VarHandleOptionsT {
   pub container: Option<alloc::string::String>,
@@ -36199,7 +36028,6 @@ impl ::core::fmt::Debug for WhereOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct WhereOptionsT {
 }
@@ -36339,7 +36167,6 @@ impl ::core::fmt::Debug for WhileOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct WhileOptionsT {
   pub cond_subgraph_index: i32,
@@ -36448,7 +36275,6 @@ impl ::core::fmt::Debug for ZerosLikeOptions<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ZerosLikeOptionsT {
 }

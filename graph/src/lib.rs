@@ -16,8 +16,10 @@ mod read;
 pub mod schema;
 pub mod shapes;
 pub mod validate;
+mod write;
 
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use model::*;
 pub use op::{CustomOp, Family, Op};
+pub use write::WriteOptions;

@@ -73,9 +73,10 @@ pub struct Tensor {
 }
 
 /// Affine quantization: real = (q - zero_point) * scale.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Quant {
-    /// One (per tensor) or one per index of `axis` (per channel); empty for blockwise quantization.
+    /// One (per tensor) or one per index of `axis` (per channel); empty for blockwise quantization. Never negative or
+    /// infinite, but converters write NaN for a tensor whose calibration gave NaN, and the field runs such models.
     pub scale: Vec<f32>,
     /// As many as scales, or one for all, or none (zero).
     pub zero_point: Vec<i64>,
@@ -89,6 +90,20 @@ pub struct Quant {
     pub blockwise: Option<Blockwise>,
     /// Opaque custom quantization.
     pub custom: Option<Bytes>,
+}
+
+impl PartialEq for Quant {
+    /// Floats compare by their bits: a NaN that survived a rewrite is no difference.
+    fn eq(&self, other: &Quant) -> bool {
+        let same = |a: &[f32], b: &[f32]| a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits()));
+        same(&self.scale, &other.scale)
+            && same(&self.min, &other.min)
+            && same(&self.max, &other.max)
+            && self.zero_point == other.zero_point
+            && self.axis == other.axis
+            && self.blockwise == other.blockwise
+            && self.custom == other.custom
+    }
 }
 
 /// Blockwise quantization of a weight tensor.

@@ -1,5 +1,12 @@
 //! Reading a `.tflite` file. The file is hostile until proven otherwise: the flatbuffer is verified first (with
 //! limits), then its meaning: indices in range, shapes times type equal bytes, quantization of the right length.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -34,8 +41,9 @@ impl Model {
         let limits = VerifierOptions {
             max_depth: 64,
             max_tables: MAX_TABLES,
-            // Several tensors may name one large vector, so the apparent size has no natural bound but the tables'.
-            max_apparent_size: 1 << 40,
+            // Tables and vectors may be shared, and what is shared is copied once per use: a file may unfold to some
+            // times its size (no known writer shares anything but vtables), not to more memory than there is.
+            max_apparent_size: file.len().saturating_mul(16).saturating_add(1 << 24),
             ignore_missing_null_terminator: true,
         };
         let root = flatbuffers::root_with_opts::<fb::Model<'_>>(&limits, &file)
@@ -82,7 +90,7 @@ impl<'a> Reader<'a> {
             subgraphs,
             signatures,
             metadata,
-            appended: crate::appended::zip_range(self.file).map(|r| self.file.slice(r)).unwrap_or_default(),
+            appended: crate::appended::of(self.file),
         };
         crate::validate::model(&model)?;
         Ok(model)

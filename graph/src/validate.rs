@@ -1,5 +1,12 @@
 //! The meaning of a model, checked once after reading (and after a model was built by hand): what the rest of the
 //! system takes for granted.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -53,7 +60,8 @@ fn graph(model: &Model, g: &Graph) -> Result<()> {
         }
     }
     for &t in &g.outputs {
-        if written.get(t) != Some(&true) {
+        let empty = g.tensors.get(t).is_some_and(|t| t.elements() == 0);
+        if !empty && written.get(t) != Some(&true) {
             return Err(Error::invalid(format!("output tensor {t} is never written")));
         }
     }
@@ -105,7 +113,7 @@ fn sparsity(t: &Tensor, s: &crate::schema::SparsityParametersT) -> Result<()> {
     let dims = s.dim_metadata.as_ref().map_or(0, Vec::len);
     let order = s.traversal_order.as_deref().unwrap_or_default();
     let blocks = s.block_map.as_deref().unwrap_or_default();
-    if dims != t.shape.len() + blocks.len() || order.len() != dims {
+    if dims != t.shape.len().saturating_add(blocks.len()) || order.len() != dims {
         return Err(Error::invalid("sparsity does not fit the tensor's rank"));
     }
     let mut seen = vec![false; dims];
@@ -122,7 +130,7 @@ fn sparsity(t: &Tensor, s: &crate::schema::SparsityParametersT) -> Result<()> {
 }
 
 fn quant(g: &Graph, t: &Tensor, q: &Quant) -> Result<()> {
-    if let Some(bad) = q.scale.iter().find(|s| !s.is_finite() || **s < 0.0) {
+    if let Some(bad) = q.scale.iter().find(|s| s.is_infinite() || **s < 0.0) {
         return Err(Error::invalid(format!("quantization scale {bad}")));
     }
     if q.scale.len() > 1 {
@@ -155,7 +163,7 @@ fn quant(g: &Graph, t: &Tensor, q: &Quant) -> Result<()> {
                 return Err(Error::invalid(format!("blockwise parameters in tensor {id}, which is no constant")));
             }
         }
-        if t.shape.last().is_none_or(|&n| n % b.block_size != 0) {
+        if t.shape.last().is_none_or(|&n| n.checked_rem(b.block_size) != Some(0)) {
             return Err(Error::invalid(format!("block size {} does not divide the innermost axis", b.block_size)));
         }
     }
