@@ -1,1 +1,280 @@
+//! The WGSL text of litegpu and how it is put together.
+//!
+//! A kernel is one file of this folder. It names its operands by *role* (`in0`, `out`, ...); [`source`] joins it with
+//! `parts/common.wgsl`, with one element part per role (how four elements are stored and unpacked: the storage type,
+//! apart from the arithmetic type), with the functions of `parts/functions.wgsl` that are called, and with one
+//! generated function, `finish`, that calls those in order: the epilogue that activations and element-wise operators
+//! are fused into. Everything else that varies is an `override` constant. Shapes are data, in a uniform.
+//!
+//! Conventions that every kernel keeps:
+//! - binding 0 is the uniform `p: Params`; storage bindings follow in the order of the dispatch; operands of the
+//!   epilogue are at [`EPILOGUE_BINDING`] and up.
+//! - tensors are dense, row-major, with the innermost dimension padded to a multiple of four elements (a *quad*);
+//!   whoever writes a quad writes zeros into its padding.
+//! - `finish(v, at)` is applied to the four values `v` of output quad `at` before they are packed; padding is masked
+//!   after it.
 
+mod manifest;
+
+pub use manifest::{KERNELS, Kernel, kernel};
+
+/// The first binding of the epilogue's operands.
+pub const EPILOGUE_BINDING: u32 = 10;
+
+/// How the elements of a role are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Elem {
+    /// `vec4<f32>`.
+    F32,
+    /// `vec4<f16>`; needs the `shader-f16` feature.
+    F16,
+    /// f16 as `vec2<u32>`, for adapters without `shader-f16` and wherever it is faster.
+    F16Packed,
+    /// Four int8 in a `u32`.
+    I8,
+    /// Four uint8 in a `u32`.
+    U8,
+    /// Four booleans in a `u32`, 0 or 1 each.
+    Bool,
+    /// `vec4<i32>`.
+    I32,
+}
+
+impl Elem {
+    /// Every way to store elements.
+    pub const ALL: [Elem; 7] = [Elem::F32, Elem::F16, Elem::F16Packed, Elem::I8, Elem::U8, Elem::Bool, Elem::I32];
+
+    /// The part's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Elem::F32 => "f32",
+            Elem::F16 => "f16",
+            Elem::F16Packed => "f16p",
+            Elem::I8 => "i8",
+            Elem::U8 => "u8",
+            Elem::Bool => "bool",
+            Elem::I32 => "i32",
+        }
+    }
+
+    /// Bytes of a quad.
+    pub fn quad_bytes(self) -> usize {
+        match self {
+            Elem::F32 | Elem::I32 => 16,
+            Elem::F16 | Elem::F16Packed => 8,
+            Elem::I8 | Elem::U8 | Elem::Bool => 4,
+        }
+    }
+
+    /// Whether arithmetic on it is in f32 (else in i32).
+    pub fn is_float(self) -> bool {
+        matches!(self, Elem::F32 | Elem::F16 | Elem::F16Packed)
+    }
+
+    fn part(self) -> &'static str {
+        match self {
+            Elem::F32 => include_str!("../parts/elem_f32.wgsl"),
+            Elem::F16 => include_str!("../parts/elem_f16.wgsl"),
+            Elem::F16Packed => include_str!("../parts/elem_f16p.wgsl"),
+            Elem::I8 => include_str!("../parts/elem_i8.wgsl"),
+            Elem::U8 => include_str!("../parts/elem_u8.wgsl"),
+            Elem::Bool => include_str!("../parts/elem_bool.wgsl"),
+            Elem::I32 => include_str!("../parts/elem_i32.wgsl"),
+        }
+    }
+}
+
+/// A literal argument of an epilogue step; floats by their bits, so that keys compare and hash exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lit {
+    /// f32 bits.
+    F(u32),
+    /// i32.
+    I(i32),
+}
+
+impl Lit {
+    /// A float.
+    pub fn f(v: f32) -> Lit {
+        Lit::F(v.to_bits())
+    }
+}
+
+/// Where a step's tensor operand is read for output quad `at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum At {
+    /// The same quad: an operand of the output's own shape.
+    Same,
+    /// Quad `at % n`: an operand broadcast over everything but the innermost dimensions. `n` is the literal.
+    Mod(u32),
+    /// Lane 0 of quad 0: a scalar.
+    Scalar,
+}
+
+/// One step of an epilogue: a function of `parts/functions.wgsl` applied to the running value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// The function's name.
+    pub f: &'static str,
+    /// A tensor operand: how it is stored and where it is read. It is the function's second argument.
+    pub operand: Option<(Elem, At)>,
+    /// The tensor operand comes first, the running value second.
+    pub swap: bool,
+    /// Literal arguments, after the others.
+    pub args: Vec<Lit>,
+}
+
+impl Step {
+    /// `f(x, args...)`.
+    pub fn call(f: &'static str, args: &[Lit]) -> Step {
+        Step { f, operand: None, swap: false, args: args.to_vec() }
+    }
+}
+
+/// Everything that decides a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KernelKey {
+    /// The kernel's file stem.
+    pub kernel: &'static str,
+    /// How each role is stored; the roles that the kernel's manifest row names.
+    pub roles: Vec<(&'static str, Elem)>,
+    /// Functions that the kernel calls by an alias: (alias in the kernel, function in the library).
+    pub functions: Vec<(&'static str, &'static str)>,
+    /// The generated epilogue.
+    pub epilogue: Vec<Step>,
+    /// Override constants.
+    pub constants: Vec<(&'static str, i32)>,
+}
+
+impl KernelKey {
+    /// A key without functions, epilogue and constants.
+    pub fn new(kernel: &'static str, roles: &[(&'static str, Elem)]) -> KernelKey {
+        KernelKey { kernel, roles: roles.to_vec(), functions: Vec::new(), epilogue: Vec::new(), constants: Vec::new() }
+    }
+    /// With an override constant.
+    pub fn set(mut self, name: &'static str, value: i32) -> KernelKey {
+        self.constants.push((name, value));
+        self
+    }
+    /// With a library function under the kernel's own name for it.
+    pub fn with(mut self, alias: &'static str, function: &'static str) -> KernelKey {
+        self.functions.push((alias, function));
+        self
+    }
+    /// With a further epilogue step.
+    pub fn then(mut self, step: Step) -> KernelKey {
+        self.epilogue.push(step);
+        self
+    }
+    /// `<kernel>_<elements of its roles>`, with the functions that it calls: for reports and profiles.
+    pub fn label(&self) -> String {
+        let mut s = self.kernel.to_string();
+        for (_, e) in &self.roles {
+            s.push('_');
+            s.push_str(e.name());
+        }
+        for (_, f) in &self.functions {
+            s.push(':');
+            s.push_str(f);
+        }
+        for step in &self.epilogue {
+            s.push('+');
+            s.push_str(step.f);
+        }
+        s
+    }
+    /// Whether the text needs `shader-f16`.
+    pub fn needs_f16(&self) -> bool {
+        self.roles.iter().any(|(_, e)| *e == Elem::F16)
+            || self.epilogue.iter().any(|s| matches!(s.operand, Some((Elem::F16, _))))
+    }
+}
+
+/// The WGSL text of a kernel, or what the key gets wrong.
+///
+/// # Errors
+/// When the key names a kernel or a function that does not exist.
+pub fn source(key: &KernelKey) -> Result<String, String> {
+    let kernel = kernel(key.kernel).ok_or_else(|| format!("no kernel {}", key.kernel))?;
+    let mut text = String::with_capacity(8192);
+    if key.needs_f16() {
+        text.push_str("enable f16;\n");
+    }
+    text.push_str(include_str!("../parts/common.wgsl"));
+    for (role, elem) in &key.roles {
+        text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
+    }
+    let mut wanted: Vec<&str> = kernel.functions.to_vec();
+    wanted.extend(key.functions.iter().map(|(_, f)| *f));
+    wanted.extend(key.epilogue.iter().map(|s| s.f));
+    library(&wanted, &mut text)?;
+    let mut body = kernel.text.to_string();
+    for (alias, f) in &key.functions {
+        body = body.replace(&format!("{alias}("), &format!("{f}("));
+    }
+    text.push_str(&body);
+    if kernel.text.contains("finish(") {
+        finish(&key.epilogue, &mut text);
+    }
+    Ok(text)
+}
+
+/// The epilogue: each step's function called in order on the running value.
+fn finish(steps: &[Step], text: &mut String) {
+    let mut body = String::new();
+    let mut operands = 0;
+    for (i, s) in steps.iter().enumerate() {
+        let mut args = vec![format!("v{i}")];
+        if let Some((elem, at)) = s.operand {
+            let role = format!("ep{operands}");
+            text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
+            let binding = EPILOGUE_BINDING + operands;
+            text.push_str(&format!("@group(0) @binding({binding}) var<storage, read> {role}: array<{role}_Elem4>;\n"));
+            let load = match at {
+                At::Same => format!("{role}_unpack({role}[at])"),
+                At::Mod(n) => format!("{role}_unpack({role}[at % {n}u])"),
+                At::Scalar => format!("{role}_Val4({role}_unpack({role}[0]).x)"),
+            };
+            args.insert(if s.swap { 0 } else { 1 }, load);
+            operands += 1;
+        }
+        args.extend(s.args.iter().map(|a| match a {
+            Lit::F(bits) => format!("bitcast<f32>({bits}u)"),
+            Lit::I(i32::MIN) => "(-2147483647 - 1)".to_string(),
+            Lit::I(v) => format!("{v}"),
+        }));
+        body.push_str(&format!("    let v{} = {}({});\n", i + 1, s.f, args.join(", ")));
+    }
+    text.push_str("fn finish(v0: acc_Val4, at: u32) -> out_Val4 {\n");
+    text.push_str(&body);
+    text.push_str(&format!("    return v{};\n}}\n", steps.len()));
+}
+
+/// Appends the library sections of `wanted` and of what they need, each once. A section starts with
+/// `//@ name: needed needed`.
+fn library(wanted: &[&str], text: &mut String) -> Result<(), String> {
+    const LIBRARY: &str = include_str!("../parts/functions.wgsl");
+    let mut open: Vec<String> = wanted.iter().map(|s| s.to_string()).collect();
+    let mut done: Vec<String> = Vec::new();
+    while let Some(name) = open.pop() {
+        if done.contains(&name) {
+            continue;
+        }
+        let section = LIBRARY
+            .split("//@ ")
+            .skip(1)
+            .find(|s| s.split(':').next() == Some(name.as_str()))
+            .ok_or_else(|| format!("no function {name}"))?;
+        let (head, body) = section.split_once('\n').unwrap_or((section, ""));
+        open.extend(head.split(':').nth(1).unwrap_or("").split_whitespace().map(str::to_string));
+        text.push_str(body);
+        done.push(name);
+    }
+    Ok(())
+}
+
+/// The names of every function in the library, for tests and documentation.
+pub fn functions() -> Vec<&'static str> {
+    const LIBRARY: &str = include_str!("../parts/functions.wgsl");
+    LIBRARY.split("//@ ").skip(1).filter_map(|s| s.split(':').next()).collect()
+}

@@ -1,0 +1,1009 @@
+//! Running programs: the one file that names wgpu.
+
+use crate::caps::{AdapterClass, Caps};
+use crate::convert;
+use crate::program::{Access, Place, Port, Program, SlotId};
+use litegpu_graph::NodeId;
+use litegpu_shaders::KernelKey;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// What went wrong on the device's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuErrorKind {
+    /// No adapter, or none that fits the options.
+    NoAdapter,
+    /// The adapter refused a device, or lacks what litegpu needs.
+    Refused,
+    /// The device was lost: reset, removed or destroyed. Open a new engine.
+    Lost,
+    /// The device has no memory left.
+    OutOfMemory,
+    /// The device did not finish in time.
+    Timeout,
+    /// The caller's bytes do not fit the program.
+    Invalid,
+    /// A bug of ours, or of the driver: a shader or a command was rejected.
+    Internal,
+}
+
+/// An error of the device's side. None of them aborts the process; the CPU executor can always take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuError {
+    /// What kind.
+    pub kind: GpuErrorKind,
+    /// In words.
+    pub message: String,
+}
+
+impl GpuError {
+    fn new(kind: GpuErrorKind, message: impl Into<String>) -> GpuError {
+        GpuError { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for GpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            GpuErrorKind::NoAdapter => "no GPU adapter",
+            GpuErrorKind::Refused => "the adapter refused",
+            GpuErrorKind::Lost => "the device was lost",
+            GpuErrorKind::OutOfMemory => "out of GPU memory",
+            GpuErrorKind::Timeout => "the GPU did not finish in time",
+            GpuErrorKind::Invalid => "invalid",
+            GpuErrorKind::Internal => "internal error (please report)",
+        };
+        write!(f, "{what}: {}", self.message)
+    }
+}
+
+impl std::error::Error for GpuError {}
+
+type Result<T, E = GpuError> = std::result::Result<T, E>;
+
+/// Which adapter, where there are several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Power {
+    /// Leave it to the system.
+    #[default]
+    Any,
+    /// Prefer the one that saves power.
+    Low,
+    /// Prefer the fastest.
+    High,
+}
+
+/// How f16 tensors are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HalfStorage {
+    /// What is faster on the kind of adapter.
+    #[default]
+    Auto,
+    /// 16-bit types, where the adapter has them.
+    Native,
+    /// Two to a word.
+    Packed,
+}
+
+/// How an engine is opened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineOptions {
+    /// Take the adapter whose name (or driver) contains this, whatever its case.
+    pub adapter: Option<String>,
+    /// Which adapter otherwise.
+    pub power: Power,
+    /// Whether an adapter that runs shaders on the CPU will do.
+    pub allow_software: bool,
+    /// Do as if the adapter had no `shader-f16`.
+    pub hide_f16: bool,
+    /// Do as if the adapter had no subgroup operations.
+    pub hide_subgroups: bool,
+    /// Do as if storage buffers could not be mapped.
+    pub hide_mappable: bool,
+    /// How f16 tensors are stored.
+    pub half: HalfStorage,
+    /// How long a run may take before the queue counts as hung.
+    pub timeout: Duration,
+    /// Threads that compile pipelines; 0 means one per core.
+    pub compile_threads: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            adapter: None,
+            power: Power::Any,
+            allow_software: true,
+            hide_f16: false,
+            hide_subgroups: false,
+            hide_mappable: false,
+            half: HalfStorage::Auto,
+            timeout: Duration::from_secs(120),
+            compile_threads: 0,
+        }
+    }
+}
+
+/// An adapter in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Its name.
+    pub name: String,
+    /// The graphics interface.
+    pub backend: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// The kind of adapter.
+    pub class: AdapterClass,
+}
+
+/// Faults that arrive outside the call that caused them.
+#[derive(Debug, Default)]
+struct Faults {
+    lost: Option<String>,
+    error: Option<GpuError>,
+}
+
+/// A device, with the pipelines that have been compiled on it.
+pub struct Engine {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    caps: Caps,
+    options: EngineOptions,
+    faults: Arc<Mutex<Faults>>,
+    pipelines: Mutex<HashMap<KernelKey, Compiled>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({}, {})", self.caps.name, self.caps.backend)
+    }
+}
+
+#[derive(Clone)]
+struct Compiled {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn instance() -> wgpu::Instance {
+    let mut d = wgpu::InstanceDescriptor::new_without_display_handle();
+    if let Some(backends) = wgpu::Backends::from_env() {
+        d.backends = backends;
+    }
+    wgpu::Instance::new(d)
+}
+
+fn class_of(info: &wgpu::AdapterInfo) -> AdapterClass {
+    match info.device_type {
+        wgpu::DeviceType::Cpu => AdapterClass::Software,
+        wgpu::DeviceType::IntegratedGpu => AdapterClass::Integrated,
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => AdapterClass::Discrete,
+        // The browser does not say; software adapters name themselves.
+        wgpu::DeviceType::Other => {
+            let name = format!("{} {}", info.name, info.driver).to_lowercase();
+            let soft = ["swiftshader", "llvmpipe", "lavapipe", "software", "warp"].iter().any(|s| name.contains(s));
+            if soft { AdapterClass::Software } else { AdapterClass::Integrated }
+        }
+    }
+}
+
+fn describe(info: &wgpu::AdapterInfo) -> AdapterInfo {
+    AdapterInfo {
+        name: info.name.clone(),
+        backend: info.backend.to_str().to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        class: class_of(info),
+    }
+}
+
+fn caps_of(adapter: &wgpu::Adapter, options: &EngineOptions) -> Caps {
+    let (info, has, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    let about = describe(&info);
+    let f16 = has.contains(wgpu::Features::SHADER_F16) && !options.hide_f16 && options.half != HalfStorage::Packed;
+    let subgroups = has.contains(wgpu::Features::SUBGROUP) && !options.hide_subgroups && info.subgroup_max_size > 0;
+    Caps {
+        name: about.name,
+        backend: about.backend,
+        driver: about.driver,
+        class: about.class,
+        f16,
+        packed_f16: !f16 || (about.class == AdapterClass::Software && options.half != HalfStorage::Native),
+        subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        timestamps: has.contains(wgpu::Features::TIMESTAMP_QUERY),
+        mappable: has.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
+            && about.class == AdapterClass::Software
+            && !options.hide_mappable,
+        int64: has.contains(wgpu::Features::SHADER_INT64),
+        max_buffer: limits.max_buffer_size,
+        max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        max_workgroup_memory: limits.max_compute_workgroup_storage_size,
+        max_invocations: limits.max_compute_invocations_per_workgroup,
+        max_groups: limits.max_compute_workgroups_per_dimension,
+        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        storage_align: limits.min_storage_buffer_offset_alignment,
+        uniform_align: limits.min_uniform_buffer_offset_alignment,
+    }
+}
+
+impl Engine {
+    /// The adapters of this machine.
+    pub async fn adapters() -> Vec<AdapterInfo> {
+        let list = instance().enumerate_adapters(wgpu::Backends::all()).await;
+        list.iter().map(|a| describe(&a.get_info())).collect()
+    }
+
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// `NoAdapter` when none fits the options, `Refused` when the adapter gives no device.
+    pub async fn open(options: EngineOptions) -> Result<Engine> {
+        let instance = instance();
+        let adapter = pick(&instance, &options).await?;
+        let caps = caps_of(&adapter, &options);
+        let mut features = wgpu::Features::empty();
+        for (want, feature) in [
+            (caps.f16, wgpu::Features::SHADER_F16),
+            (caps.subgroups.is_some(), wgpu::Features::SUBGROUP),
+            (caps.timestamps, wgpu::Features::TIMESTAMP_QUERY),
+            (caps.mappable, wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            (caps.int64, wgpu::Features::SHADER_INT64),
+        ] {
+            if want {
+                features |= feature;
+            }
+        }
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("litegpu"),
+                required_features: features,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| GpuError::new(GpuErrorKind::Refused, e.to_string()))?;
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let f = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            lock(&f).error.get_or_insert(gpu_error(e));
+        }));
+        let f = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            lock(&f).lost = Some(format!("{reason:?} {message}"));
+        });
+        Ok(Engine { device, queue, caps, options, faults, pipelines: Mutex::default() })
+    }
+
+    /// [`Engine::open`], blocking.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn open_blocking(options: EngineOptions) -> Result<Engine> {
+        pollster::block_on(Engine::open(options))
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Makes a program ready to run: compiles what is not compiled yet, uploads its constants, makes its buffers and
+    /// bind groups.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Lost`, or `Internal` when the driver rejects a shader.
+    pub async fn load(&self, program: &Program) -> Result<Loaded> {
+        check_faults(&self.faults)?;
+        self.compile(program).await?;
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = self.make(program);
+        let (validation, memory) = (validation.pop(), memory.pop());
+        let (validation, memory) = (validation.await, memory.await);
+        if let Some(e) = memory {
+            return Err(GpuError::new(GpuErrorKind::OutOfMemory, e.to_string()));
+        }
+        if let Some(e) = validation {
+            return Err(gpu_error(e));
+        }
+        check_faults(&self.faults)?;
+        made
+    }
+
+    /// [`Engine::load`], blocking.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn load_blocking(&self, program: &Program) -> Result<Loaded> {
+        pollster::block_on(self.load(program))
+    }
+
+    /// The bindings of each kernel, from its first dispatch.
+    fn patterns(program: &Program) -> Vec<Option<Vec<(u32, Access)>>> {
+        let mut out = vec![None; program.kernels.len()];
+        for d in &program.dispatches {
+            if let Some(slot @ None) = out.get_mut(d.kernel) {
+                *slot = Some(d.bindings.iter().map(|b| (b.binding, b.access)).collect());
+            }
+        }
+        out
+    }
+
+    async fn compile(&self, program: &Program) -> Result<()> {
+        let patterns = Engine::patterns(program);
+        let missing: Vec<(&KernelKey, &[(u32, Access)])> = {
+            let have = lock(&self.pipelines);
+            let all = program.kernels.iter().zip(&patterns);
+            all.filter_map(|(k, p)| Some((k, p.as_deref()?))).filter(|(k, _)| !have.contains_key(*k)).collect()
+        };
+        #[cfg(not(target_family = "wasm"))]
+        {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let threads = if self.options.compile_threads == 0 { cores } else { self.options.compile_threads };
+            let next = std::sync::atomic::AtomicUsize::new(0);
+            let results: Mutex<Vec<(KernelKey, Result<Compiled>)>> = Mutex::default();
+            std::thread::scope(|scope| {
+                for _ in 0..threads.min(missing.len()) {
+                    scope.spawn(|| {
+                        while let Some((key, pattern)) =
+                            missing.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                        {
+                            let done = pollster::block_on(self.compile_one(key, pattern));
+                            lock(&results).push(((*key).clone(), done));
+                        }
+                    });
+                }
+            });
+            let mut have = lock(&self.pipelines);
+            for (key, done) in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+                have.insert(key, done?);
+            }
+        }
+        #[cfg(target_family = "wasm")]
+        for (key, pattern) in missing {
+            let done = self.compile_one(key, pattern).await?;
+            lock(&self.pipelines).insert(key.clone(), done);
+        }
+        Ok(())
+    }
+
+    async fn compile_one(&self, key: &KernelKey, pattern: &[(u32, Access)]) -> Result<Compiled> {
+        let text = litegpu_shaders::source(key).map_err(|e| GpuError::new(GpuErrorKind::Internal, e))?;
+        let label = key.label();
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        });
+        let buffer = |binding: u32, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![buffer(0, wgpu::BufferBindingType::Uniform)];
+        entries.extend(pattern.iter().map(|&(binding, access)| {
+            buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
+        }));
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            ..Default::default()
+        });
+        let constants: Vec<(&str, f64)> = key.constants.iter().map(|&(name, v)| (name, f64::from(v))).collect();
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: None,
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        match scope.pop().await {
+            Some(e) => Err(GpuError::new(GpuErrorKind::Internal, format!("kernel {label}: {e}"))),
+            None => Ok(Compiled { pipeline, layout }),
+        }
+    }
+
+    fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: size.max(16),
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// A buffer that holds `parts`, each at its offset.
+    fn filled<'p>(
+        &self,
+        label: &str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+        parts: impl Iterator<Item = (u64, &'p [u8])>,
+    ) -> Result<wgpu::Buffer> {
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: size.next_multiple_of(16).max(16),
+            usage,
+            mapped_at_creation: true,
+        });
+        {
+            let failed = |e: wgpu::MapRangeError| GpuError::new(GpuErrorKind::OutOfMemory, e.to_string());
+            let mut view = buffer.slice(..).get_mapped_range_mut().map_err(failed)?;
+            for (at, bytes) in parts {
+                view.slice(at as usize..at as usize + bytes.len()).copy_from_slice(bytes);
+            }
+        }
+        buffer.unmap();
+        Ok(buffer)
+    }
+
+    fn make(&self, program: &Program) -> Result<Loaded> {
+        use wgpu::BufferUsages as U;
+        let bug = |what: &str| GpuError::new(GpuErrorKind::Internal, what);
+        // Constants lie side by side in few buffers.
+        let align = u64::from(self.caps.storage_align).max(16);
+        let limit = self.caps.max_buffer.min(1 << 30);
+        let mut arenas: Vec<(u64, Vec<(u64, usize)>)> = Vec::new();
+        let mut weights: Vec<(usize, u64)> = Vec::with_capacity(program.weights.len());
+        for (i, w) in program.weights.iter().enumerate() {
+            let len = w.len() as u64;
+            let fits = arenas.last().is_some_and(|(size, _)| size.next_multiple_of(align) + len <= limit);
+            if !fits {
+                arenas.push((0, Vec::new()));
+            }
+            let n = arenas.len() - 1;
+            if let Some((size, list)) = arenas.last_mut() {
+                let at = size.next_multiple_of(align);
+                *size = at + len;
+                list.push((at, i));
+                weights.push((n, at));
+            }
+        }
+        let mut weight_buffers = Vec::with_capacity(arenas.len());
+        for (size, list) in &arenas {
+            let parts = list.iter().filter_map(|&(at, i)| Some((at, program.weights.get(i)?.as_ref())));
+            weight_buffers.push(self.filled("weights", *size, U::STORAGE | U::COPY_SRC, parts)?);
+        }
+        let mut read_back = vec![false; program.buffers.len()];
+        for p in &program.outputs {
+            if let Some(Place::Buffer(b)) = program.slots.get(p.slot).map(|s| s.place)
+                && let Some(r) = read_back.get_mut(b)
+            {
+                *r = self.caps.mappable;
+            }
+        }
+        let usage = U::STORAGE | U::COPY_SRC | U::COPY_DST;
+        let buffers: Vec<wgpu::Buffer> = program
+            .buffers
+            .iter()
+            .zip(&read_back)
+            .map(|(&size, &map)| self.buffer("activations", size, if map { usage | U::MAP_READ } else { usage }))
+            .collect();
+        // Uniforms: equal ones are shared.
+        let step = u64::from(self.caps.uniform_align).max(16);
+        let mut offsets: HashMap<&[u32], u64> = HashMap::new();
+        let mut uniforms: Vec<(u64, &[u8])> = Vec::new();
+        let mut size = 0u64;
+        for d in &program.dispatches {
+            offsets.entry(&d.params).or_insert_with(|| {
+                let at = size.next_multiple_of(step);
+                uniforms.push((at, bytemuck::cast_slice(&d.params)));
+                size = at + d.params.len() as u64 * 4;
+                at
+            });
+        }
+        let uniform = self.filled("uniforms", size, U::UNIFORM, uniforms.into_iter())?;
+        let have = lock(&self.pipelines);
+        let mut dispatches = Vec::with_capacity(program.dispatches.len());
+        for d in &program.dispatches {
+            let key = program.kernels.get(d.kernel).ok_or_else(|| bug("a dispatch without kernel"))?;
+            let compiled = have.get(key).ok_or_else(|| bug("a kernel that was not compiled"))?;
+            let mut entries = vec![wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &uniform,
+                    offset: offsets.get(d.params.as_slice()).copied().unwrap_or(0),
+                    size: std::num::NonZero::new(d.params.len() as u64 * 4),
+                }),
+            }];
+            for b in &d.bindings {
+                let slot = program.slots.get(b.slot).ok_or_else(|| bug("a binding without slot"))?;
+                let (buffer, offset) = match slot.place {
+                    Place::Buffer(i) => (buffers.get(i), 0),
+                    Place::Weight(i) => match weights.get(i) {
+                        Some(&(arena, at)) => (weight_buffers.get(arena), at),
+                        None => (None, 0),
+                    },
+                    Place::Unused => (None, 0),
+                };
+                let buffer = buffer.ok_or_else(|| bug("a binding without memory"))?;
+                entries.push(wgpu::BindGroupEntry {
+                    binding: b.binding,
+                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer,
+                        offset,
+                        size: std::num::NonZero::new(slot.bytes),
+                    }),
+                });
+            }
+            let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &compiled.layout,
+                entries: &entries,
+            });
+            dispatches.push(Ready {
+                node: d.node,
+                kernel: d.kernel,
+                pipeline: compiled.pipeline.clone(),
+                group,
+                groups: d.groups,
+            });
+        }
+        drop(have);
+        let places: Vec<Option<(usize, u64)>> = program
+            .slots
+            .iter()
+            .map(|s| match s.place {
+                Place::Buffer(b) => Some((b, s.bytes)),
+                _ => None,
+            })
+            .collect();
+        let mut staging_bytes = 0u64;
+        let mut outputs = Vec::with_capacity(program.outputs.len());
+        for p in &program.outputs {
+            let (buffer, _) = places.get(p.slot).copied().flatten().ok_or_else(|| bug("an output without memory"))?;
+            let direct = read_back.get(buffer).copied().unwrap_or(false);
+            outputs.push(Out { port: p.clone(), buffer, direct, at: staging_bytes });
+            if !direct {
+                staging_bytes += p.gpu_bytes().next_multiple_of(256);
+            }
+        }
+        let mut inputs = Vec::with_capacity(program.inputs.len());
+        for p in &program.inputs {
+            // An input that no operator reads has no memory.
+            inputs.push((p.clone(), places.get(p.slot).copied().flatten().map(|(b, _)| b)));
+        }
+        let staging = (staging_bytes > 0).then(|| self.buffer("read-back", staging_bytes, U::MAP_READ | U::COPY_DST));
+        Ok(Loaded {
+            device: self.device.clone(),
+            queue: self.queue.clone(),
+            faults: self.faults.clone(),
+            timeout: self.options.timeout,
+            timestamps: self.caps.timestamps,
+            labels: program.kernels.iter().map(KernelKey::label).collect(),
+            buffers,
+            places,
+            dispatches,
+            inputs,
+            outputs,
+            staging,
+            scratch: Vec::new(),
+        })
+    }
+}
+
+async fn pick(instance: &wgpu::Instance, options: &EngineOptions) -> Result<wgpu::Adapter> {
+    let usable = |a: &wgpu::Adapter| options.allow_software || class_of(&a.get_info()) != AdapterClass::Software;
+    if let Some(name) = &options.adapter {
+        let want = name.to_lowercase();
+        let list = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let names: Vec<String> = list.iter().map(|a| a.get_info().name).collect();
+        let hit = list.into_iter().find(|a| {
+            let i = a.get_info();
+            format!("{} {} {}", i.name, i.driver, i.driver_info).to_lowercase().contains(&want)
+        });
+        return match hit {
+            Some(a) => Ok(a),
+            None => {
+                Err(GpuError::new(GpuErrorKind::NoAdapter, format!("none is called '{name}'; there are {names:?}")))
+            }
+        };
+    }
+    let power_preference = match options.power {
+        Power::Any => wgpu::PowerPreference::None,
+        Power::Low => wgpu::PowerPreference::LowPower,
+        Power::High => wgpu::PowerPreference::HighPerformance,
+    };
+    let mut why = String::new();
+    for force_fallback_adapter in [false, true] {
+        let request = wgpu::RequestAdapterOptions {
+            power_preference,
+            force_fallback_adapter,
+            compatible_surface: None,
+            ..Default::default()
+        };
+        match instance.request_adapter(&request).await {
+            Ok(a) if usable(&a) => return Ok(a),
+            Ok(a) => why = format!("{} runs shaders on the CPU, which the options exclude", a.get_info().name),
+            Err(e) if why.is_empty() => why = e.to_string(),
+            Err(_) => {}
+        }
+        if !options.allow_software {
+            break;
+        }
+    }
+    Err(GpuError::new(GpuErrorKind::NoAdapter, why))
+}
+
+fn gpu_error(e: wgpu::Error) -> GpuError {
+    match e {
+        wgpu::Error::OutOfMemory { .. } => GpuError::new(GpuErrorKind::OutOfMemory, e.to_string()),
+        wgpu::Error::Validation { .. } | wgpu::Error::Internal { .. } => {
+            GpuError::new(GpuErrorKind::Internal, e.to_string())
+        }
+    }
+}
+
+fn check_faults(faults: &Mutex<Faults>) -> Result<()> {
+    let mut f = lock(faults);
+    if let Some(why) = &f.lost {
+        return Err(GpuError::new(GpuErrorKind::Lost, why.clone()));
+    }
+    f.error.take().map_or(Ok(()), Err)
+}
+
+struct Ready {
+    node: NodeId,
+    kernel: usize,
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    groups: [u32; 3],
+}
+
+struct Out {
+    port: Port,
+    buffer: usize,
+    /// Mapped where it is, instead of copied to the staging buffer.
+    direct: bool,
+    at: u64,
+}
+
+/// The time of one dispatch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timing {
+    /// The operator.
+    pub node: NodeId,
+    /// The kernel's label.
+    pub kernel: String,
+    /// GPU time.
+    pub time: Duration,
+}
+
+/// A program on a device, ready to run any number of times.
+pub struct Loaded {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    faults: Arc<Mutex<Faults>>,
+    timeout: Duration,
+    timestamps: bool,
+    labels: Vec<String>,
+    buffers: Vec<wgpu::Buffer>,
+    places: Vec<Option<(usize, u64)>>,
+    dispatches: Vec<Ready>,
+    inputs: Vec<(Port, Option<usize>)>,
+    outputs: Vec<Out>,
+    staging: Option<wgpu::Buffer>,
+    scratch: Vec<u8>,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loaded({} dispatches)", self.dispatches.len())
+    }
+}
+
+impl Loaded {
+    /// The ports that [`Loaded::run`] reads, in order.
+    pub fn inputs(&self) -> impl ExactSizeIterator<Item = &Port> {
+        self.inputs.iter().map(|(p, _)| p)
+    }
+
+    /// The ports that [`Loaded::run`] writes, in order.
+    pub fn outputs(&self) -> impl ExactSizeIterator<Item = &Port> {
+        self.outputs.iter().map(|o| &o.port)
+    }
+
+    /// Dispatches in a run.
+    pub fn dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Runs the program: bytes in the order of its ports, dense and little endian, as the graph declares the tensors.
+    ///
+    /// # Errors
+    /// `Invalid` when the bytes do not fit, `Lost`, `Timeout`, or what the driver reported.
+    pub async fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<()> {
+        self.upload(inputs)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut last = usize::MAX;
+            for d in &self.dispatches {
+                if d.kernel != last {
+                    pass.set_pipeline(&d.pipeline);
+                    last = d.kernel;
+                }
+                pass.set_bind_group(0, &d.group, &[]);
+                pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
+            }
+        }
+        self.stage(&mut encoder);
+        let index = self.queue.submit([encoder.finish()]);
+        self.download(index, outputs).await
+    }
+
+    /// [`Loaded::run`], blocking.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn run_blocking(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<()> {
+        pollster::block_on(self.run(inputs, outputs))
+    }
+
+    /// Runs the program with each dispatch timed: slower than [`Loaded::run`], since every dispatch is a pass of its
+    /// own. Times are empty where the adapter has no timestamps.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub async fn profile(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<Vec<Timing>> {
+        const MAX_QUERIES: usize = 4096;
+        if !self.timestamps || self.dispatches.is_empty() {
+            self.run(inputs, outputs).await?;
+            return Ok(Vec::new());
+        }
+        self.upload(inputs)?;
+        let timed = self.dispatches.len().min(MAX_QUERIES / 2);
+        let bytes = timed as u64 * 16;
+        let set = self.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("profile"),
+            ty: wgpu::QueryType::Timestamp,
+            count: timed as u32 * 2,
+        });
+        let buffer = |usage| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("profile"),
+                size: bytes,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
+        let readable = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        for (i, d) in self.dispatches.iter().enumerate() {
+            let writes = (i < timed).then(|| wgpu::ComputePassTimestampWrites {
+                query_set: &set,
+                beginning_of_pass_write_index: Some(i as u32 * 2),
+                end_of_pass_write_index: Some(i as u32 * 2 + 1),
+            });
+            let mut pass =
+                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: writes });
+            pass.set_pipeline(&d.pipeline);
+            pass.set_bind_group(0, &d.group, &[]);
+            pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
+        }
+        encoder.resolve_query_set(&set, 0..timed as u32 * 2, &resolved, 0);
+        encoder.copy_buffer_to_buffer(&resolved, 0, &readable, 0, bytes);
+        self.stage(&mut encoder);
+        let index = self.queue.submit([encoder.finish()]);
+        self.download(index, outputs).await?;
+        let done = Signal::default();
+        let signal = done.clone();
+        readable.map_async(wgpu::MapMode::Read, .., move |r| signal.set(r.is_ok()));
+        self.wait(None)?;
+        if !done.await {
+            return Err(GpuError::new(GpuErrorKind::Internal, "the times could not be read"));
+        }
+        let view = readable.get_mapped_range(..).map_err(|e| GpuError::new(GpuErrorKind::Internal, e.to_string()))?;
+        let tick = f64::from(self.queue.get_timestamp_period());
+        let times = view.as_chunks::<16>().0.iter().zip(&self.dispatches).map(|(t, d)| {
+            let (a, b) = t.split_at(8);
+            let read = |s: &[u8]| s.first_chunk::<8>().map_or(0, |c| u64::from_le_bytes(*c));
+            Timing {
+                node: d.node,
+                kernel: self.labels.get(d.kernel).cloned().unwrap_or_default(),
+                time: Duration::from_nanos((read(b).saturating_sub(read(a)) as f64 * tick) as u64),
+            }
+        });
+        Ok(times.collect())
+    }
+
+    /// The bytes of a slot after a run, padding included; `None` for a constant. For tests.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    pub async fn peek(&mut self, slot: SlotId) -> Result<Option<Vec<u8>>> {
+        let Some((buffer, bytes)) = self.places.get(slot).copied().flatten() else { return Ok(None) };
+        let Some(buffer) = self.buffers.get(buffer) else { return Ok(None) };
+        let readable = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("peek"),
+            size: bytes,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &readable, 0, bytes);
+        let index = self.queue.submit([encoder.finish()]);
+        let done = Signal::default();
+        let signal = done.clone();
+        readable.map_async(wgpu::MapMode::Read, .., move |r| signal.set(r.is_ok()));
+        self.wait(Some(index))?;
+        if !done.await {
+            return Err(GpuError::new(GpuErrorKind::Internal, "a slot could not be read"));
+        }
+        let view = readable.get_mapped_range(..).map_err(|e| GpuError::new(GpuErrorKind::Internal, e.to_string()))?;
+        Ok(Some(view.to_vec()))
+    }
+
+    /// Fills a slot with a byte before a run. For tests.
+    pub fn poke(&mut self, slot: SlotId, byte: u8) {
+        if let Some((buffer, bytes)) = self.places.get(slot).copied().flatten()
+            && let Some(buffer) = self.buffers.get(buffer)
+        {
+            self.queue.write_buffer(buffer, 0, &vec![byte; bytes as usize]);
+        }
+    }
+
+    fn upload(&mut self, inputs: &[&[u8]]) -> Result<()> {
+        check_faults(&self.faults)?;
+        if inputs.len() != self.inputs.len() {
+            let message = format!("{} inputs given, {} expected", inputs.len(), self.inputs.len());
+            return Err(GpuError::new(GpuErrorKind::Invalid, message));
+        }
+        for ((port, buffer), bytes) in self.inputs.iter().zip(inputs) {
+            if bytes.len() != port.host_bytes() {
+                let message = format!(
+                    "tensor {}: {} bytes given, {} of shape {:?} needs {}",
+                    port.tensor,
+                    bytes.len(),
+                    port.dtype,
+                    port.shape.as_slice(),
+                    port.host_bytes()
+                );
+                return Err(GpuError::new(GpuErrorKind::Invalid, message));
+            }
+            let Some(buffer) = buffer.and_then(|b| self.buffers.get(b)) else { continue };
+            let same = port.dtype.bits() == port.elem.quad_bytes() * 2;
+            if same && port.shape.last().is_some_and(|d| d % 4 == 0) {
+                self.queue.write_buffer(buffer, 0, bytes);
+                continue;
+            }
+            let size = crate::program::quads(&port.shape) * port.elem.quad_bytes();
+            self.scratch.resize(size, 0);
+            if !convert::upload(port.dtype, &port.shape, port.elem, bytes, &mut self.scratch) {
+                let message = format!("tensor {} holds values that do not fit into 32 bits", port.tensor);
+                return Err(GpuError::new(GpuErrorKind::Invalid, message));
+            }
+            self.queue.write_buffer(buffer, 0, &self.scratch);
+        }
+        Ok(())
+    }
+
+    fn stage(&self, encoder: &mut wgpu::CommandEncoder) {
+        for o in &self.outputs {
+            if let (false, Some(from), Some(staging)) = (o.direct, self.buffers.get(o.buffer), &self.staging) {
+                encoder.copy_buffer_to_buffer(from, 0, staging, o.at, o.port.gpu_bytes());
+            }
+        }
+    }
+
+    async fn download(&mut self, index: wgpu::SubmissionIndex, outputs: &mut [&mut [u8]]) -> Result<()> {
+        if outputs.len() != self.outputs.len() {
+            let message = format!("{} outputs given, {} expected", outputs.len(), self.outputs.len());
+            return Err(GpuError::new(GpuErrorKind::Invalid, message));
+        }
+        let mut mapped: Vec<&wgpu::Buffer> = Vec::new();
+        let mut signals = Vec::new();
+        let wanted = self.outputs.iter().filter(|o| o.direct).filter_map(|o| self.buffers.get(o.buffer));
+        for buffer in wanted.chain(&self.staging) {
+            if mapped.contains(&buffer) {
+                continue;
+            }
+            mapped.push(buffer);
+            let done = Signal::default();
+            let signal = done.clone();
+            buffer.map_async(wgpu::MapMode::Read, .., move |r| signal.set(r.is_ok()));
+            signals.push(done);
+        }
+        let waited = self.wait(Some(index));
+        let mut ok = waited.is_ok();
+        if ok {
+            for s in signals {
+                ok &= s.await;
+            }
+        }
+        let mut result = waited.and_then(|()| check_faults(&self.faults));
+        if result.is_ok() && !ok {
+            result = Err(GpuError::new(GpuErrorKind::Internal, "an output could not be mapped"));
+        }
+        if result.is_ok() {
+            for (o, to) in self.outputs.iter().zip(outputs) {
+                if to.len() != o.port.host_bytes() {
+                    let message = format!("tensor {}: room for {} bytes", o.port.tensor, to.len());
+                    result = Err(GpuError::new(GpuErrorKind::Invalid, message));
+                    break;
+                }
+                let (buffer, at) = match (o.direct, &self.staging) {
+                    (false, Some(s)) => (Some(s), o.at),
+                    _ => (self.buffers.get(o.buffer), 0),
+                };
+                let Some(buffer) = buffer else { continue };
+                match buffer.get_mapped_range(at..at + o.port.gpu_bytes()) {
+                    Ok(view) => convert::download(&o.port, &view, to),
+                    Err(e) => {
+                        result = Err(GpuError::new(GpuErrorKind::Internal, e.to_string()));
+                        break;
+                    }
+                }
+            }
+        }
+        for buffer in mapped {
+            buffer.unmap();
+        }
+        result
+    }
+
+    /// Drives the device until the submission is done. In a browser the event loop does that.
+    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        match self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(self.timeout) }) {
+            Ok(_) => check_faults(&self.faults),
+            Err(wgpu::PollError::Timeout) => {
+                let message = format!("{:.0} s have passed", self.timeout.as_secs_f64());
+                lock(&self.faults).lost.get_or_insert(message.clone());
+                Err(GpuError::new(GpuErrorKind::Timeout, message))
+            }
+            Err(e) => Err(GpuError::new(GpuErrorKind::Internal, e.to_string())),
+        }
+    }
+}
+
+/// A flag that a callback sets and a task awaits.
+#[derive(Debug, Clone, Default)]
+struct Signal(Arc<Mutex<(Option<bool>, Option<Waker>)>>);
+
+impl Signal {
+    fn set(&self, ok: bool) {
+        let waker = {
+            let mut s = lock(&self.0);
+            s.0 = Some(ok);
+            s.1.take()
+        };
+        if let Some(w) = waker {
+            w.wake();
+        }
+    }
+}
+
+impl Future for Signal {
+    type Output = bool;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut s = lock(&self.0);
+        match s.0 {
+            Some(ok) => Poll::Ready(ok),
+            None => {
+                s.1 = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! Lowering: what an operator's `lower` sees and what it emits.
+//!
+//! `lower` is the support test too: the planner calls it for every operator, and what it answers instead of dispatches
+//! is the reason that is shown. There is no second list of supported operators.
+
+use crate::caps::{Caps, Precision};
+use crate::convert;
+use crate::ops;
+use crate::program::*;
+use bytes::Bytes;
+use litegpu_graph::shapes::{Eval, Shapes};
+use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements};
+use litegpu_shaders::{Elem, KernelKey};
+use std::collections::HashMap;
+
+/// Why an operator stays on the CPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The reason, without the operator's name.
+    pub reason: String,
+}
+
+impl Unsupported {
+    /// A reason.
+    pub fn new(reason: impl Into<String>) -> Unsupported {
+        Unsupported { reason: reason.into() }
+    }
+}
+
+impl From<Error> for Unsupported {
+    fn from(e: Error) -> Unsupported {
+        Unsupported::new(e.to_string())
+    }
+}
+
+/// The result of lowering one operator.
+pub type Lowered<T = ()> = Result<T, Unsupported>;
+
+/// Shorthand for `Err(Unsupported)`.
+pub fn no<T>(reason: impl Into<String>) -> Lowered<T> {
+    Err(Unsupported::new(reason))
+}
+
+/// A constant as the graph has it: dense and little endian.
+#[derive(Debug, Clone)]
+pub struct Const {
+    /// Element type of the bytes; float16 for a float32 tensor whose DEQUANTIZE is folded away.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Shape,
+    /// Elements.
+    pub bytes: Bytes,
+}
+
+/// An operand or a result on the GPU.
+#[derive(Debug, Clone)]
+pub struct Operand<'a> {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// Its memory.
+    pub slot: SlotId,
+    /// How its elements are stored.
+    pub elem: Elem,
+    /// Its type in the graph.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Shape,
+    /// Its quantization.
+    pub quant: Option<&'a Quant>,
+    /// Whether it is a constant.
+    pub constant: bool,
+}
+
+impl Operand<'_> {
+    /// Quads in memory.
+    pub fn quads(&self) -> usize {
+        quads(&self.shape)
+    }
+    /// Quads in a row.
+    pub fn row_quads(&self) -> usize {
+        row_quads(&self.shape)
+    }
+    /// The innermost dimension; 1 for a scalar.
+    pub fn inner(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+    /// (scale, zero point), which must be per tensor.
+    ///
+    /// # Errors
+    /// The reason, when it is not.
+    pub fn scale_zero(&self) -> Lowered<(f32, i32)> {
+        match self.quant.and_then(Quant::per_tensor) {
+            Some(q) => Ok(q),
+            None => no(format!("a {} tensor without per-tensor quantization", self.dtype)),
+        }
+    }
+}
+
+/// The uniform of a dispatch, word by word. Rows are 16 bytes, as WGSL lays out vec4 members.
+#[derive(Debug, Clone, Default)]
+pub struct Params(Vec<u32>);
+
+impl Params {
+    /// Empty.
+    pub fn new() -> Params {
+        Params::default()
+    }
+    /// A u32, from a size that was checked to fit.
+    pub fn u(mut self, v: usize) -> Params {
+        self.0.push(u32::try_from(v).unwrap_or(u32::MAX));
+        self
+    }
+    /// An i32.
+    pub fn i(mut self, v: i32) -> Params {
+        self.0.push(v as u32);
+        self
+    }
+    /// An f32.
+    pub fn f(mut self, v: f32) -> Params {
+        self.0.push(v.to_bits());
+        self
+    }
+    /// Zeros up to the next row.
+    pub fn row(mut self) -> Params {
+        while self.0.len() % 4 != 0 {
+            self.0.push(0);
+        }
+        self
+    }
+    /// A row of four i32.
+    pub fn i4(self, v: [i32; 4]) -> Params {
+        v.into_iter().fold(self.row(), Params::i)
+    }
+    fn finish(self) -> Vec<u32> {
+        let mut p = self.row();
+        if p.0.is_empty() {
+            p.0.extend([0; 4]);
+        }
+        p.0
+    }
+}
+
+/// The workgroups for `count` groups in a line, split into further directions where the limit demands it.
+pub fn line(count: usize) -> [u32; 3] {
+    const MAX: usize = 65_535;
+    let count = count.max(1);
+    if count <= MAX {
+        return [count as u32, 1, 1];
+    }
+    let y = count.div_ceil(MAX);
+    if y <= MAX {
+        return [count.div_ceil(y) as u32, y as u32, 1];
+    }
+    let z = y.div_ceil(MAX).min(MAX);
+    [MAX as u32, y.div_ceil(z).min(MAX) as u32, z as u32]
+}
+
+/// What all lowerings of one subgraph share.
+pub struct Scene<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The subgraph's number.
+    pub subgraph: usize,
+    /// The subgraph.
+    pub graph: &'a Graph,
+    /// Shapes, and values known from shapes.
+    pub shapes: &'a Shapes,
+    /// The adapter.
+    pub caps: &'a Caps,
+    /// How floats are kept.
+    pub precision: Precision,
+    /// For each tensor that a folded DEQUANTIZE writes: the float16 constant it reads.
+    pub folded: HashMap<TensorId, TensorId>,
+}
+
+impl std::fmt::Debug for Scene<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Scene(subgraph {})", self.subgraph)
+    }
+}
+
+impl<'a> Scene<'a> {
+    /// Prepares the lowering of a subgraph.
+    pub fn new(
+        model: &'a Model,
+        subgraph: usize,
+        shapes: &'a Shapes,
+        caps: &'a Caps,
+        precision: Precision,
+    ) -> Result<Scene<'a>, Error> {
+        let graph = model.subgraphs.get(subgraph).ok_or_else(|| Error::invalid(format!("no subgraph {subgraph}")))?;
+        let mut folded = HashMap::new();
+        for node in &graph.nodes {
+            if let (Op::Dequantize, Some(from), [to]) = (&node.op, node.input(0), node.outputs.as_slice())
+                && let (Some(a), Some(b)) = (graph.tensors.get(from), graph.tensors.get(*to))
+                && a.dtype == DType::F16
+                && b.dtype == DType::F32
+                && a.is_constant()
+                && !a.is_variable
+                && a.sparsity.is_none()
+            {
+                folded.insert(*to, from);
+            }
+        }
+        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded })
+    }
+
+    /// The tensor.
+    pub fn tensor(&self, t: TensorId) -> Lowered<&'a Tensor> {
+        self.graph.tensors.get(t).ok_or_else(|| Unsupported::new(format!("no tensor {t}")))
+    }
+
+    /// The tensor's shape in this plan.
+    pub fn shape(&self, t: TensorId) -> Lowered<Shape> {
+        if let Some(c) = self.folded.get(&t) {
+            return Ok(self.tensor(*c)?.shape.clone());
+        }
+        match self.shapes.get(t) {
+            Some(s) => Ok(s.clone()),
+            None => no(format!("the shape of tensor {t} is known only when the graph runs")),
+        }
+    }
+
+    /// The tensor's value, if it is constant or follows from shapes.
+    pub fn constant(&self, t: TensorId) -> Lowered<Option<Const>> {
+        let t = self.folded.get(&t).copied().unwrap_or(t);
+        let tensor = self.tensor(t)?;
+        if let (Some(data), false) = (&tensor.data, tensor.is_variable) {
+            if tensor.sparsity.is_some() {
+                return no("a sparse constant");
+            }
+            return Ok(Some(Const { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: data.clone() }));
+        }
+        if let (Some(Some(v)), Some(shape)) = (self.shapes.values.get(t), self.shapes.get(t)) {
+            return Ok(Some(Const { dtype: tensor.dtype, shape: shape.clone(), bytes: v.clone() }));
+        }
+        Ok(None)
+    }
+
+    /// How a tensor's elements are stored on the GPU.
+    pub fn elem(&self, t: TensorId) -> Lowered<Elem> {
+        let tensor = self.tensor(t)?;
+        Ok(match tensor.dtype {
+            DType::F32 => self.caps.float(self.precision),
+            DType::F16 => self.caps.half(),
+            DType::I8 => Elem::I8,
+            DType::U8 => Elem::U8,
+            DType::Bool => Elem::Bool,
+            DType::I32 => Elem::I32,
+            DType::I16 if tensor.quant.is_some() => return no("16x8 runs on the CPU by design"),
+            d => return no(format!("{d} tensors stay on the CPU")),
+        })
+    }
+}
+
+/// Collects what the operators of one part emit.
+pub struct Lower<'a, 'e> {
+    /// The subgraph.
+    pub scene: &'a Scene<'a>,
+    /// The operator being lowered.
+    pub node: &'a Node,
+    /// Its number.
+    pub id: NodeId,
+    /// Evaluates small constant operators on the CPU; see [`crate::PlanOptions::eval`].
+    pub(crate) eval: Option<&'e mut Eval<'e>>,
+    /// Only ask whether the operators can be lowered: constants are not packed.
+    pub(crate) dry: bool,
+    pub(crate) program: Program,
+    kernels: HashMap<KernelKey, usize>,
+    tensors: HashMap<TensorId, SlotId>,
+    constants: HashMap<(TensorId, Elem, &'static str), SlotId>,
+    inputs: Vec<TensorId>,
+}
+
+impl std::fmt::Debug for Lower<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lower(operator {} {})", self.id, self.node.op.name())
+    }
+}
+
+impl<'a, 'e> Lower<'a, 'e> {
+    pub(crate) fn new(scene: &'a Scene<'a>, eval: Option<&'e mut Eval<'e>>, dry: bool) -> Option<Lower<'a, 'e>> {
+        Some(Lower {
+            scene,
+            node: scene.graph.nodes.first()?,
+            id: 0,
+            eval,
+            dry,
+            program: Program { subgraph: scene.subgraph, ..Program::default() },
+            kernels: HashMap::new(),
+            tensors: HashMap::new(),
+            constants: HashMap::new(),
+            inputs: Vec::new(),
+        })
+    }
+
+    /// Lowers one node, or takes back what it had emitted.
+    pub(crate) fn node(&mut self, id: NodeId) -> Lowered {
+        let node = self.scene.graph.nodes.get(id).ok_or_else(|| Unsupported::new(format!("no operator {id}")))?;
+        self.node = node;
+        self.id = id;
+        for &t in &node.outputs {
+            let n = elements(&self.scene.shape(t)?);
+            if n == 0 {
+                return no("a result without elements");
+            }
+            if n > (i32::MAX / 4) as usize {
+                return no("a tensor that is too large");
+            }
+        }
+        let before = self.program.dispatches.len();
+        let done = ops::lower(self);
+        if done.is_err() {
+            self.program.dispatches.truncate(before);
+        } else {
+            self.program.nodes.push(id);
+        }
+        done
+    }
+
+    /// The i-th operand's tensor.
+    pub fn tensor(&self, i: usize) -> Lowered<&'a Tensor> {
+        match self.node.input(i) {
+            Some(t) => self.scene.tensor(t),
+            None => no(format!("operand {i} is missing")),
+        }
+    }
+
+    /// Whether there is an i-th operand.
+    pub fn has(&self, i: usize) -> bool {
+        self.node.input(i).is_some()
+    }
+
+    /// The i-th operand's value, if it is constant or follows from shapes.
+    pub fn constant(&self, i: usize) -> Lowered<Option<Const>> {
+        match self.node.input(i) {
+            Some(t) => self.scene.constant(t),
+            None => Ok(None),
+        }
+    }
+
+    /// The i-th operand as constant integers: axes, paddings, sizes.
+    pub fn ints(&self, i: usize) -> Lowered<Vec<i64>> {
+        match self.constant(i)? {
+            Some(c) => convert::ints(&c).ok_or_else(|| Unsupported::new(format!("operand {i} has type {}", c.dtype))),
+            None => no(format!("operand {i} is computed, a constant is needed")),
+        }
+    }
+
+    /// The i-th operand as constant floats (float32 or float16).
+    pub fn floats(&self, i: usize) -> Lowered<Option<Vec<f32>>> {
+        match self.constant(i)? {
+            Some(c) => convert::floats(&c)
+                .map(Some)
+                .ok_or_else(|| Unsupported::new(format!("operand {i} has type {}", c.dtype))),
+            None => Ok(None),
+        }
+    }
+
+    /// The i-th operand, uploaded in the padded layout if it is constant.
+    pub fn operand(&mut self, i: usize) -> Lowered<Operand<'a>> {
+        match self.node.input(i) {
+            Some(t) => self.tensor_operand(t),
+            None => no(format!("operand {i} is missing")),
+        }
+    }
+
+    fn tensor_operand(&mut self, t: TensorId) -> Lowered<Operand<'a>> {
+        let tensor = self.scene.tensor(t)?;
+        let shape = self.scene.shape(t)?;
+        if tensor.is_variable {
+            return no("a variable tensor");
+        }
+        if elements(&shape) == 0 {
+            return no("an operand without elements");
+        }
+        let mut elem = self.scene.elem(t)?;
+        let quant = tensor.quant.as_ref();
+        // A tensor that this part computes is never a constant, even if its value is known.
+        if !self.tensors.contains_key(&t)
+            && let Some(c) = self.scene.constant(t)?
+        {
+            if c.dtype == DType::F16 {
+                elem = self.scene.caps.half();
+            }
+            let slot = self.packed(t, elem, "", || convert::pad(&c, elem))?;
+            return Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape: c.shape, quant, constant: true });
+        }
+        let slot = match self.tensors.get(&t) {
+            Some(&s) => s,
+            None => {
+                let s = self.slot(padded_bytes(&shape, elem));
+                self.tensors.insert(t, s);
+                self.inputs.push(t);
+                s
+            }
+        };
+        Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape, quant, constant: false })
+    }
+
+    /// The o-th result, with memory of its own.
+    pub fn result(&mut self, o: usize) -> Lowered<Operand<'a>> {
+        let Some(&t) = self.node.outputs.get(o) else { return no(format!("result {o} is missing")) };
+        let tensor = self.scene.tensor(t)?;
+        let shape = self.scene.shape(t)?;
+        let elem = match tensor.dtype {
+            // Indices fit into 32 bits; the boundary widens them.
+            DType::I64 if matches!(self.node.op, Op::ArgMax(_) | Op::ArgMin(_)) => Elem::I32,
+            _ => self.scene.elem(t)?,
+        };
+        let slot = self.slot(padded_bytes(&shape, elem));
+        self.tensors.insert(t, slot);
+        Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape, quant: tensor.quant.as_ref(), constant: false })
+    }
+
+    /// Lets the o-th result be the operand's own memory: no dispatch. The elements must lie in the same places.
+    pub fn alias(&mut self, o: usize, from: &Operand<'_>) -> Lowered {
+        let Some(&t) = self.node.outputs.get(o) else { return no(format!("result {o} is missing")) };
+        if from.constant {
+            return no("a reshaped constant");
+        }
+        self.tensors.insert(t, from.slot);
+        Ok(())
+    }
+
+    /// Scratch memory.
+    pub fn temp(&mut self, shape: &[usize], elem: Elem) -> SlotId {
+        self.slot(padded_bytes(shape, elem))
+    }
+
+    fn slot(&mut self, bytes: u64) -> SlotId {
+        self.program.slots.push(Slot { bytes, place: Place::Unused });
+        self.program.slots.len() - 1
+    }
+
+    /// A constant derived from the tensor's value by `pack`, which runs once per (tensor, storage, `how`) and not at
+    /// all while support is only being tested.
+    pub fn packed(
+        &mut self,
+        t: TensorId,
+        elem: Elem,
+        how: &'static str,
+        pack: impl FnOnce() -> Lowered<Vec<u8>>,
+    ) -> Lowered<SlotId> {
+        if let Some(&s) = self.constants.get(&(t, elem, how)) {
+            return Ok(s);
+        }
+        let s = self.weight(pack)?;
+        self.constants.insert((t, elem, how), s);
+        Ok(s)
+    }
+
+    /// A constant that belongs to this operator alone.
+    pub fn weight(&mut self, pack: impl FnOnce() -> Lowered<Vec<u8>>) -> Lowered<SlotId> {
+        let mut bytes = if self.dry { Vec::new() } else { pack()? };
+        bytes.resize(bytes.len().next_multiple_of(16).max(16), 0);
+        if bytes.len() as u64 > self.scene.caps.max_binding {
+            return no(format!("a constant of {} bytes, more than the adapter can bind", bytes.len()));
+        }
+        let slot = self.slot(bytes.len() as u64);
+        if let Some(s) = self.program.slots.get_mut(slot) {
+            s.place = Place::Weight(self.program.weights.len());
+        }
+        self.program.weights.push(bytes.into());
+        Ok(slot)
+    }
+
+    /// Emits a dispatch: reads bind from 1 up, then writes; `extra` are the epilogue's operands.
+    pub fn dispatch(
+        &mut self,
+        key: KernelKey,
+        reads: &[SlotId],
+        writes: &[SlotId],
+        extra: &[SlotId],
+        params: Params,
+        groups: [u32; 3],
+    ) -> Lowered {
+        let count = reads.len() + writes.len() + extra.len();
+        if count as u32 > self.scene.caps.max_storage_buffers {
+            return no(format!("{count} storage bindings, more than the adapter has"));
+        }
+        let mut bindings = Vec::with_capacity(count);
+        let mut number = 1;
+        for (list, access) in [(reads, Access::Read), (writes, Access::Write)] {
+            for &slot in list {
+                bindings.push(Binding { binding: number, slot, access });
+                number += 1;
+            }
+        }
+        for (i, &slot) in extra.iter().enumerate() {
+            bindings.push(Binding {
+                binding: litegpu_shaders::EPILOGUE_BINDING + i as u32,
+                slot,
+                access: Access::Read,
+            });
+        }
+        for b in &bindings {
+            let bytes = self.program.slots.get(b.slot).map_or(0, |s| s.bytes);
+            if bytes > self.scene.caps.max_binding {
+                return no(format!("a tensor of {bytes} bytes, more than the adapter can bind"));
+            }
+        }
+        let kernel = match self.kernels.get(&key) {
+            Some(&k) => k,
+            None => {
+                let k = self.program.kernels.len();
+                self.program.kernels.push(key.clone());
+                self.kernels.insert(key, k);
+                k
+            }
+        };
+        self.program.dispatches.push(Dispatch { node: self.id, kernel, bindings, params: params.finish(), groups });
+        Ok(())
+    }
+
+    /// Finishes the part: ports for `outputs`, and memory.
+    pub(crate) fn finish(mut self, outputs: &[TensorId], _fuse: bool) -> Lowered<Program> {
+        for &t in &self.inputs {
+            let port = port(self.scene, t, self.tensors.get(&t).copied(), self.scene.elem(t)?)?;
+            self.program.inputs.push(port);
+        }
+        for &t in outputs {
+            let elem = match self.scene.tensor(t)?.dtype {
+                DType::I64 => Elem::I32,
+                _ => self.scene.elem(t)?,
+            };
+            let port = port(self.scene, t, self.tensors.get(&t).copied(), elem)?;
+            self.program.outputs.push(port);
+        }
+        plan_memory(&mut self.program);
+        Ok(self.program)
+    }
+}
+
+fn port(scene: &Scene<'_>, t: TensorId, slot: Option<SlotId>, elem: Elem) -> Lowered<Port> {
+    let Some(slot) = slot else { return no(format!("tensor {t} is not computed here")) };
+    Ok(Port { tensor: t, dtype: scene.tensor(t)?.dtype, shape: scene.shape(t)?, elem, slot })
+}

@@ -1,0 +1,395 @@
+//! Partitioning: which operators run where, in which order, and why.
+
+use crate::caps::{AdapterClass, Caps, Precision};
+use crate::cost;
+use crate::lower::{Lower, Scene};
+use crate::program::Program;
+use litegpu_graph::shapes::{Eval, Shapes};
+use litegpu_graph::{Error, Family, Graph, Model, NodeId, Op, TensorId};
+
+/// What may be asked of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOptions {
+    /// How floats are kept.
+    pub precision: Precision,
+    /// Take everything that can be lowered, whatever it costs: for tests.
+    pub force_gpu: bool,
+    /// Keep everything on the CPU.
+    pub force_cpu: bool,
+    /// Keep the largest part on the GPU even where the estimate favours the CPU. Off, a plan may be all CPU.
+    pub prefer_gpu: bool,
+    /// Fuse element-wise operators into their producers.
+    pub fuse: bool,
+    /// Bytes of GPU memory that the plan may use for constants and activations; `None` for no limit.
+    pub memory_budget: Option<u64>,
+}
+
+impl Default for PlanOptions {
+    fn default() -> PlanOptions {
+        PlanOptions {
+            precision: Precision::F16,
+            force_gpu: false,
+            force_cpu: false,
+            prefer_gpu: true,
+            fuse: true,
+            memory_budget: None,
+        }
+    }
+}
+
+/// Where an operator ended up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// On the GPU.
+    Gpu,
+    /// On the CPU.
+    Cpu,
+    /// Nowhere: its result is a constant, or is read through another operator.
+    Folded,
+}
+
+/// One operator's place, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The operator.
+    pub node: NodeId,
+    /// Where it runs.
+    pub device: Device,
+    /// Why: empty for an operator that runs on the GPU.
+    pub reason: String,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// A part that runs on the GPU in one submit.
+    Gpu(Program),
+    /// Operators that run on the CPU, in this order.
+    Cpu(Vec<NodeId>),
+}
+
+/// How a subgraph is run.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// In execution order.
+    pub steps: Vec<Step>,
+    /// By node.
+    pub placements: Vec<Placement>,
+    /// Tensors that cross between CPU and GPU inside the graph (graph inputs and outputs not counted).
+    pub crossings: usize,
+}
+
+impl Plan {
+    /// Operators on (GPU, CPU, neither).
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let of = |d: Device| self.placements.iter().filter(|p| p.device == d).count();
+        (of(Device::Gpu), of(Device::Cpu), of(Device::Folded))
+    }
+    /// The GPU parts.
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        self.steps.iter().filter_map(|s| match s {
+            Step::Gpu(p) => Some(p),
+            Step::Cpu(_) => None,
+        })
+    }
+    /// Activation bytes planned, and the lower bound, over all GPU parts.
+    pub fn memory(&self) -> (u64, u64) {
+        self.programs().fold((0, 0), |(a, b), p| (a + p.planned_bytes, b + p.lower_bound))
+    }
+}
+
+/// Plans a subgraph for an adapter.
+///
+/// `eval` evaluates constant operators on the CPU: the tables of 8-bit unary operators come from it, so that GPU and
+/// CPU agree to the byte. Without it such operators stay on the CPU.
+///
+/// # Errors
+/// `Invalid` when there is no such subgraph. What cannot run on the GPU is no error: it is placed on the CPU.
+pub fn plan<'e>(
+    model: &Model,
+    subgraph: usize,
+    shapes: &Shapes,
+    caps: &Caps,
+    options: &PlanOptions,
+    mut eval: Option<&'e mut Eval<'e>>,
+) -> Result<Plan, Error> {
+    let scene = Scene::new(model, subgraph, shapes, caps, options.precision)?;
+    let graph = scene.graph;
+    let n = graph.nodes.len();
+    let mut reasons: Vec<Option<String>> = vec![None; n];
+    let folded: Vec<bool> = graph
+        .nodes
+        .iter()
+        .map(|node| shapes.is_known(node) || node.outputs.iter().all(|t| scene.folded.contains_key(t)))
+        .map(|f| f && !options.force_cpu)
+        .collect();
+    let _ = &mut eval;
+    if options.force_cpu {
+        reasons.fill(Some("the CPU was asked for".into()));
+    } else if let Some(mut dry) = Lower::new(&scene, eval.take(), true) {
+        for id in 0..n {
+            if !folded[id]
+                && let Err(e) = dry.node(id)
+            {
+                reasons[id] = Some(e.reason);
+            }
+        }
+        eval = dry.eval.take();
+    }
+    let mut tries = 0;
+    loop {
+        let on_gpu: Vec<bool> = (0..n).map(|i| !folded[i] && reasons[i].is_none()).collect();
+        let groups = schedule(graph, &scene, &on_gpu, &folded);
+        if let Some((nodes, reason)) = too_small(&scene, &groups, options) {
+            for id in nodes {
+                reasons[id] = Some(reason.clone());
+            }
+            continue;
+        }
+        match build(&scene, &groups, options, &mut eval) {
+            Ok(steps) => {
+                let over = options.memory_budget.is_some_and(|budget| {
+                    let used = |s: &Step| match s {
+                        Step::Gpu(p) => p.planned_bytes + p.weight_bytes(),
+                        Step::Cpu(_) => 0,
+                    };
+                    steps.iter().map(used).sum::<u64>() > budget
+                });
+                if !over {
+                    return Ok(finish(&scene, steps, &groups, reasons, &folded));
+                }
+                // Give back the part that needs most, until the rest fits.
+                let largest = steps
+                    .iter()
+                    .filter_map(|s| match s {
+                        Step::Gpu(p) => Some((p.planned_bytes + p.weight_bytes(), p.nodes.clone())),
+                        Step::Cpu(_) => None,
+                    })
+                    .max_by_key(|(b, _)| *b);
+                for id in largest.map(|(_, n)| n).unwrap_or_default() {
+                    reasons[id] = Some("its part would exceed the memory budget".into());
+                }
+            }
+            Err((id, reason)) => match reasons.get_mut(id) {
+                Some(slot) => *slot = Some(reason),
+                None => return Err(Error::internal(reason)),
+            },
+        }
+        tries += 1;
+        if tries > n + 2 {
+            return Err(Error::internal("the plan does not settle"));
+        }
+    }
+}
+
+/// A run of nodes on one device.
+#[derive(Debug)]
+struct Group {
+    gpu: bool,
+    nodes: Vec<NodeId>,
+}
+
+/// Orders the nodes so that devices change as seldom as the data flow allows: what is ready on the current device
+/// runs before the device changes. Operators with effects (variables, tables) keep their order.
+fn schedule(graph: &Graph, scene: &Scene<'_>, on_gpu: &[bool], folded: &[bool]) -> Vec<Group> {
+    let n = graph.nodes.len();
+    let producers = graph.producers();
+    // A folded operator runs (on the CPU) only for those that read its result there.
+    let mut needed: Vec<bool> = folded.iter().map(|f| !f).collect();
+    for id in (0..n).rev() {
+        let outputs = graph.nodes[id].outputs.iter();
+        if folded[id] && outputs.clone().any(|t| graph.outputs.contains(t)) {
+            needed[id] = true;
+        }
+        if needed[id] && !on_gpu[id] {
+            for &t in graph.nodes[id].inputs.iter().flatten() {
+                if let Some(p) = producers.get(t).copied().flatten()
+                    && p < id
+                {
+                    needed[p] = true;
+                }
+            }
+        }
+    }
+    let mut waits = vec![0usize; n];
+    let mut next: Vec<Vec<NodeId>> = vec![Vec::new(); n];
+    let mut last_effect: Option<NodeId> = None;
+    for (id, node) in graph.nodes.iter().enumerate() {
+        if !needed[id] {
+            continue;
+        }
+        let mut after: Vec<NodeId> = node
+            .inputs
+            .iter()
+            .flatten()
+            .filter_map(|&t| producers.get(t).copied().flatten())
+            .filter(|&p| p < id && needed[p])
+            // A value known from shapes is a constant to a GPU part.
+            .filter(|&p| !(on_gpu[id] && folded[p]))
+            .collect();
+        let touches = |t: &TensorId| graph.tensors.get(*t).is_some_and(|t| t.is_variable);
+        let effects = matches!(node.op.family(), Family::Control)
+            || node.inputs.iter().flatten().any(touches)
+            || matches!(node.op, Op::RandomUniform(_) | Op::RandomStandardNormal(_) | Op::Multinomial(_));
+        if effects {
+            after.extend(last_effect);
+            last_effect = Some(id);
+        }
+        after.sort_unstable();
+        after.dedup();
+        waits[id] = after.len();
+        for p in after {
+            next[p].push(id);
+        }
+    }
+    let _ = scene;
+    let mut ready: [std::collections::BTreeSet<NodeId>; 2] = Default::default();
+    for id in 0..n {
+        if needed[id] && waits[id] == 0 {
+            ready[usize::from(on_gpu[id])].insert(id);
+        }
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    // Start on the device whose first ready node comes first in the file, the CPU on a tie of chances.
+    let mut device = match (ready[0].first(), ready[1].first()) {
+        (Some(_), _) => 0,
+        (None, _) => 1,
+    };
+    while ready.iter().any(|r| !r.is_empty()) {
+        if ready[device].is_empty() {
+            device = 1 - device;
+        }
+        let mut nodes = Vec::new();
+        while let Some(id) = ready[device].pop_first() {
+            nodes.push(id);
+            for &m in &next[id] {
+                waits[m] -= 1;
+                if waits[m] == 0 {
+                    ready[usize::from(on_gpu[m])].insert(m);
+                }
+            }
+        }
+        groups.push(Group { gpu: device == 1, nodes });
+    }
+    groups
+}
+
+/// The part, if any, that does not pay: its operators, and the reason.
+fn too_small(scene: &Scene<'_>, groups: &[Group], options: &PlanOptions) -> Option<(Vec<NodeId>, String)> {
+    if options.force_gpu {
+        return None;
+    }
+    let largest = groups
+        .iter()
+        .enumerate()
+        .filter(|(_, g)| g.gpu)
+        .max_by_key(|(_, g)| g.nodes.iter().map(|&n| cost::work(scene, n).flops).sum::<u64>())
+        .map(|(i, _)| i);
+    let mut worst: Option<(f64, usize, String)> = None;
+    for (i, g) in groups.iter().enumerate() {
+        if !g.gpu || (options.prefer_gpu && Some(i) == largest) {
+            continue;
+        }
+        let estimate = cost::estimate(scene, &g.nodes);
+        // Between two CPU parts both crossings fall away; at an end one does.
+        let gain = estimate.cpu_us - estimate.gpu_us - estimate.crossing_us;
+        if gain < 0.0 && worst.as_ref().is_none_or(|w| gain < w.0) {
+            let reason = format!(
+                "too small a part for the GPU ({} operators: about {:.0} us on the CPU, {:.0} us with its transfers on the GPU)",
+                g.nodes.len(),
+                estimate.cpu_us,
+                estimate.gpu_us + estimate.crossing_us
+            );
+            worst = Some((gain, i, reason));
+        }
+    }
+    worst.and_then(|(_, i, reason)| Some((groups.get(i)?.nodes.clone(), reason)))
+}
+
+/// Lowers each GPU group to a program. On failure: the node to blame and the reason.
+fn build<'e>(
+    scene: &Scene<'_>,
+    groups: &[Group],
+    options: &PlanOptions,
+    eval: &mut Option<&'e mut Eval<'e>>,
+) -> Result<Vec<Step>, (NodeId, String)> {
+    let graph = scene.graph;
+    let mut steps = Vec::new();
+    for (g, group) in groups.iter().enumerate() {
+        if !group.gpu {
+            steps.push(Step::Cpu(group.nodes.clone()));
+            continue;
+        }
+        let Some(mut lower) = Lower::new(scene, eval.take(), false) else { continue };
+        let mut failed = None;
+        for &id in &group.nodes {
+            if let Err(e) = lower.node(id) {
+                failed = Some((id, e.reason));
+                break;
+            }
+        }
+        *eval = lower.eval.take();
+        if let Some(f) = failed {
+            return Err(f);
+        }
+        let mut outputs: Vec<TensorId> = Vec::new();
+        for &id in &group.nodes {
+            for &t in &graph.nodes[id].outputs {
+                let read_later = groups
+                    .iter()
+                    .enumerate()
+                    .any(|(o, other)| o != g && other.nodes.iter().any(|&m| graph.nodes[m].inputs.contains(&Some(t))));
+                if (graph.outputs.contains(&t) || read_later) && !outputs.contains(&t) {
+                    outputs.push(t);
+                }
+            }
+        }
+        let program = lower
+            .finish(&outputs, options.fuse)
+            .map_err(|e| (group.nodes.first().copied().unwrap_or(usize::MAX), e.reason))?;
+        steps.push(Step::Gpu(program));
+    }
+    Ok(steps)
+}
+
+fn finish(
+    scene: &Scene<'_>,
+    steps: Vec<Step>,
+    groups: &[Group],
+    reasons: Vec<Option<String>>,
+    folded: &[bool],
+) -> Plan {
+    let graph = scene.graph;
+    let mut placements = Vec::with_capacity(folded.len());
+    for (node, (reason, &folded)) in reasons.into_iter().zip(folded).enumerate() {
+        let run = groups.iter().any(|g| !g.gpu && g.nodes.contains(&node));
+        placements.push(match (folded, reason) {
+            (true, _) if run => Placement {
+                node,
+                device: Device::Cpu,
+                reason: "a constant that a CPU operator or the caller reads".into(),
+            },
+            (true, _) => Placement { node, device: Device::Folded, reason: "its result is a constant".into() },
+            (false, Some(reason)) => Placement { node, device: Device::Cpu, reason },
+            (false, None) => Placement { node, device: Device::Gpu, reason: String::new() },
+        });
+    }
+    let crosses = |t: TensorId| !graph.inputs.contains(&t) && !graph.outputs.contains(&t);
+    let mut crossings = 0;
+    for s in &steps {
+        if let Step::Gpu(p) = s {
+            crossings += p.inputs.iter().filter(|p| crosses(p.tensor)).count();
+            crossings += p.outputs.iter().filter(|p| crosses(p.tensor)).count();
+        }
+    }
+    Plan { steps, placements, crossings }
+}
+
+/// Microseconds that a part costs beside its kernels, by adapter class: submit and read-back, and each dispatch.
+pub(crate) fn overhead(class: AdapterClass) -> (f64, f64) {
+    match class {
+        AdapterClass::Software => (100.0, 14.0),
+        AdapterClass::Integrated => (150.0, 4.0),
+        AdapterClass::Discrete => (150.0, 3.0),
+    }
+}
