@@ -1,1 +1,37 @@
+//! litegpu runs LiteRT (`.tflite`) models: on the GPU through WGSL compute shaders on wgpu, and on the CPU where an
+//! operator, a type or a graph's size argues for it, with integers exact to the byte on both.
+//!
+//! ```no_run
+//! use litegpu::{Model, Session, Tensor};
+//!
+//! let model = Model::open("model.tflite")?;
+//! let mut session = Session::builder(&model).build()?;
+//! let outputs = session.run(&[Tensor::new(&[1, 4], &[0.0f32, 1.0, 2.0, 3.0])?])?;
+//! println!("{:?}\n{}", outputs[0].view::<f32>()?, session.report());
+//! # Ok::<(), litegpu::Error>(())
+//! ```
+//!
+//! [`Session::run`] blocks; [`Session::run_async`] is what it waits for, and the only way in a browser.
 
+mod clock;
+mod error;
+mod fold;
+#[cfg(not(target_family = "wasm"))]
+mod mapped;
+mod model;
+#[cfg(feature = "cli")]
+pub mod npz;
+mod report;
+mod session;
+mod tensor;
+#[cfg(feature = "cli")]
+pub mod verify;
+
+pub use error::{Error, ErrorKind, Result};
+pub use litegpu_cpu as cpu;
+pub use litegpu_graph as graph;
+pub use litegpu_graph::{DType, Quant};
+pub use model::Model;
+pub use report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
+pub use session::{Builder, Device, Key, Precision, Session, TensorInfo};
+pub use tensor::{Element, Tensor, View};

@@ -1,0 +1,191 @@
+//! `litegpu`: one file per verb.
+//!
+//! Exit codes: 0 all is well; 1 a wrong result or a run that failed; 2 bad usage or a bad file.
+
+mod bench;
+mod inspect;
+mod run;
+mod table;
+mod verify;
+
+use clap::{Args, Parser, Subcommand};
+use litegpu::{Device, Error, ErrorKind, Model, Precision, Session};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Run LiteRT (.tflite) models on the GPU and the CPU.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "\
+Exit codes: 0 all is well, 1 a wrong result or a failed run, 2 bad usage or a bad file.
+RUST_LOG=info (or debug) shows what happens inside."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::Run),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Bench(bench::Bench),
+}
+
+/// What a failed command ends with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A wrong result or a failed run.
+    pub(crate) fn failed(message: impl Into<String>) -> Failure {
+        Failure { code: 1, message: message.into() }
+    }
+    /// Bad usage or a bad file.
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure { code: 2, message: message.into() }
+    }
+}
+
+/// Errors while files are read and arguments understood end in 2; see [`Failed::failed`] for the others.
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::usage(e.to_string())
+    }
+}
+
+/// Marks an error as one of running rather than of usage.
+pub(crate) trait Failed<T> {
+    /// Ends in 1, or in 2 when a file or the caller is to blame all the same.
+    fn failed(self) -> Outcome<T>;
+}
+
+impl<T> Failed<T> for litegpu::Result<T> {
+    fn failed(self) -> Outcome<T> {
+        self.map_err(|e| match e.kind {
+            ErrorKind::Io => Failure::usage(e.to_string()),
+            _ => Failure::failed(e.to_string()),
+        })
+    }
+}
+
+/// The device options that several verbs share.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to run: auto takes a GPU where there is a real one, gpu insists (a software adapter will do)
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "gpu"])]
+    device: String,
+    /// Float arithmetic on the GPU (integers are exact in either)
+    #[arg(long, default_value = "f16", value_parser = ["f16", "f32"])]
+    precision: String,
+    /// Take the first adapter whose name contains this text (see `litegpu devices`)
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// Threads of the CPU executor; 0 means one per core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    threads: usize,
+}
+
+impl DeviceArgs {
+    pub(crate) fn device(&self) -> Outcome<Device> {
+        Ok(self.device.parse()?)
+    }
+    pub(crate) fn precision(&self) -> Outcome<Precision> {
+        Ok(self.precision.parse()?)
+    }
+    pub(crate) fn builder(&self, model: &Model, signature: Option<&str>) -> Outcome<litegpu::Builder> {
+        let mut b = Session::builder(model).device(self.device()?).precision(self.precision()?).threads(self.threads);
+        if let Some(a) = &self.adapter {
+            b = b.adapter(a);
+        }
+        if let Some(s) = signature {
+            b = b.signature(s);
+        }
+        Ok(b)
+    }
+}
+
+/// Opens a model; a bad file is bad usage.
+pub(crate) fn open(path: &Path) -> Outcome<Model> {
+    Ok(Model::open(path)?)
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Outcome<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// Writes a whole file.
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Outcome {
+    std::fs::write(path, bytes).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// Writes to standard output. A reader that has gone (`| head`) is no error.
+pub(crate) fn emit(text: impl AsRef<str>) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_ref().as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn emit_json(value: &impl serde::Serialize) -> Outcome {
+    let text = serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+    emit(text + "\n");
+    Ok(())
+}
+
+/// A progress bar on standard error; hidden when that is no terminal.
+pub(crate) fn progress(len: u64, what: &str) -> indicatif::ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}");
+    let bar = indicatif::ProgressBar::new(len).with_prefix(what.to_string());
+    match style {
+        Ok(s) => bar.with_style(s),
+        Err(_) => bar,
+    }
+}
+
+/// The name a file goes by in tables.
+pub(crate) fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Runs the tool.
+pub(crate) fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    let done = match cli.verb {
+        Verb::Run(v) => v.run(),
+        Verb::Inspect(v) => v.run(),
+        Verb::Verify(v) => v.run(),
+        Verb::Bench(v) => v.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(f) => {
+            if !f.message.is_empty() {
+                eprintln!("litegpu: {}", f.message);
+            }
+            ExitCode::from(f.code)
+        }
+    }
+}
+
+/// Arrays of an `.npz` named `in0`, `in1`, ...
+pub(crate) fn arrays(path: &PathBuf) -> Outcome<std::collections::BTreeMap<String, litegpu::Tensor>> {
+    Ok(litegpu::npz::read(&read(path)?).map_err(|e| e.at(path.display()))?)
+}
