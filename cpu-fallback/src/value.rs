@@ -105,7 +105,7 @@ impl Value {
     pub fn reshape(&mut self, shape: &[usize]) -> Result<()> {
         if self.dtype.bits() != 0 {
             let n = elements(shape);
-            let bytes = self.dtype.byte_len(n).filter(|_| n < (1 << 40));
+            let bytes = self.dtype.byte_len(n).filter(|_| (n as u64) < (1 << 40));
             let bytes = bytes.ok_or_else(|| Error::invalid(format!("shape {shape:?} is too large")))?;
             self.data.resize(bytes)?;
         }

@@ -19,7 +19,7 @@ use flatbuffers::VerifierOptions;
 /// Dimensions a tensor may have.
 const MAX_RANK: usize = 16;
 /// Elements a tensor may have: shape arithmetic stays far from overflow.
-const MAX_ELEMENTS: usize = 1 << 40;
+const MAX_ELEMENTS: u64 = 1 << 40;
 /// Flatbuffer tables a file may have.
 const MAX_TABLES: usize = 8_000_000;
 
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
                 Err(_) => return Err(Error::invalid(format!("dimension of size {d}"))),
             }
         }
-        if elements(&shape) > MAX_ELEMENTS {
+        if elements(&shape) as u64 > MAX_ELEMENTS {
             return Err(Error::invalid(format!("shape {shape:?} has too many elements")));
         }
         let mut signature: Option<Vec<i32>> =

@@ -6,6 +6,7 @@ mod run;
 mod schema;
 mod test;
 mod wasm;
+mod web;
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +29,11 @@ enum Chore {
     Schema,
     /// Check that the library compiles for wasm32-unknown-unknown, installing a toolchain for it if there is none.
     Wasm,
+    /// The browser package: build it, serve the demo, test it in Chromium.
+    Web {
+        #[command(subcommand)]
+        what: web::Web,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,5 +45,6 @@ fn main() -> anyhow::Result<()> {
         }),
         Chore::Schema => schema::run_chore(),
         Chore::Wasm => wasm::check(),
+        Chore::Web { what } => web::web(&what),
     }
 }
