@@ -12,8 +12,6 @@ struct Params {
 @group(0) @binding(1) var<storage, read> in0: array<in0_Elem4>;
 @group(0) @binding(2) var<storage, read_write> out: array<out_Elem4>;
 
-alias acc_Val4 = in0_Val4;
-
 @compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,

@@ -1,6 +1,16 @@
 // The library: small functions that kernels call and epilogues are made of. A section starts with its name and the
-// sections it needs; only what is called becomes part of a module. Float functions take and give vec4<f32>, integer
-// functions vec4<i32>.
+// sections it needs; only what is called becomes part of a module. f_ functions take and give vec4<f32>, i_ functions
+// vec4<i32>; b_ functions compare and give 0 or 1 in a vec4<i32>.
+
+//@ f_id:
+fn f_id(x: vec4<f32>) -> vec4<f32> {
+    return x;
+}
+
+//@ i_id:
+fn i_id(x: vec4<i32>) -> vec4<i32> {
+    return x;
+}
 
 //@ f_relu:
 fn f_relu(x: vec4<f32>) -> vec4<f32> {
@@ -10,4 +20,460 @@ fn f_relu(x: vec4<f32>) -> vec4<f32> {
 //@ f_clamp:
 fn f_clamp(x: vec4<f32>, low: f32, high: f32) -> vec4<f32> {
     return min(max(x, vec4<f32>(low)), vec4<f32>(high));
+}
+
+//@ f_abs:
+fn f_abs(x: vec4<f32>) -> vec4<f32> {
+    return abs(x);
+}
+
+//@ f_neg:
+fn f_neg(x: vec4<f32>) -> vec4<f32> {
+    return -x;
+}
+
+//@ f_exp:
+fn f_exp(x: vec4<f32>) -> vec4<f32> {
+    return exp(x);
+}
+
+//@ f_log:
+// Near 1, where the builtin may lose all relative accuracy, a series in (x - 1) / (x + 1).
+fn f_log(x: vec4<f32>) -> vec4<f32> {
+    let s = (x - 1.0) / (x + 1.0);
+    let z = s * s;
+    let near = 2.0 * s * (1.0 + z * (0.33333334 + z * (0.2 + z * (0.14285715 + z * (0.11111111 + z * 0.09090909)))));
+    return select(log(x), near, abs(x - 1.0) < vec4<f32>(0.25));
+}
+
+//@ f_sqrt:
+fn f_sqrt(x: vec4<f32>) -> vec4<f32> {
+    return sqrt(x);
+}
+
+//@ f_rsqrt:
+fn f_rsqrt(x: vec4<f32>) -> vec4<f32> {
+    return 1.0 / sqrt(x);
+}
+
+//@ f_sin:
+fn f_sin(x: vec4<f32>) -> vec4<f32> {
+    return sin(x);
+}
+
+//@ f_cos:
+fn f_cos(x: vec4<f32>) -> vec4<f32> {
+    return cos(x);
+}
+
+//@ f_floor:
+fn f_floor(x: vec4<f32>) -> vec4<f32> {
+    return floor(x);
+}
+
+//@ f_ceil:
+fn f_ceil(x: vec4<f32>) -> vec4<f32> {
+    return ceil(x);
+}
+
+//@ f_round:
+fn f_round(x: vec4<f32>) -> vec4<f32> {
+    return round(x);
+}
+
+//@ f_sign:
+fn f_sign(x: vec4<f32>) -> vec4<f32> {
+    return sign(x);
+}
+
+//@ f_square:
+fn f_square(x: vec4<f32>) -> vec4<f32> {
+    return x * x;
+}
+
+//@ f_zero:
+fn f_zero(x: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>();
+}
+
+//@ f_logistic:
+fn f_logistic(x: vec4<f32>) -> vec4<f32> {
+    return 1.0 / (1.0 + exp(-max(x, vec4<f32>(-88.0))));
+}
+
+//@ f_tanh:
+fn f_tanh(x: vec4<f32>) -> vec4<f32> {
+    return tanh(clamp(x, vec4<f32>(-12.0), vec4<f32>(12.0)));
+}
+
+//@ f_hard_swish:
+fn f_hard_swish(x: vec4<f32>) -> vec4<f32> {
+    return x * clamp(x + 3.0, vec4<f32>(), vec4<f32>(6.0)) * (1.0 / 6.0);
+}
+
+//@ f_elu:
+fn f_elu(x: vec4<f32>) -> vec4<f32> {
+    // exp(x) - 1 loses its digits near 0: a series there.
+    let near = x * (1.0 + x * (0.5 + x * (0.16666667 + x * (0.041666668 + x * 0.008333334))));
+    let below = select(exp(x) - 1.0, near, x > vec4<f32>(-0.1));
+    return select(x, below, x < vec4<f32>());
+}
+
+//@ f_leaky:
+fn f_leaky(x: vec4<f32>, slope: f32) -> vec4<f32> {
+    return select(x, x * slope, x < vec4<f32>());
+}
+
+//@ f_gelu_tanh: f_tanh
+fn f_gelu_tanh(x: vec4<f32>) -> vec4<f32> {
+    return 0.5 * x * (1.0 + f_tanh(0.7978845608 * (x + 0.044715 * x * x * x)));
+}
+
+//@ f_erf:
+// Absolute error below 2e-7 (Abramowitz and Stegun 7.1.26 beyond 0.5, the Taylor series below).
+fn f_erf(x: vec4<f32>) -> vec4<f32> {
+    let a = abs(x);
+    let t = 1.0 / (1.0 + 0.3275911 * a);
+    let poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    let far = sign(x) * (1.0 - poly * exp(-a * a));
+    let z = x * x;
+    let near = 1.1283791671 * x
+        * (1.0 + z * (-0.33333334 + z * (0.1 + z * (-0.023809524 + z * (0.0046296296 - z * 0.00075757576)))));
+    return select(far, near, a < vec4<f32>(0.5));
+}
+
+//@ f_gelu: f_erf
+fn f_gelu(x: vec4<f32>) -> vec4<f32> {
+    return 0.5 * x * (1.0 + f_erf(x * 0.70710678));
+}
+
+//@ f_scale:
+fn f_scale(x: vec4<f32>, factor: f32) -> vec4<f32> {
+    return x * factor;
+}
+
+//@ f_add:
+fn f_add(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return a + b;
+}
+
+//@ f_sub:
+fn f_sub(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return a - b;
+}
+
+//@ f_mul:
+fn f_mul(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return a * b;
+}
+
+//@ f_div:
+fn f_div(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return a / b;
+}
+
+//@ f_max:
+fn f_max(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return max(a, b);
+}
+
+//@ f_min:
+fn f_min(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return min(a, b);
+}
+
+//@ f_sqdiff:
+fn f_sqdiff(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return (a - b) * (a - b);
+}
+
+//@ f_prelu:
+fn f_prelu(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return select(a, a * b, a < vec4<f32>());
+}
+
+//@ f_pow:
+// Negative bases are fine where the exponent is a whole number, as in C.
+fn f_pow(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let size = pow(abs(a), b);
+    let whole = b == floor(b);
+    let odd = whole & (abs(b % 2.0) == vec4<f32>(1.0));
+    let signed = select(size, -size, odd & (a < vec4<f32>()));
+    return select(signed, vec4<f32>(1.0), b == vec4<f32>());
+}
+
+//@ f_floor_div:
+fn f_floor_div(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return floor(a / b);
+}
+
+//@ f_floor_mod:
+fn f_floor_mod(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let r = a % b;
+    return select(r, r + b, (r != vec4<f32>()) & ((r < vec4<f32>()) != (b < vec4<f32>())));
+}
+
+//@ f_atan2:
+fn f_atan2(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return atan2(a, b);
+}
+
+//@ b_flag:
+fn b_flag(c: vec4<bool>) -> vec4<i32> {
+    return select(vec4<i32>(), vec4<i32>(1), c);
+}
+
+//@ bf_equal: b_flag
+fn bf_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a == b);
+}
+
+//@ bf_not_equal: b_flag
+fn bf_not_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a != b);
+}
+
+//@ bf_less: b_flag
+fn bf_less(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a < b);
+}
+
+//@ bf_less_equal: b_flag
+fn bf_less_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a <= b);
+}
+
+//@ bf_greater: b_flag
+fn bf_greater(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a > b);
+}
+
+//@ bf_greater_equal: b_flag
+fn bf_greater_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<i32> {
+    return b_flag(a >= b);
+}
+
+//@ bi_equal: b_flag
+fn bi_equal(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a == b);
+}
+
+//@ bi_not_equal: b_flag
+fn bi_not_equal(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a != b);
+}
+
+//@ bi_less: b_flag
+fn bi_less(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a < b);
+}
+
+//@ bi_less_equal: b_flag
+fn bi_less_equal(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a <= b);
+}
+
+//@ bi_greater: b_flag
+fn bi_greater(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a > b);
+}
+
+//@ bi_greater_equal: b_flag
+fn bi_greater_equal(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b_flag(a >= b);
+}
+
+//@ i_add:
+fn i_add(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a + b;
+}
+
+//@ i_sub:
+fn i_sub(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a - b;
+}
+
+//@ i_mul:
+fn i_mul(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a * b;
+}
+
+//@ i_div:
+fn i_div(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a / b;
+}
+
+//@ i_floor_div:
+fn i_floor_div(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    let q = a / b;
+    let r = a - q * b;
+    return select(q, q - 1, (r != vec4<i32>()) & ((r < vec4<i32>()) != (b < vec4<i32>())));
+}
+
+//@ i_floor_mod:
+fn i_floor_mod(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    let r = a - (a / b) * b;
+    return select(r, r + b, (r != vec4<i32>()) & ((r < vec4<i32>()) != (b < vec4<i32>())));
+}
+
+//@ i_max:
+fn i_max(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return max(a, b);
+}
+
+//@ i_min:
+fn i_min(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return min(a, b);
+}
+
+//@ i_sqdiff:
+fn i_sqdiff(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return (a - b) * (a - b);
+}
+
+//@ i_and:
+fn i_and(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a & b;
+}
+
+//@ i_or:
+fn i_or(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a | b;
+}
+
+//@ i_xor:
+fn i_xor(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return a ^ b;
+}
+
+//@ i_not:
+fn i_not(x: vec4<i32>) -> vec4<i32> {
+    return vec4<i32>(1) - x;
+}
+
+//@ i_neg:
+fn i_neg(x: vec4<i32>) -> vec4<i32> {
+    return -x;
+}
+
+//@ i_abs:
+fn i_abs(x: vec4<i32>) -> vec4<i32> {
+    return abs(x);
+}
+
+//@ i_sign:
+fn i_sign(x: vec4<i32>) -> vec4<i32> {
+    return sign(x);
+}
+
+//@ i_square:
+fn i_square(x: vec4<i32>) -> vec4<i32> {
+    return x * x;
+}
+
+//@ i_zero:
+fn i_zero(x: vec4<i32>) -> vec4<i32> {
+    return vec4<i32>();
+}
+
+//@ i_relu:
+fn i_relu(x: vec4<i32>) -> vec4<i32> {
+    return max(x, vec4<i32>());
+}
+
+//@ i_clamp:
+fn i_clamp(x: vec4<i32>, low: i32, high: i32) -> vec4<i32> {
+    return clamp(x, vec4<i32>(low), vec4<i32>(high));
+}
+
+//@ to_float:
+fn to_float(x: vec4<i32>) -> vec4<f32> {
+    return vec4<f32>(x);
+}
+
+//@ to_int:
+// Truncates; what does not fit saturates.
+fn to_int(x: vec4<f32>) -> vec4<i32> {
+    return vec4<i32>(x);
+}
+
+//@ to_byte:
+// Wraps to signed 8 bits, as the reference's casts between integer types do.
+fn to_byte(x: vec4<i32>) -> vec4<i32> {
+    return (x << vec4<u32>(24u)) >> vec4<u32>(24u);
+}
+
+//@ to_ubyte:
+fn to_ubyte(x: vec4<i32>) -> vec4<i32> {
+    return x & vec4<i32>(255);
+}
+
+//@ f_to_bool: b_flag
+fn f_to_bool(x: vec4<f32>) -> vec4<i32> {
+    return b_flag(x != vec4<f32>());
+}
+
+//@ i_to_bool: b_flag
+fn i_to_bool(x: vec4<i32>) -> vec4<i32> {
+    return b_flag(x != vec4<i32>());
+}
+
+//@ dequantize:
+fn dequantize(x: vec4<i32>, scale: f32, zero: i32) -> vec4<f32> {
+    return scale * vec4<f32>(x - zero);
+}
+
+//@ quantize:
+// Rounds half away from zero.
+fn quantize(x: vec4<f32>, scale: f32, zero: i32, least: i32, greatest: i32) -> vec4<i32> {
+    let v = x / scale;
+    let r = sign(v) * floor(abs(v) + 0.5);
+    // floor(|v| + 0.5) is one too great where |v| is the float just below a half.
+    let fixed = select(r, r - sign(v), abs(r - v) > vec4<f32>(0.5));
+    return clamp(vec4<i32>(clamp(fixed, vec4<f32>(-1e9), vec4<f32>(1e9))) + zero, vec4<i32>(least), vec4<i32>(greatest));
+}
+
+//@ i_high_mul:
+// The high half of the doubled 64-bit product, rounded as the reference rounds it. b is not negative: no multiplier is.
+fn i_high_mul(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    let negative = a < vec4<i32>();
+    let x = vec4<u32>(abs(a));
+    let y = vec4<u32>(b);
+    let xl = x & vec4<u32>(0xffffu);
+    let xh = x >> vec4<u32>(16u);
+    let yl = y & vec4<u32>(0xffffu);
+    let yh = y >> vec4<u32>(16u);
+    let low = xl * yl;
+    let mid = xh * yl + (low >> vec4<u32>(16u));
+    let mid2 = xl * yh + (mid & vec4<u32>(0xffffu));
+    var high = xh * yh + (mid >> vec4<u32>(16u)) + (mid2 >> vec4<u32>(16u));
+    let lowest = (mid2 << vec4<u32>(16u)) | (low & vec4<u32>(0xffffu));
+    // Adds a half to the magnitude (just less than a half where the product is negative: its exact half goes towards
+    // zero) and takes bits 31 and up.
+    let sum = lowest + select(vec4<u32>(0x40000000u), vec4<u32>(0x3fffffffu), negative);
+    high += select(vec4<u32>(), vec4<u32>(1u), sum < lowest);
+    let r = vec4<i32>((high << vec4<u32>(1u)) | (sum >> vec4<u32>(31u)));
+    return select(r, -r, negative);
+}
+
+//@ i_rounding_shift:
+// x / 2^n, rounded half away from zero; n from 0 to 31.
+fn i_rounding_shift(x: vec4<i32>, n: vec4<u32>) -> vec4<i32> {
+    let mask = (vec4<i32>(1) << n) - 1;
+    let remainder = x & mask;
+    let threshold = (mask >> vec4<u32>(1u)) + select(vec4<i32>(), vec4<i32>(1), x < vec4<i32>());
+    return (x >> n) + select(vec4<i32>(), vec4<i32>(1), remainder > threshold);
+}
+
+//@ i_requant4: i_high_mul i_rounding_shift
+// x times (multiplier, shift) of each lane, rounded twice.
+fn i_requant4(x: vec4<i32>, multiplier: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {
+    let left = vec4<u32>(max(shift, vec4<i32>()));
+    let right = vec4<u32>(max(-shift, vec4<i32>()));
+    return i_rounding_shift(i_high_mul(x << left, multiplier), right);
+}
+
+//@ i_requant: i_requant4
+fn i_requant(x: vec4<i32>, multiplier: i32, shift: i32) -> vec4<i32> {
+    return i_requant4(x, vec4<i32>(multiplier), vec4<i32>(shift));
 }

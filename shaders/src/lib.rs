@@ -205,11 +205,13 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
     }
     let mut wanted: Vec<&str> = kernel.functions.to_vec();
-    wanted.extend(key.functions.iter().map(|(_, f)| *f));
+    let own = |f: &str| kernel.text.contains(&format!("fn {f}("));
+    wanted.extend(key.functions.iter().map(|(_, f)| *f).filter(|f| !own(f)));
     wanted.extend(key.epilogue.iter().map(|s| s.f));
     library(&wanted, &mut text)?;
     let mut body = kernel.text.to_string();
     for (alias, f) in &key.functions {
+        // A kernel may also define the alternatives itself.
         body = body.replace(&format!("{alias}("), &format!("{f}("));
     }
     text.push_str(&body);

@@ -1,6 +1,6 @@
 //! The kernels: one row a file.
 
-use crate::Elem;
+use crate::Elem::{self, *};
 
 /// One kernel file.
 #[derive(Debug, Clone, Copy)]
@@ -11,15 +11,18 @@ pub struct Kernel {
     pub text: &'static str,
     /// The library functions that the text itself calls.
     pub functions: &'static [&'static str],
-    /// The roles whose element part it needs.
-    pub roles: &'static [&'static str],
-    /// The element types that each combination of roles may have: what lowering uses and tests validate.
-    pub elems: &'static [&'static [Elem]],
-    /// Combinations of functions under the names that the text calls them by: one list an alternative.
+    /// The roles, each with the ways its elements may be stored. `acc` stores nothing: it names the type that the
+    /// epilogue starts from.
+    pub roles: &'static [(&'static str, &'static [Elem])],
+    /// The functions that the text calls under names of its own: one list an alternative, with what the epilogue then
+    /// starts from where that is not the operands' type.
     pub variants: &'static [&'static [(&'static str, &'static str)]],
 }
 
-const F: [Elem; 3] = [Elem::F32, Elem::F16, Elem::F16Packed];
+const ANY: &[Elem] = &[F32, F16, F16Packed, I8, U8, Bool, I32];
+const FLOAT: &[Elem] = &[F32, F16, F16Packed];
+const BYTE: &[Elem] = &[I8, U8];
+const ACC: &[Elem] = &[F32, I32];
 
 macro_rules! kernels {
     ($( $name:literal { $($field:ident: $value:expr),* $(,)? } )*) => {
@@ -30,7 +33,7 @@ macro_rules! kernels {
                 ..Kernel {
                     name: $name,
                     text: include_str!(concat!("../", $name, ".wgsl")),
-                    functions: &[], roles: &[], elems: &[], variants: &[],
+                    functions: &[], roles: &[], variants: &[],
                 }
             },
         )*];
@@ -38,7 +41,35 @@ macro_rules! kernels {
 }
 
 kernels! {
-    "unary" { roles: &["in0", "out"], elems: &[&[F[0], F[0]], &[F[1], F[1]], &[F[2], F[2]]] }
+    "unary" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "lut" {}
+    "binary" {
+        roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)],
+        variants: &[&[("OP", "f_add")], &[("OP", "i_add")], &[("OP", "bf_less")], &[("OP", "bi_less")]],
+    }
+    "qbinary" { functions: &["i_requant"], roles: &[("in0", BYTE), ("in1", BYTE), ("out", &[I8, U8, Bool])] }
+    "pick" { roles: &[("in0", ANY), ("in1", ANY), ("out", ANY)] }
+    "copy" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "reduce" {
+        roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)],
+        variants: &[
+            &[("COMBINE", "f_add"), ("CLOSE", "close_f")],
+            &[("COMBINE", "f_max"), ("CLOSE", "close_f")],
+            &[("COMBINE", "i_add"), ("CLOSE", "close_i")],
+            &[("COMBINE", "i_max"), ("CLOSE", "close_i")],
+        ],
+        functions: &["i_requant"],
+    }
+    "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
+    "normalize" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "pool" {
+        roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
+        variants: &[&[("CLOSE", "close_f")], &[("CLOSE", "close_i")]],
+    }
+    "resize" {
+        roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
+    }
+    "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
 }
 
 /// The kernel of that name.

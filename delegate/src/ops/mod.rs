@@ -1,14 +1,73 @@
 //! Lowering, one file per operator family: the same stems as in the other crates.
 
+mod binary;
+mod fill;
+mod gather;
+mod layout;
+mod normalize;
+mod pool;
+mod quantize;
+mod reduce;
+mod reshape;
+mod resize;
+mod select;
 mod unary;
 
-use crate::lower::{Lower, Lowered, no};
-use litegpu_graph::Family;
+use crate::lower::{Lower, Lowered, Operand, no};
+use litegpu_graph::schema::ActivationFunctionType;
+use litegpu_graph::{DType, Family, Op};
+use litegpu_shaders::{Elem, Lit, Step};
+
+/// Invocations in a workgroup of the kernels that have no reason for another number.
+pub(crate) const WG: usize = 64;
 
 /// Emits the dispatches of the operator that `cx` stands at, or says why it stays on the CPU.
 pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match cx.node.op.family() {
         Family::Unary => unary::lower(cx),
-        _ => no("no kernel yet"),
+        Family::Binary => binary::lower(cx),
+        Family::Select => select::lower(cx),
+        Family::Quantize => quantize::lower(cx),
+        Family::Normalize => normalize::lower(cx),
+        Family::Reduce => reduce::lower(cx),
+        Family::Reshape => reshape::lower(cx),
+        Family::Layout => layout::lower(cx),
+        Family::Fill => fill::lower(cx),
+        Family::Gather => gather::lower(cx),
+        Family::Pool => pool::lower(cx),
+        Family::Resize => resize::lower(cx),
+        Family::Conv | Family::Matmul => no("no kernel yet"),
+        Family::Sort => no("sorting stays on the CPU"),
+        Family::Recurrent => no("recurrent cells stay on the CPU"),
+        Family::Control => no("control flow and variables are driven from the CPU"),
+        Family::Signal => no("complex numbers stay on the CPU"),
+        Family::Text => no("text operators stay on the CPU"),
+        Family::Stablehlo => no("StableHLO operators stay on the CPU"),
+        Family::Custom => match &cx.node.op {
+            Op::Custom(c) => no(format!("no GPU kernel for the custom operator {}", c.name)),
+            _ => no("no GPU kernel"),
+        },
     }
+}
+
+/// The type that arithmetic on an element is done in, as the `acc` role wants it.
+pub(crate) fn acc(elem: Elem) -> Elem {
+    if elem.is_float() { Elem::F32 } else { Elem::I32 }
+}
+
+/// Whether the operand is an 8-bit quantized tensor.
+pub(crate) fn is_quantized(x: &Operand<'_>) -> bool {
+    matches!(x.dtype, DType::I8 | DType::U8) && x.quant.is_some_and(|q| !q.scale.is_empty())
+}
+
+/// The epilogue step of a fused activation on floats.
+pub(crate) fn activation(a: ActivationFunctionType) -> Lowered<Option<Step>> {
+    Ok(Some(match a {
+        ActivationFunctionType::NONE => return Ok(None),
+        ActivationFunctionType::RELU => Step::call("f_relu", &[]),
+        ActivationFunctionType::RELU6 => Step::call("f_clamp", &[Lit::f(0.0), Lit::f(6.0)]),
+        ActivationFunctionType::RELU_N1_TO_1 => Step::call("f_clamp", &[Lit::f(-1.0), Lit::f(1.0)]),
+        ActivationFunctionType::TANH => Step::call("f_tanh", &[]),
+        a => return no(format!("fused activation {a:?}")),
+    }))
 }
