@@ -1,12 +1,16 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
 mod exec;
+mod gemm;
 mod kernel;
 pub mod ops;
 mod pool;
+mod requant;
 mod resources;
 pub mod strings;
+mod simd;
 mod value;
+mod weights;
 
 pub use exec::{Executor, Options};
 pub use kernel::{Call, Kernel, Site};

@@ -1,7 +1,1256 @@
 //! Convolutions: kernels.
+//!
+//! Forward convolutions gather the inputs under a few output pixels at a time and multiply them by the packed filter.
+//! A transposed convolution is taken apart into one forward convolution per phase of its stride, each with the taps
+//! that reach outputs of that phase, so that nothing is scattered and sums stay exact.
 
 use super::*;
+use crate::gemm::{
+    Direct, Finish, FinishF32, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
+};
+use crate::kernel::Call;
+use crate::pool::Pool;
+use crate::requant::*;
+use crate::simd::{Isa, NR, Task, clamp, dispatch};
+use crate::weights::{Source, Weights};
+use bytemuck::Pod;
+use litegpu_graph::fixed::{float_range, quantized_range};
+use litegpu_graph::ops::{transpose_bias_options, window};
+use litegpu_graph::schema::{ActivationFunctionType, Padding, TensorType};
+use litegpu_graph::{DType, Op};
+use smallvec::SmallVec;
+use std::marker::PhantomData;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
-    no_kernel(site)
+    match &site.node.op {
+        Op::Conv2d(o) => {
+            let frame = Spatial {
+                padding: o.padding,
+                stride: [1, o.stride_h, o.stride_w],
+                dilation: [1, o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+                bias_type: o.quantized_bias_type,
+                form: Form::Conv2d,
+            };
+            dense(site, frame, [0, 1, 2])
+        }
+        Op::TransposeConv(o) => {
+            let frame = Spatial {
+                padding: o.padding,
+                stride: [1, o.stride_h, o.stride_w],
+                dilation: [1; 3],
+                activation: o.fused_activation_function,
+                bias_type: o.quantized_bias_type,
+                form: Form::Transpose2d,
+            };
+            dense(site, frame, [2, 1, 3])
+        }
+        Op::Conv3d(o) => {
+            let frame = Spatial {
+                padding: o.padding,
+                stride: [o.stride_d, o.stride_h, o.stride_w],
+                dilation: [o.dilation_d_factor, o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+                bias_type: TensorType::FLOAT32,
+                form: Form::Conv3d,
+            };
+            dense(site, frame, [0, 1, 2])
+        }
+        Op::Conv3dTranspose(o) => {
+            let frame = Spatial {
+                padding: o.padding,
+                stride: [o.stride_d, o.stride_h, o.stride_w],
+                dilation: [o.dilation_d_factor, o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+                bias_type: TensorType::FLOAT32,
+                form: Form::Transpose3d,
+            };
+            dense(site, frame, [2, 1, 3])
+        }
+        Op::DepthwiseConv2d(o) => {
+            let frame = Spatial {
+                padding: o.padding,
+                stride: [1, o.stride_h, o.stride_w],
+                dilation: [1, o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+                bias_type: TensorType::FLOAT32,
+                form: Form::Conv2d,
+            };
+            depthwise(site, frame)
+        }
+        _ => no_kernel(site),
+    }
+}
+
+/// MediaPipe's custom `Convolution2DTransposeBias`: input, filter, bias.
+pub(super) fn transpose_bias(site: &Site<'_>, options: &[u8]) -> Result<Kernel> {
+    let (padding, [h, w]) = transpose_bias_options(options)?;
+    let frame = Spatial {
+        padding,
+        stride: [1, h, w],
+        dilation: [1; 3],
+        activation: ActivationFunctionType::NONE,
+        bias_type: TensorType::FLOAT32,
+        form: Form::Transpose2d,
+    };
+    dense(site, frame, [0, 1, 2])
+}
+
+/// Which way the filter slides and how its axes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Filter OHWI.
+    Conv2d,
+    /// Filter OHWI.
+    Transpose2d,
+    /// Filter DHWIO.
+    Conv3d,
+    /// Filter DHWOI.
+    Transpose3d,
+}
+
+/// Attributes, over depth, height and width.
+#[derive(Debug, Clone, Copy)]
+struct Spatial {
+    padding: Padding,
+    stride: [i32; 3],
+    dilation: [i32; 3],
+    activation: ActivationFunctionType,
+    bias_type: TensorType,
+    form: Form,
+}
+
+/// Sizes of one convolution.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    input: [usize; 3],
+    output: [usize; 3],
+    taps: [usize; 3],
+    /// Input channels in all, and those that one group's filter sees.
+    channels: usize,
+    group: usize,
+    /// Output channels in all.
+    filters: usize,
+}
+
+impl Spatial {
+    fn transposed(&self) -> bool {
+        matches!(self.form, Form::Transpose2d | Form::Transpose3d)
+    }
+
+    fn sizes(&self, x: &[usize], f: &[usize], out: &[usize]) -> Result<Sizes> {
+        let sizes = match (self.form, x, f, out) {
+            (Form::Conv2d | Form::Transpose2d, &[n, h, w, c], &[o, kh, kw, i], &[_, oh, ow, _]) => Sizes {
+                batch: n,
+                input: [1, h, w],
+                output: [1, oh, ow],
+                taps: [1, kh, kw],
+                channels: c,
+                group: i,
+                filters: o,
+            },
+            (Form::Conv3d, &[n, d, h, w, c], &[kd, kh, kw, i, o], &[_, od, oh, ow, _])
+            | (Form::Transpose3d, &[n, d, h, w, c], &[kd, kh, kw, o, i], &[_, od, oh, ow, _]) => Sizes {
+                batch: n,
+                input: [d, h, w],
+                output: [od, oh, ow],
+                taps: [kd, kh, kw],
+                channels: c,
+                group: i,
+                filters: o,
+            },
+            _ => return Err(Error::invalid(format!("input {x:?}, filter {f:?}, output {out:?}"))),
+        };
+        let groups = sizes.channels / sizes.group.max(1);
+        let fits = sizes.group > 0 && groups * sizes.group == sizes.channels && sizes.filters % groups.max(1) == 0;
+        if !fits || groups == 0 || (groups > 1 && self.form != Form::Conv2d) {
+            return Err(Error::invalid(format!("a filter of shape {f:?} on an input of shape {x:?}")));
+        }
+        Ok(sizes)
+    }
+
+    /// The phases: one for a forward convolution, one per combination of strides for a transposed one.
+    fn phases(&self, s: &Sizes) -> Result<Vec<Phase>> {
+        let mut axes: [Vec<Axis>; 3] = Default::default();
+        for d in 0..3 {
+            let (stride, dilation) = (self.stride[d], self.dilation[d]);
+            let forward = if self.transposed() { s.output[d] } else { s.input[d] };
+            let before = match (d, self.form) {
+                (0, Form::Conv2d | Form::Transpose2d) => 0,
+                // The custom operator's VALID outputs are larger than any forward window: nothing hangs over.
+                _ => window(self.padding, forward, s.taps[d], stride, dilation)?.before as i64,
+            };
+            let (stride, dilation) = (stride as i64, dilation as i64);
+            let offset = |k: usize| k as i64 * dilation - before;
+            if !self.transposed() {
+                axes[d].push(Axis {
+                    stride: stride as usize,
+                    first: 0,
+                    step: 1,
+                    count: s.output[d],
+                    input: s.input[d],
+                    taps: (0..s.taps[d]).map(|k| (k, offset(k))).collect(),
+                });
+                continue;
+            }
+            // Phases that some tap reaches; there are no more of them than taps.
+            let mut reached: Vec<i64> = (0..s.taps[d]).map(|k| offset(k).rem_euclid(stride)).collect();
+            reached.sort_unstable();
+            reached.dedup();
+            for phase in reached.into_iter().filter(|&p| p < s.output[d] as i64) {
+                // Taps in the order of the inputs that they read.
+                let taps = (0..s.taps[d]).rev().filter(|&k| (phase - offset(k)).rem_euclid(stride) == 0);
+                axes[d].push(Axis {
+                    stride: 1,
+                    first: phase as usize,
+                    step: stride as usize,
+                    count: (s.output[d] - phase as usize).div_ceil(stride as usize),
+                    input: s.input[d],
+                    taps: taps.map(|k| (k, (phase - offset(k)).div_euclid(stride))).collect(),
+                });
+            }
+        }
+        let mut phases = Vec::new();
+        for z in &axes[0] {
+            for y in &axes[1] {
+                for x in &axes[2] {
+                    phases.push(Phase { axes: [z.clone(), y.clone(), x.clone()] });
+                }
+            }
+        }
+        Ok(phases)
+    }
+
+    /// Where the weights of tap (z, y, x) and output channel o begin, and the distance of their input channels.
+    fn tap(&self, s: &Sizes, o: usize, [z, y, x]: [usize; 3]) -> (usize, usize) {
+        let at = (z * s.taps[1] + y) * s.taps[2] + x;
+        match self.form {
+            Form::Conv2d | Form::Transpose2d => ((o * s.taps[1] + y) * s.taps[2] * s.group + x * s.group, 1),
+            Form::Conv3d => (at * s.group * s.filters + o, s.filters),
+            Form::Transpose3d => ((at * s.filters + o) * s.group, 1),
+        }
+    }
+}
+
+/// One axis of a phase: output `first + step * q` reads inputs `stride * q + offset`, one for each tap.
+#[derive(Debug, Clone, Default)]
+struct Axis {
+    stride: usize,
+    first: usize,
+    step: usize,
+    count: usize,
+    input: usize,
+    /// (tap, offset)
+    taps: SmallVec<[(usize, i64); 8]>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Phase {
+    axes: [Axis; 3],
+}
+
+impl Phase {
+    fn taps(&self) -> usize {
+        self.axes.iter().map(|a| a.taps.len()).product()
+    }
+    fn rows(&self, batch: usize) -> usize {
+        self.axes.iter().fold(batch, |n, a| n * a.count)
+    }
+    /// Each tap's place in the filter, in the order in which rows are gathered.
+    fn each_tap(&self, mut f: impl FnMut([usize; 3])) {
+        let [z, y, x] = &self.axes;
+        for (z, _) in &z.taps {
+            for (y, _) in &y.taps {
+                for (x, _) in &x.taps {
+                    f([*z, *y, *x]);
+                }
+            }
+        }
+    }
+}
+
+/// Input pixels under the window of each output position, side by side.
+struct Gather<'a, X, F> {
+    phase: &'a Phase,
+    x: &'a [X],
+    channels: usize,
+    first_channel: usize,
+    group: usize,
+    /// Converts a run of elements of a batch.
+    convert: F,
+}
+
+impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, F> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
+        let [az, ay, ax] = &self.phase.axes;
+        let depth = self.phase.taps() * self.group;
+        let pixels = az.input * ay.input * ax.input * self.channels;
+        // Neighbouring taps that read neighbouring pixels are copied in one go.
+        let run = self.group == self.channels && ax.taps.windows(2).all(|t| t[1].1 == t[0].1 + 1);
+        let mut at = [0usize; 4];
+        let mut rest = first;
+        for (d, n) in [(3, ax.count), (2, ay.count), (1, az.count)] {
+            at[d] = rest % n.max(1);
+            rest /= n.max(1);
+        }
+        at[0] = rest;
+        for r in 0..count {
+            let row = &mut into[r * stride..][..depth];
+            let mut done = 0;
+            let width = ax.taps.len() * self.group;
+            let image = &self.x[at[0] * pixels..][..pixels];
+            let x0 = (ax.stride * at[3]) as i64;
+            for (_, dz) in &az.taps {
+                let z = (az.stride * at[1]) as i64 + dz;
+                for (_, dy) in &ay.taps {
+                    let y = (ay.stride * at[2]) as i64 + dy;
+                    let line = &mut row[done..][..width];
+                    done += width;
+                    if z < 0 || y < 0 || z >= az.input as i64 || y >= ay.input as i64 {
+                        line.fill(T::default());
+                        continue;
+                    }
+                    let base = (z as usize * ay.input + y as usize) * ax.input;
+                    if run {
+                        let from = x0 + ax.taps.first().map_or(0, |t| t.1);
+                        let low = (-from).clamp(0, ax.taps.len() as i64) as usize;
+                        let high = (ax.input as i64 - from).clamp(low as i64, ax.taps.len() as i64) as usize;
+                        line[..low * self.channels].fill(T::default());
+                        line[high * self.channels..].fill(T::default());
+                        if low < high {
+                            let start = (base as i64 + from + low as i64) as usize * self.channels;
+                            let source = &image[start..][..(high - low) * self.channels];
+                            (self.convert)(source, &mut line[low * self.channels..high * self.channels], at[0]);
+                        }
+                        continue;
+                    }
+                    for ((_, dx), to) in ax.taps.iter().zip(line.chunks_exact_mut(self.group)) {
+                        let x = x0 + dx;
+                        if x < 0 || x >= ax.input as i64 {
+                            to.fill(T::default());
+                            continue;
+                        }
+                        let start = (base + x as usize) * self.channels + self.first_channel;
+                        (self.convert)(&image[start..][..self.group], to, at[0]);
+                    }
+                }
+            }
+            at[3] += 1;
+            for (d, n) in [(3, ax.count), (2, ay.count), (1, az.count)] {
+                if at[d] == n {
+                    at[d] = 0;
+                    at[d - 1] += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Puts a phase's rows where they belong in the output.
+fn spread<O: Copy>(phase: &Phase, s: &Sizes, from: &[O], out: &mut [O]) {
+    let [z, y, x] = &phase.axes;
+    let n = s.filters;
+    let mut rows = from.chunks_exact(n.max(1));
+    for b in 0..s.batch {
+        for qz in 0..z.count {
+            for qy in 0..y.count {
+                let oz = z.first + z.step * qz;
+                let oy = y.first + y.step * qy;
+                let line = ((b * s.output[0] + oz) * s.output[1] + oy) * s.output[2];
+                for qx in 0..x.count {
+                    if let Some(row) = rows.next() {
+                        out[(line + x.first + x.step * qx) * n..][..n].copy_from_slice(row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The part of a convolution that differs by element type.
+trait Product<O> {
+    /// Multiplies the rows of a phase and a group.
+    fn product(
+        &self,
+        pool: &Pool,
+        rows: usize,
+        phase: &Phase,
+        s: &Sizes,
+        group: usize,
+        pack: usize,
+        out: &mut [O],
+        place: Place,
+    ) -> Result<()>;
+}
+
+/// Runs all phases and groups.
+fn run<O: Pod>(
+    pool: &Pool,
+    spatial: &Spatial,
+    s: &Sizes,
+    layout: &Layout,
+    temp: &mut Vec<O>,
+    out: &mut [O],
+    product: &impl Product<O>,
+) -> Result<()> {
+    let phases = &layout.phases;
+    let whole = Place { stride: s.filters, column: 0 };
+    if !spatial.transposed() {
+        let (groups, Some(phase)) = (s.channels / s.group, phases.first()) else { return Ok(()) };
+        let rows = phase.rows(s.batch);
+        for g in 0..groups {
+            let place = Place { column: g * (s.filters / groups), ..whole };
+            product.product(pool, rows, phase, s, g, g, out, place)?;
+        }
+        return Ok(());
+    }
+    let all = phases.iter().map(|p| p.rows(1)).sum::<usize>();
+    if all < s.output.iter().product() {
+        // Some outputs are reached by no tap: they are what an empty sum gives.
+        refill(temp, s.filters, O::zeroed())?;
+        product.product(pool, 1, &Phase::default(), s, 0, phases.len(), temp, whole)?;
+        out.chunks_exact_mut(s.filters).for_each(|row| row.copy_from_slice(temp));
+    }
+    for (p, phase) in phases.iter().enumerate() {
+        let rows = phase.rows(s.batch);
+        if all == phase.rows(1) && all == s.output.iter().product() {
+            return product.product(pool, rows, phase, s, 0, p, out, whole);
+        }
+        refill(temp, rows * s.filters, O::zeroed())?;
+        product.product(pool, rows, phase, s, 0, p, temp, whole)?;
+        spread(phase, s, temp, out);
+    }
+    Ok(())
+}
+
+struct FloatProduct<'a> {
+    x: &'a [f32],
+    packs: &'a [PackedF32],
+    finish: &'a [FinishF32],
+    plain: bool,
+}
+
+impl Product<f32> for FloatProduct<'_> {
+    fn product(
+        &self,
+        pool: &Pool,
+        rows: usize,
+        phase: &Phase,
+        s: &Sizes,
+        group: usize,
+        pack: usize,
+        out: &mut [f32],
+        place: Place,
+    ) -> Result<()> {
+        let (pack, finish) = (&self.packs[pack], &self.finish[group]);
+        if self.plain {
+            return product_f32(pool, rows, &Direct(self.x, s.channels), pack, finish, out, place);
+        }
+        let convert = |from: &[f32], to: &mut [f32], _: usize| to.copy_from_slice(from);
+        let a =
+            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
+        product_f32(pool, rows, &a, pack, finish, out, place)
+    }
+}
+
+struct IntProduct<'a, X, F, U, C> {
+    x: &'a [X],
+    packs: &'a [PackedInt],
+    finish: &'a [F],
+    plain: bool,
+    convert: C,
+    sum: PhantomData<U>,
+}
+
+impl<X: Pod + Sync, O: Pod + Send, U: Sum, F: Finish<U, O>, C> Product<O> for IntProduct<'_, X, F, U, C>
+where
+    C: Fn(&[X], &mut [i16], usize) + Sync + Copy,
+{
+    fn product(
+        &self,
+        pool: &Pool,
+        rows: usize,
+        phase: &Phase,
+        s: &Sizes,
+        group: usize,
+        pack: usize,
+        out: &mut [O],
+        place: Place,
+    ) -> Result<()> {
+        let (pack, finish) = (&self.packs[pack], &self.finish[group]);
+        if self.plain
+            && let Ok(x) = bytemuck::try_cast_slice::<X, i16>(self.x)
+            && size_of::<X>() == 2
+        {
+            return product_int::<U, O>(pool, rows, &Direct(x, s.channels), pack, finish, out, place);
+        }
+        let convert = self.convert;
+        let a =
+            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
+        product_int::<U, O>(pool, rows, &a, pack, finish, out, place)
+    }
+}
+
+/// Whether the output's pixels are the input's: the product needs no gathering.
+fn plain(spatial: &Spatial, s: &Sizes, phases: &[Phase]) -> bool {
+    !spatial.transposed()
+        && s.channels == s.group
+        && s.input == s.output
+        && phases.iter().all(|p| p.axes.iter().all(|a| a.stride == 1 && a.taps.as_slice() == [(0, 0)]))
+}
+
+/// Filter and bias, and whether they are the same in every invocation.
+struct Operands {
+    weights: Source,
+    bias: Option<Source>,
+}
+
+impl Operands {
+    fn new(site: &Site<'_>, at: [usize; 3]) -> Result<Operands> {
+        let bias = site.optional(at[2]).map(|_| Source::new(site, at[2])).transpose()?;
+        Ok(Operands { weights: Source::new(site, at[1])?, bias })
+    }
+    fn constant(&self) -> bool {
+        self.weights.constant && self.bias.as_ref().is_none_or(|b| b.constant)
+    }
+    fn get<'a>(&'a self, call: &Call<'a>) -> Result<(Weights<'a>, Option<Weights<'a>>)> {
+        Ok((self.weights.get(call)?, self.bias.as_ref().map(|b| b.get(call)).transpose()?))
+    }
+}
+
+/// The kind of arithmetic that operand types ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Float,
+    Hybrid,
+    Int,
+    /// 16-bit activations with 64-bit sums.
+    Wide,
+}
+
+fn kind(site: &Site<'_>, at: [usize; 3], bias_type: TensorType) -> Result<Kind> {
+    let (x, w) = (site.input(at[0])?, site.input(at[1])?);
+    let y = site.output(0)?.dtype;
+    let bias = site.optional(at[2]).map(|t| t.dtype);
+    let kind = match (x.dtype, w.dtype) {
+        (DType::F32, DType::F32 | DType::F16 | DType::BF16) => Kind::Float,
+        (DType::F32, DType::I8 | DType::U8 | DType::I4 | DType::I2) => Kind::Hybrid,
+        (DType::I8, DType::I8 | DType::I4 | DType::I2) | (DType::U8, DType::U8) => Kind::Int,
+        (DType::I16, DType::I8 | DType::I4 | DType::I2) => {
+            let narrow = match bias {
+                Some(b) => b == DType::I32,
+                None => bias_type == TensorType::INT32,
+            };
+            if narrow { Kind::Int } else { Kind::Wide }
+        }
+        (x, w) => return Err(site.unsupported(format!("{x} input and {w} weights"))),
+    };
+    if y != x.dtype {
+        return Err(site.unsupported(format!("{} input and {y} output", x.dtype)));
+    }
+    Ok(kind)
+}
+
+/// Scale and zero point of input and output.
+#[derive(Debug, Clone, Copy)]
+struct Scales {
+    input: (f32, i32),
+    output: (f32, i32),
+    dtype: DType,
+}
+
+fn scales(site: &Site<'_>, input: usize) -> Result<Scales> {
+    let per_tensor = |t: &litegpu_graph::Tensor| {
+        let scale = t.per_tensor().filter(|(s, _)| *s > 0.0);
+        scale.ok_or_else(|| Error::invalid(format!("tensor '{}' has no per-tensor scale", t.name)))
+    };
+    let (x, y) = (site.input(input)?, site.output(0)?);
+    let s = Scales { input: per_tensor(x)?, output: per_tensor(y)?, dtype: x.dtype };
+    if x.dtype == DType::I16 && (s.input.1 != 0 || s.output.1 != 0) {
+        return Err(Error::invalid("16-bit activations with a zero point"));
+    }
+    Ok(s)
+}
+
+impl Scales {
+    /// The column's multipliers.
+    fn multipliers(&self, w: &Weights<'_>, channels: usize) -> Result<Vec<litegpu_graph::fixed::Multiplier>> {
+        let scales = w.scales(channels)?;
+        Ok(match self.dtype {
+            DType::U8 => scales.iter().map(|&w| multiplier(self.input.0, w, self.output.0)).collect(),
+            _ => multipliers(self.input.0, &scales, self.output.0),
+        })
+    }
+}
+
+/// A convolution whose filters see all channels (of their group).
+fn dense(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    match kind(site, at, spatial.bias_type)? {
+        Kind::Float => dense_float(site, spatial, at),
+        Kind::Hybrid => dense_hybrid(site, spatial, at),
+        Kind::Int => match site.input(at[0])?.dtype {
+            DType::I8 => dense_int::<i8>(site, spatial, at),
+            DType::U8 => dense_int::<u8>(site, spatial, at),
+            _ => dense_int::<i16>(site, spatial, at),
+        },
+        Kind::Wide => dense_wide(site, spatial, at),
+    }
+}
+
+/// Phases and sizes of this invocation, recomputed only when a shape changes.
+#[derive(Default)]
+struct Layout {
+    shapes: SmallVec<[usize; 16]>,
+    phases: Vec<Phase>,
+}
+
+impl Layout {
+    fn update(&mut self, spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<(Sizes, bool)> {
+        let s = spatial.sizes(x, f, out)?;
+        let shapes: SmallVec<[usize; 16]> = x.iter().chain(f).chain(out).copied().collect();
+        let changed = shapes != self.shapes;
+        if changed {
+            self.phases = spatial.phases(&s)?;
+            self.shapes = shapes;
+        }
+        Ok((s, changed))
+    }
+}
+
+/// Packs the filter, per phase and group. A transposed convolution's phases hang on the padding, hence on the output's
+/// size: they are packed again when that changes.
+fn pack_float(
+    spatial: &Spatial,
+    s: &Sizes,
+    phases: &[Phase],
+    w: &Weights<'_>,
+    packs: &mut Vec<PackedF32>,
+) -> Result<()> {
+    let w = w.floats()?;
+    let groups = s.channels / s.group;
+    let per = s.filters / groups;
+    packs.resize_with(phases.len() * groups + 1, PackedF32::default);
+    // The last one is for outputs that no tap reaches.
+    let none = Phase::default();
+    for (p, phase) in phases.iter().chain([&none]).enumerate() {
+        for g in 0..if p < phases.len() { groups } else { 1 } {
+            packs[p * groups + g].pack(phase.taps() * s.group, per, |n, row| {
+                let mut row = row.chunks_exact_mut(s.group);
+                phase.each_tap(|tap| {
+                    let (from, step) = spatial.tap(s, g * per + n, tap);
+                    let source = w[from..].iter().step_by(step);
+                    if let Some(to) = row.next() {
+                        to.iter_mut().zip(source).for_each(|(t, w)| *t = *w);
+                    }
+                });
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn pack_ints(
+    spatial: &Spatial,
+    s: &Sizes,
+    phases: &[Phase],
+    w: &Weights<'_>,
+    packs: &mut Vec<PackedInt>,
+) -> Result<()> {
+    let groups = s.channels / s.group;
+    let per = s.filters / groups;
+    packs.resize_with(phases.len() * groups + 1, PackedInt::default);
+    let bytes = w.bytes8()?;
+    let unsigned = w.dtype == DType::U8;
+    // Signed weights of convolutions have no zero point.
+    let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
+    let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
+    // The last one is for outputs that no tap reaches.
+    let none = Phase::default();
+    for (p, phase) in phases.iter().chain([&none]).enumerate() {
+        for g in 0..if p < phases.len() { groups } else { 1 } {
+            packs[p * groups + g].pack(phase.taps() * s.group, per, unsigned, |n, row| {
+                let mut row = row.chunks_exact_mut(s.group);
+                phase.each_tap(|tap| {
+                    let (from, step) = spatial.tap(s, g * per + n, tap);
+                    let source = bytes[from..].iter().step_by(step);
+                    if let Some(to) = row.next() {
+                        to.iter_mut().zip(source).for_each(|(t, w)| *t = value(*w));
+                    }
+                });
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Splits per-channel lists by group.
+fn per_group<'a, T>(list: Option<&'a [T]>, g: usize, per: usize) -> Option<&'a [T]> {
+    list.map(|l| &l[g * per..][..per])
+}
+
+/// Runs once per invocation what the weights decide: packing, unless they are constant and packed already.
+struct State<P, F> {
+    operands: Operands,
+    ready: bool,
+    layout: Layout,
+    packs: Vec<P>,
+    finish: Vec<F>,
+}
+
+impl<P, F: Default> State<P, F> {
+    fn new(site: &Site<'_>, at: [usize; 3]) -> Result<State<P, F>> {
+        let (layout, packs, finish) = (Layout::default(), Vec::new(), Vec::new());
+        Ok(State { operands: Operands::new(site, at)?, ready: false, layout, packs, finish })
+    }
+
+    /// Brings everything up to date; `pack` packs the filter, `set` makes one group's finish.
+    fn update(
+        &mut self,
+        call: &Call<'_>,
+        spatial: &Spatial,
+        x: &[usize],
+        out: &[usize],
+        pack: impl FnOnce(&Spatial, &Sizes, &[Phase], &Weights<'_>, &mut Vec<P>) -> Result<()>,
+        set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Sizes, &mut [F]) -> Result<()>,
+    ) -> Result<Sizes> {
+        let (weights, bias) = self.operands.get(call)?;
+        let (s, changed) = self.layout.update(spatial, x, weights.shape, out)?;
+        if self.ready && !(changed && spatial.transposed()) {
+            return Ok(s);
+        }
+        pack(spatial, &s, &self.layout.phases, &weights, &mut self.packs)?;
+        self.finish.resize_with(s.channels / s.group, F::default);
+        set(&weights, bias.as_ref(), &s, &mut self.finish)?;
+        self.ready = self.operands.constant();
+        Ok(s)
+    }
+}
+
+fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: State<PackedF32, FinishF32> = State::new(site, at)?;
+    let mut temp = Vec::new();
+    Ok(Box::new(move |call| {
+        let x = call.input(at[0])?;
+        let shape = call.output(0)?.shape.clone();
+        let s = state.update(call, &spatial, x.shape, &shape, pack_float, |_, bias, s, finish| {
+            let bias = bias_floats(bias, s.filters)?;
+            let per = s.filters / finish.len();
+            for (g, f) in finish.iter_mut().enumerate() {
+                f.range = range;
+                f.set(per, per_group(bias.as_deref(), g, per))?;
+            }
+            Ok(())
+        })?;
+        let plain = plain(&spatial, &s, &state.layout.phases);
+        let product = FloatProduct { x: x.as_slice()?, packs: &state.packs, finish: &state.finish, plain };
+        let pool = call.pool;
+        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+    }))
+}
+
+fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    let scales = scales(site, at[0])?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: State<PackedInt, Rounded> = State::new(site, at)?;
+    let mut temp = Vec::new();
+    Ok(Box::new(move |call| {
+        let x = call.input(at[0])?;
+        let shape = call.output(0)?.shape.clone();
+        let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
+            let bias = bias_ints(bias, s.filters)?;
+            let multipliers = scales.multipliers(w, s.filters)?;
+            let per = s.filters / finish.len();
+            for (g, f) in finish.iter_mut().enumerate() {
+                (f.zero, f.low, f.high) = (scales.output.1, low, high);
+                f.set(per_group(bias.as_deref(), g, per), &multipliers[g * per..][..per])?;
+            }
+            Ok(())
+        })?;
+        let plain = plain(&spatial, &s, &state.layout.phases);
+        let zero = scales.input.1 as i16;
+        let convert = |from: &[X], to: &mut [i16], _: usize| {
+            for (t, f) in to.iter_mut().zip(from) {
+                *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero);
+            }
+        };
+        let (packs, finish) = (&state.packs, &state.finish);
+        let product =
+            IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, convert, sum: PhantomData };
+        let pool = call.pool;
+        run::<X>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+    }))
+}
+
+fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    let scales = scales(site, at[0])?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: State<PackedInt, Wide> = State::new(site, at)?;
+    let mut temp = Vec::new();
+    Ok(Box::new(move |call| {
+        let x = call.input(at[0])?;
+        let shape = call.output(0)?.shape.clone();
+        let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
+            let bias = bias_ints(bias, s.filters)?;
+            let multipliers = scales.multipliers(w, s.filters)?;
+            let per = s.filters / finish.len();
+            for (g, f) in finish.iter_mut().enumerate() {
+                (f.low, f.high) = (low, high);
+                f.set(per_group(bias.as_deref(), g, per), &multipliers[g * per..][..per])?;
+            }
+            Ok(())
+        })?;
+        let plain = plain(&spatial, &s, &state.layout.phases);
+        let convert = |from: &[i16], to: &mut [i16], _: usize| to.copy_from_slice(from);
+        let (packs, finish) = (&state.packs, &state.finish);
+        let product =
+            IntProduct::<i16, Wide, i64, _> { x: x.as_slice()?, packs, finish, plain, convert, sum: PhantomData };
+        let pool = call.pool;
+        run::<i16>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+    }))
+}
+
+/// Quantizes each batch of the input. The reference does so symmetrically only where a 2-D convolution's weights have
+/// one scale.
+fn quantize_batches(
+    x: &[f32],
+    batch: usize,
+    symmetric: bool,
+    q: &mut Vec<i8>,
+    pieces: &mut Vec<f32>,
+    zeros: &mut Vec<i16>,
+) -> Result<()> {
+    refill(q, x.len(), 0)?;
+    refill(pieces, batch, 1.0)?;
+    refill(zeros, batch, 0)?;
+    let per = x.len() / batch.max(1);
+    if per == 0 {
+        return Ok(());
+    }
+    for (b, (x, q)) in x.chunks_exact(per).zip(q.chunks_exact_mut(per)).enumerate().take(batch) {
+        if symmetric {
+            pieces[b] = quantize_symmetric(x, q);
+        } else {
+            let (scale, zero) = quantize_asymmetric(x, q);
+            (pieces[b], zeros[b]) = (scale, zero as i16);
+        }
+    }
+    Ok(())
+}
+
+fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: State<PackedInt, Hybrid> = State::new(site, at)?;
+    let (mut temp, mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut one_scale = false;
+    Ok(Box::new(move |call| {
+        let x = call.input(at[0])?;
+        let shape = call.output(0)?.shape.clone();
+        let pack = |spatial: &Spatial, s: &Sizes, phases: &[Phase], w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
+            let w = w.signed();
+            pack_ints(spatial, s, phases, &w, packs)
+        };
+        let s = state.update(call, &spatial, x.shape, &shape, pack, |w, bias, s, finish| {
+            let bias = bias_floats(bias, s.filters)?;
+            let scales = w.scales(s.filters)?;
+            one_scale = scales.iter().all(|s| *s == scales[0]);
+            let per = s.filters / finish.len();
+            for (g, f) in finish.iter_mut().enumerate() {
+                f.range = range;
+                f.set(per_group(bias.as_deref(), g, per), &scales[g * per..][..per])?;
+            }
+            Ok(())
+        })?;
+        let symmetric = spatial.form == Form::Conv2d && one_scale && s.channels == s.group;
+        quantize_batches(x.as_slice()?, s.batch, symmetric, &mut q, &mut pieces, &mut zeros)?;
+        let zeros = &zeros;
+        let convert = |from: &[i8], to: &mut [i16], batch: usize| {
+            let zero = zeros.get(batch).copied().unwrap_or(0);
+            for (t, f) in to.iter_mut().zip(from) {
+                *t = *f as i16 - zero;
+            }
+        };
+        let product = HybridProduct { x: &q, packs: &state.packs, finish: &state.finish, pieces: &pieces, convert };
+        let pool = call.pool;
+        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+    }))
+}
+
+struct HybridProduct<'a, C> {
+    x: &'a [i8],
+    packs: &'a [PackedInt],
+    finish: &'a [Hybrid],
+    /// Scale of each batch.
+    pieces: &'a [f32],
+    convert: C,
+}
+
+impl<C: Fn(&[i8], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProduct<'_, C> {
+    fn product(
+        &self,
+        pool: &Pool,
+        rows: usize,
+        phase: &Phase,
+        s: &Sizes,
+        group: usize,
+        pack: usize,
+        out: &mut [f32],
+        place: Place,
+    ) -> Result<()> {
+        let finish = HybridRows { constants: &self.finish[group], pieces: self.pieces, rows: phase.rows(1) };
+        let convert = self.convert;
+        let a =
+            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
+        product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place)
+    }
+}
+
+/// A depthwise filter, one line of 16 channels at a time: `[channels / 16][taps][16]`.
+#[derive(Default)]
+struct Lines<T> {
+    lines: Vec<[T; NR]>,
+    taps: usize,
+}
+
+impl<T: Pod> Lines<T> {
+    fn pack(&mut self, taps: usize, channels: usize, value: impl Fn(usize) -> T) -> Result<()> {
+        self.taps = taps;
+        let lines = channels.div_ceil(NR).checked_mul(taps).ok_or_else(|| Error::invalid("the filter is too large"))?;
+        refill(&mut self.lines, lines, [T::zeroed(); NR])?;
+        for (i, line) in self.lines.iter_mut().enumerate() {
+            let (block, tap) = (i / taps.max(1), i % taps.max(1));
+            for (j, v) in line.iter_mut().enumerate() {
+                let c = block * NR + j;
+                if c < channels {
+                    *v = value(tap * channels + c);
+                }
+            }
+        }
+        Ok(())
+    }
+    fn block(&self, b: usize) -> &[[T; NR]] {
+        &self.lines[b * self.taps..][..self.taps]
+    }
+}
+
+/// Sizes of a depthwise convolution.
+#[derive(Debug, Clone, Copy)]
+struct Depthwise {
+    input: [usize; 2],
+    output: [usize; 2],
+    taps: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+    before: [usize; 2],
+    channels: usize,
+    /// Output channels per input channel.
+    multiplier: usize,
+}
+
+impl Depthwise {
+    fn new(spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<Depthwise> {
+        let (&[_, h, w, c], &[_, kh, kw, n], &[_, oh, ow, _]) = (x, f, out) else {
+            return Err(Error::invalid(format!("input {x:?}, filter {f:?}, output {out:?}")));
+        };
+        if c == 0 || n % c != 0 {
+            return Err(Error::invalid(format!("a filter of shape {f:?} on an input of shape {x:?}")));
+        }
+        let wy = window(spatial.padding, h, kh, spatial.stride[1], spatial.dilation[1])?;
+        let wx = window(spatial.padding, w, kw, spatial.stride[2], spatial.dilation[2])?;
+        Ok(Depthwise {
+            input: [h, w],
+            output: [oh, ow],
+            taps: [kh, kw],
+            stride: [spatial.stride[1] as usize, spatial.stride[2] as usize],
+            dilation: [spatial.dilation[1] as usize, spatial.dilation[2] as usize],
+            before: [wy.before, wx.before],
+            channels: c,
+            multiplier: n / c,
+        })
+    }
+
+    fn filters(&self) -> usize {
+        self.channels * self.multiplier
+    }
+
+    /// The taps that lie inside the input along an axis, for an output position: first, end.
+    #[inline(always)]
+    fn inside(&self, axis: usize, at: usize) -> (usize, usize) {
+        let origin = at * self.stride[axis];
+        let (before, dilation) = (self.before[axis], self.dilation[axis]);
+        let first = before.saturating_sub(origin).div_ceil(dilation);
+        let room = (self.input[axis] + before).saturating_sub(origin);
+        (first, room.div_ceil(dilation).min(self.taps[axis]).max(first))
+    }
+}
+
+/// One output row of a depthwise convolution. `multiply(x, w, sum)` adds one product.
+struct DepthwiseRow<'a, X, T, A, O, M, F> {
+    d: &'a Depthwise,
+    /// The image.
+    x: &'a [X],
+    lines: &'a Lines<T>,
+    /// Output row.
+    y: usize,
+    out: &'a mut [O],
+    zero: A,
+    multiply: M,
+    /// (column, sums, output)
+    finish: F,
+}
+
+impl<X: Pod, T: Pod, A: Copy, O, M, F> Task for DepthwiseRow<'_, X, T, A, O, M, F>
+where
+    M: Fn(X, T, A) -> A,
+    F: Depth<A, O>,
+{
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        let d = self.d;
+        let n = d.filters();
+        let (ky0, ky1) = d.inside(0, self.y);
+        for (ox, out) in self.out.chunks_exact_mut(n).enumerate() {
+            let (kx0, kx1) = d.inside(1, ox);
+            for (block, out) in out.chunks_mut(NR).enumerate() {
+                let mut sum = [self.zero; NR];
+                let lines = self.lines.block(block);
+                let column = block * NR;
+                for ky in ky0..ky1 {
+                    let iy = self.y * d.stride[0] + ky * d.dilation[0] - d.before[0];
+                    for kx in kx0..kx1 {
+                        let ix = ox * d.stride[1] + kx * d.dilation[1] - d.before[1];
+                        let pixel = &self.x[(iy * d.input[1] + ix) * d.channels..][..d.channels];
+                        let line = &lines[ky * d.taps[1] + kx];
+                        if d.multiplier == 1 {
+                            let pixel = &pixel[column..][..out.len()];
+                            if let Some(pixel) = pixel.first_chunk::<NR>() {
+                                for j in 0..NR {
+                                    sum[j] = (self.multiply)(pixel[j], line[j], sum[j]);
+                                }
+                            } else {
+                                for (j, x) in pixel.iter().enumerate() {
+                                    sum[j] = (self.multiply)(*x, line[j], sum[j]);
+                                }
+                            }
+                        } else {
+                            for j in 0..out.len() {
+                                sum[j] = (self.multiply)(pixel[(column + j) / d.multiplier], line[j], sum[j]);
+                            }
+                        }
+                    }
+                }
+                self.finish.finish::<S>(column, &sum, out);
+            }
+        }
+    }
+}
+
+/// What becomes of a depthwise sum.
+trait Depth<A, O> {
+    fn finish<S: Isa>(&self, column: usize, sums: &[A; NR], out: &mut [O]);
+}
+
+struct FloatDepth<'a>(&'a FinishF32);
+impl Depth<f32, f32> for FloatDepth<'_> {
+    #[inline(always)]
+    fn finish<S: Isa>(&self, column: usize, sums: &[f32; NR], out: &mut [f32]) {
+        let bias = lanes(&self.0.bias, column);
+        for (j, o) in out.iter_mut().enumerate().take(NR) {
+            *o = clamp(sums[j] + bias[j], self.0.range);
+        }
+    }
+}
+
+/// Any integer finish; the row is the batch.
+struct IntDepth<'a, F>(&'a F, usize);
+impl<A, O, F: Finish<A, O>> Depth<A, O> for IntDepth<'_, F> {
+    #[inline(always)]
+    fn finish<S: Isa>(&self, column: usize, sums: &[A; NR], out: &mut [O]) {
+        self.0.finish::<S>(self.1, column, sums, out);
+    }
+}
+
+/// Runs all rows, in parallel where it pays; `row(batch, y, image, out)` computes one.
+fn depthwise_rows<X: Sync, O: Send>(
+    pool: &Pool,
+    d: &Depthwise,
+    x: &[X],
+    out: &mut [O],
+    row: impl Fn(usize, usize, &[X], &mut [O]) + Sync,
+) {
+    let width = d.output[1] * d.filters();
+    let image = d.input[0] * d.input[1] * d.channels;
+    if width == 0 || image == 0 || out.is_empty() {
+        return;
+    }
+    let rows = out.len() / width;
+    let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
+    let parallel = pool.threads() > 1 && work > 100_000;
+    let per = if parallel { rows.div_ceil(pool.threads() * 3).max(1) } else { rows };
+    pool.chunks(out, per * width, parallel, |i, piece| {
+        for (r, out) in piece.chunks_exact_mut(width).enumerate() {
+            let r = i * per + r;
+            let (batch, y) = (r / d.output[0], r % d.output[0]);
+            row(batch, y, &x[batch * image..][..image], out);
+        }
+    });
+}
+
+struct DepthwiseState<T, F> {
+    operands: Operands,
+    ready: bool,
+    lines: Lines<T>,
+    finish: F,
+}
+
+impl<T: Pod + Default, F: Default> DepthwiseState<T, F> {
+    fn new(site: &Site<'_>) -> Result<DepthwiseState<T, F>> {
+        Ok(DepthwiseState {
+            operands: Operands::new(site, [0, 1, 2])?,
+            ready: false,
+            lines: Lines { lines: Vec::new(), taps: 0 },
+            finish: F::default(),
+        })
+    }
+    /// Brings everything up to date; `set` packs the filter and makes the finish.
+    fn update(
+        &mut self,
+        call: &Call<'_>,
+        spatial: &Spatial,
+        x: &[usize],
+        out: &[usize],
+        set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Depthwise, &mut Lines<T>, &mut F) -> Result<()>,
+    ) -> Result<Depthwise> {
+        let (weights, bias) = self.operands.get(call)?;
+        let d = Depthwise::new(spatial, x, weights.shape, out)?;
+        if !self.ready {
+            set(&weights, bias.as_ref(), &d, &mut self.lines, &mut self.finish)?;
+            self.ready = self.operands.constant();
+        }
+        Ok(d)
+    }
+}
+
+fn pack_lines(w: &Weights<'_>, d: &Depthwise, lines: &mut Lines<i16>) -> Result<()> {
+    let bytes = w.bytes8()?;
+    let unsigned = w.dtype == DType::U8;
+    let zero = if unsigned { w.zero_point()? } else { 0 };
+    let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero as i16;
+    lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| bytes.get(i).map_or(0, |b| value(*b)))
+}
+
+fn depthwise(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    match kind(site, [0, 1, 2], spatial.bias_type)? {
+        Kind::Float => depthwise_float(site, spatial),
+        Kind::Hybrid => depthwise_hybrid(site, spatial),
+        // 16-bit activations have 64-bit sums here, whatever the bias.
+        Kind::Wide => depthwise_wide(site, spatial),
+        Kind::Int => match site.input(0)?.dtype {
+            DType::I8 => depthwise_int::<i8>(site, spatial),
+            DType::U8 => depthwise_int::<u8>(site, spatial),
+            _ => depthwise_wide(site, spatial),
+        },
+    }
+}
+
+fn depthwise_float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: DepthwiseState<f32, FinishF32> = DepthwiseState::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            let values = w.floats()?;
+            lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| values.get(i).copied().unwrap_or(0.0))?;
+            finish.range = range;
+            finish.set(d.filters(), bias_floats(bias, d.filters())?.as_deref())
+        })?;
+        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
+        let out = call.output(0)?.as_mut_slice()?;
+        depthwise_rows(pool, &d, x.as_slice::<f32>()?, out, |_, y, x, out| {
+            let multiply = |x: f32, w: f32, sum: f32| x * w + sum;
+            dispatch(DepthwiseRow { d: &d, x, lines, y, out, zero: 0.0, multiply, finish: FloatDepth(finish) });
+        });
+        Ok(())
+    }))
+}
+
+fn depthwise_int<X: Quantized>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let scales = scales(site, 0)?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: DepthwiseState<i16, Rounded> = DepthwiseState::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            pack_lines(w, d, lines)?;
+            (finish.zero, finish.low, finish.high) = (scales.output.1, low, high);
+            let multipliers = scales.multipliers(w, d.filters())?;
+            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
+        })?;
+        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
+        let out = call.output(0)?.as_mut_slice()?;
+        let input_zero = scales.input.1;
+        depthwise_rows(pool, &d, x.as_slice::<X>()?, out, |batch, y, x, out| {
+            let multiply = |x: X, w: i16, sum: i32| sum.wrapping_add((Into::<i32>::into(x) - input_zero) * w as i32);
+            let finish = IntDepth(finish, batch);
+            dispatch(DepthwiseRow::<X, i16, i32, X, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
+        });
+        Ok(())
+    }))
+}
+
+fn depthwise_wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let scales = scales(site, 0)?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: DepthwiseState<i16, Wide> = DepthwiseState::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            pack_lines(w, d, lines)?;
+            (finish.low, finish.high) = (low, high);
+            let multipliers = scales.multipliers(w, d.filters())?;
+            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
+        })?;
+        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
+        let out = call.output(0)?.as_mut_slice()?;
+        depthwise_rows(pool, &d, x.as_slice::<i16>()?, out, |batch, y, x, out| {
+            let multiply = |x: i16, w: i16, sum: i64| sum + x as i64 * w as i64;
+            let finish = IntDepth(finish, batch);
+            dispatch(DepthwiseRow::<i16, i16, i64, i16, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
+        });
+        Ok(())
+    }))
+}
+
+fn depthwise_hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: DepthwiseState<i16, Hybrid> = DepthwiseState::new(site)?;
+    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            let w = w.signed();
+            pack_lines(&w, d, lines)?;
+            finish.range = range;
+            finish.set(bias_floats(bias, d.filters())?.as_deref(), &w.scales(d.filters())?)
+        })?;
+        let batch = x.shape.first().copied().unwrap_or(0);
+        quantize_batches(x.as_slice()?, batch, false, &mut q, &mut pieces, &mut zeros)?;
+        let (pool, lines, zeros) = (call.pool, &state.lines, &zeros);
+        let finish = HybridRows { constants: &state.finish, pieces: &pieces, rows: 1 };
+        let out = call.output(0)?.as_mut_slice()?;
+        depthwise_rows(pool, &d, &q, out, |batch, y, x, out| {
+            let zero = zeros.get(batch).copied().unwrap_or(0) as i32;
+            let multiply = |x: i8, w: i16, sum: i32| sum.wrapping_add((x as i32 - zero) * w as i32);
+            let finish = IntDepth(&finish, batch);
+            dispatch(DepthwiseRow::<i8, i16, i32, f32, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
+        });
+        Ok(())
+    }))
 }

@@ -1,7 +1,736 @@
-//! FULLY_CONNECTED and BATCH_MATMUL: kernels.
+//! Matrix products: kernels.
 
 use super::*;
+use crate::gemm::{Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Sum, product_f32, product_int, refill};
+use crate::kernel::Call;
+use crate::requant::*;
+use crate::weights::{Source, Weights};
+use litegpu_graph::fixed::{float_range, quantized_range, type_range};
+use litegpu_graph::schema::{
+    ActivationFunctionType, BatchMatMulOptionsT, FullyConnectedOptionsT, FullyConnectedOptionsWeightsFormat, TensorType,
+};
+use litegpu_graph::{DType, Op, Tensor, elements};
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
-    no_kernel(site)
+    match &site.node.op {
+        Op::FullyConnected(o) => fully_connected(site, o),
+        Op::BatchMatmul(o) => batch_matmul(site, o),
+        _ => no_kernel(site),
+    }
+}
+
+fn per_tensor(t: &Tensor) -> Result<(f32, i32)> {
+    let scale = t.per_tensor().filter(|(s, _)| *s > 0.0);
+    scale.ok_or_else(|| Error::invalid(format!("tensor '{}' has no per-tensor scale", t.name)))
+}
+
+/// Weights and bias of a fully connected layer, packed once when they are constant.
+struct Layer<P, F> {
+    weights: Source,
+    bias: Option<Source>,
+    ready: bool,
+    pack: P,
+    finish: F,
+}
+
+impl<P: Default, F: Default> Layer<P, F> {
+    fn new(site: &Site<'_>) -> Result<Layer<P, F>> {
+        let bias = site.optional(2).map(|_| Source::new(site, 2)).transpose()?;
+        Ok(Layer { weights: Source::new(site, 1)?, bias, ready: false, pack: P::default(), finish: F::default() })
+    }
+
+    /// Brings everything up to date and returns (units, depth).
+    fn update(
+        &mut self,
+        call: &Call<'_>,
+        set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, (usize, usize), &mut P, &mut F) -> Result<()>,
+    ) -> Result<(usize, usize)> {
+        let weights = self.weights.get(call)?;
+        let &[units, depth] = weights.shape else {
+            return Err(Error::invalid(format!("weights of shape {:?}", weights.shape)));
+        };
+        if !self.ready {
+            let bias = self.bias.as_ref().map(|b| b.get(call)).transpose()?;
+            set(&weights, bias.as_ref(), (units, depth), &mut self.pack, &mut self.finish)?;
+            self.ready = self.weights.constant && self.bias.as_ref().is_none_or(|b| b.constant);
+        }
+        Ok((units, depth))
+    }
+}
+
+fn pack_units(w: &[f32], (units, depth): (usize, usize), pack: &mut PackedF32) -> Result<()> {
+    if w.len() != units * depth {
+        return Err(Error::invalid("the weights' data does not fit their shape"));
+    }
+    pack.pack(depth, units, |n, row| row.copy_from_slice(&w[n * depth..][..depth]))
+}
+
+/// Integer weights of at most 8 bits, or 16, with the zero point of uint8 and of one scale for all subtracted.
+fn pack_int_units(w: &Weights<'_>, zero: i32, (units, depth): (usize, usize), pack: &mut PackedInt) -> Result<()> {
+    let fits = |n: usize| {
+        if n == units * depth { Ok(()) } else { Err(Error::invalid("the weights' data does not fit their shape")) }
+    };
+    if w.dtype == DType::I16 {
+        let values = w.wide()?;
+        fits(values.len())?;
+        if zero != 0 {
+            return Err(Error::invalid("16-bit weights with a zero point"));
+        }
+        return pack.pack(depth, units, true, |n, row| {
+            row.iter_mut().zip(&values[n * depth..]).for_each(|(r, v)| *r = *v as i16);
+        });
+    }
+    let bytes = w.bytes8()?;
+    fits(bytes.len())?;
+    let unsigned = w.dtype == DType::U8;
+    let zero = zero as i16;
+    pack.pack(depth, units, unsigned || zero != 0, |n, row| {
+        for (r, &b) in row.iter_mut().zip(&bytes[n * depth..]) {
+            *r = if unsigned { b as u8 as i16 } else { b as i16 } - zero;
+        }
+    })
+}
+
+fn whole(columns: usize) -> Place {
+    Place { stride: columns, column: 0 }
+}
+
+/// Rows of the left operand; `Invalid` when they do not fill it.
+fn rows(elements: usize, depth: usize, out: usize, units: usize) -> Result<usize> {
+    let rows = out / units.max(1);
+    if rows * depth == elements && rows * units == out {
+        return Ok(rows);
+    }
+    Err(Error::invalid(format!("{elements} inputs for {rows} rows of {depth}")))
+}
+
+fn fully_connected(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (x, w, y) = (site.input(0)?.dtype, site.input(1)?, site.output(0)?.dtype);
+    if o.weights_format == FullyConnectedOptionsWeightsFormat::SHUFFLED4x16INT8 {
+        return shuffled(site, o);
+    }
+    let narrow = match site.optional(2).map(|t| t.dtype) {
+        Some(b) => b == DType::I32,
+        None => o.quantized_bias_type == TensorType::INT32,
+    };
+    match (x, w.dtype, y) {
+        (DType::F32, DType::F32 | DType::F16 | DType::BF16, DType::F32) => float(site, o),
+        (DType::F32, DType::I4, DType::F32) if w.quant.as_ref().is_some_and(|q| q.blockwise.is_some()) => {
+            blockwise(site, o)
+        }
+        (DType::F32, DType::I8 | DType::U8 | DType::I4 | DType::I2, DType::F32) => hybrid(site, o),
+        (DType::I8, DType::I8 | DType::I4 | DType::I2, DType::I8) => real::<i8, i8, i32>(site, o),
+        (DType::I16, DType::I8 | DType::I4 | DType::I2, DType::I16) if narrow => real::<i16, i16, i32>(site, o),
+        (DType::I16, DType::I8 | DType::I4 | DType::I2, DType::I16) => real::<i16, i16, i64>(site, o),
+        (DType::I16, DType::I16, DType::I16) => wide(site, o),
+        (DType::U8, DType::U8, DType::U8) => legacy::<u8>(site, o),
+        (DType::U8, DType::U8, DType::I16) => legacy::<i16>(site, o),
+        (x, w, y) => Err(site.unsupported(format!("{x} input, {w} weights, {y} output"))),
+    }
+}
+
+fn float(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (after, range) = split_activation(o.fused_activation_function)?;
+    let mut layer: Layer<PackedF32, FinishF32> = Layer::new(site)?;
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
+            pack_units(&w.floats()?, size, pack)?;
+            finish.range = range;
+            finish.set(size.0, bias_floats(bias, size.0)?.as_deref())
+        })?;
+        let x = call.input(0)?.as_slice::<f32>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))?;
+        apply(after, out);
+        Ok(())
+    }))
+}
+
+/// A fused activation as something to apply afterwards and a clamp.
+fn split_activation(a: ActivationFunctionType) -> Result<(Option<fn(f32) -> f32>, (f32, f32))> {
+    match after(a) {
+        Some(f) => Ok((Some(f), (f32::NEG_INFINITY, f32::INFINITY))),
+        None => Ok((None, float_range(a)?)),
+    }
+}
+
+fn apply(f: Option<fn(f32) -> f32>, out: &mut [f32]) {
+    if let Some(f) = f {
+        out.iter_mut().for_each(|v| *v = f(*v));
+    }
+}
+
+/// Quantizes rows to int8, zero points subtracted.
+fn quantize_rows(
+    x: &[f32],
+    depth: usize,
+    asymmetric: bool,
+    q: &mut Vec<i8>,
+    pieces: &mut Vec<f32>,
+    zeros: &mut Vec<i16>,
+) -> Result<()> {
+    let rows = x.len() / depth.max(1);
+    refill(q, x.len(), 0)?;
+    refill(pieces, rows, 1.0)?;
+    refill(zeros, rows, 0)?;
+    for (r, (x, q)) in x.chunks_exact(depth.max(1)).zip(q.chunks_exact_mut(depth.max(1))).enumerate() {
+        if asymmetric {
+            let (scale, zero) = quantize_asymmetric(x, q);
+            (pieces[r], zeros[r]) = (scale, zero as i16);
+        } else {
+            pieces[r] = quantize_symmetric(x, q);
+        }
+    }
+    Ok(())
+}
+
+fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (after, range) = split_activation(o.fused_activation_function)?;
+    let asymmetric = o.asymmetric_quantize_inputs;
+    let mut layer: Layer<PackedInt, Hybrid> = Layer::new(site)?;
+    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
+            let w = w.signed();
+            pack_int_units(&w, 0, size, pack)?;
+            finish.range = range;
+            finish.set(bias_floats(bias, size.0)?.as_deref(), &w.scales(size.0)?)
+        })?;
+        let x = call.input(0)?.as_slice::<f32>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        quantize_rows(x, depth, asymmetric, &mut q, &mut pieces, &mut zeros)?;
+        let finish = HybridRows { constants: &layer.finish, pieces: &pieces, rows: 1 };
+        let zeros = &zeros;
+        let a = Converted(&q[..], depth, |from: &[i8], to: &mut [i16], row: usize| {
+            let zero = zeros[row];
+            to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zero);
+        });
+        product_int::<i32, f32>(pool, rows, &a, &layer.pack, &finish, out, whole(units))?;
+        apply(after, out);
+        Ok(())
+    }))
+}
+
+/// int8 and 16x8: scaled in double precision, rounded once.
+fn real<X: Quantized, O: Quantized, U: Sum>(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel>
+where
+    Real: crate::gemm::Finish<U, O>,
+{
+    let (input, output) = (per_tensor(site.input(0)?)?, per_tensor(site.output(0)?)?);
+    if size_of::<X>() == 2 && (input.1 != 0 || output.1 != 0) {
+        return Err(Error::invalid("16-bit activations with a zero point"));
+    }
+    let dtype = site.output(0)?.dtype;
+    let (low, high) = quantized_range(o.fused_activation_function, dtype, output.0, output.1)?;
+    let mut layer: Layer<PackedInt, Real> = Layer::new(site)?;
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
+            let scales = w.scales(size.0)?;
+            // One scale for all may come with a zero point, for files that predate the rule.
+            let one = w.quant.is_some_and(|q| q.scale.len() == 1);
+            pack_int_units(w, if one { w.zero_point()? } else { 0 }, size, pack)?;
+            (finish.zero, finish.low, finish.high) = (output.1, low, high);
+            let scales = scales.iter().map(|&s| input.0 as f64 * s as f64 / output.0 as f64);
+            finish.set(bias_ints(bias, size.0)?.as_deref(), scales)
+        })?;
+        let x = call.input(0)?.as_slice::<X>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<O>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        int_rows(pool, rows, depth, x, input.1, &layer.pack, &layer.finish, out, units)
+    }))
+}
+
+/// A product whose left operand is quantized activations with one zero point.
+fn int_rows<X: Quantized, O: Quantized, U: Sum>(
+    pool: &crate::pool::Pool,
+    rows: usize,
+    depth: usize,
+    x: &[X],
+    zero: i32,
+    pack: &PackedInt,
+    finish: &impl crate::gemm::Finish<U, O>,
+    out: &mut [O],
+    units: usize,
+) -> Result<()> {
+    if size_of::<X>() == 2
+        && let Ok(x) = bytemuck::try_cast_slice::<X, i16>(x)
+    {
+        return product_int::<U, O>(pool, rows, &Direct(x, depth), pack, finish, out, whole(units));
+    }
+    let zero = zero as i16;
+    let a = Converted(x, depth, |from: &[X], to: &mut [i16], _: usize| {
+        to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero));
+    });
+    product_int::<U, O>(pool, rows, &a, pack, finish, out, whole(units))
+}
+
+/// 16-bit weights.
+fn wide(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (input, output) = (per_tensor(site.input(0)?)?, per_tensor(site.output(0)?)?);
+    let (low, high) = quantized_range(o.fused_activation_function, DType::I16, output.0, output.1)?;
+    if input.1 != 0 || output.1 != 0 {
+        return Err(Error::invalid("16-bit activations with a zero point"));
+    }
+    let mut layer: Layer<PackedInt, Wide> = Layer::new(site)?;
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
+            let scales = w.scales(size.0)?;
+            pack_int_units(w, w.zero_point()?, size, pack)?;
+            (finish.low, finish.high) = (low, high);
+            let one = w.quant.is_some_and(|q| q.scale.len() == 1);
+            let m = if one {
+                scales.iter().map(|&w| multiplier(input.0, w, output.0)).collect()
+            } else {
+                multipliers(input.0, &scales, output.0)
+            };
+            finish.set(bias_ints(bias, size.0)?.as_deref(), &m)
+        })?;
+        let x = call.input(0)?.as_slice::<i16>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<i16>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        product_int::<i64, i16>(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))
+    }))
+}
+
+/// uint8.
+fn legacy<O: Quantized>(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (input, output) = (per_tensor(site.input(0)?)?, per_tensor(site.output(0)?)?);
+    let weight = per_tensor(site.input(1)?)?;
+    let dtype = site.output(0)?.dtype;
+    let (low, high) = quantized_range(o.fused_activation_function, dtype, output.0, output.1)?;
+    let mut layer: Layer<PackedInt, Rounded> = Layer::new(site)?;
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
+            pack_int_units(w, weight.1, size, pack)?;
+            (finish.zero, finish.low, finish.high) = (output.1, low, high);
+            let m = vec![multiplier(input.0, weight.0, output.0); size.0];
+            finish.set(bias_ints(bias, size.0)?.as_deref(), &m)
+        })?;
+        let x = call.input(0)?.as_slice::<u8>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<O>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        int_rows(pool, rows, depth, x, input.1, &layer.pack, &layer.finish, out, units)
+    }))
+}
+
+/// uint8 input, weights stored as int8 in blocks of 4 units by 16 inputs, int16 output; the second output is the
+/// input with its sign bit flipped.
+fn shuffled(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let types = (site.input(0)?.dtype, site.input(1)?.dtype, site.output(0)?.dtype);
+    if types != (DType::U8, DType::U8, DType::I16) {
+        return Err(site.unsupported(format!("shuffled weights on {types:?}")));
+    }
+    let (input, output) = (per_tensor(site.input(0)?)?, per_tensor(site.output(0)?)?);
+    let weight = per_tensor(site.input(1)?)?;
+    let (low, high) = quantized_range(o.fused_activation_function, DType::I16, output.0, output.1)?;
+    let mut layer: Layer<PackedInt, Rounded> = Layer::new(site)?;
+    Ok(Box::new(move |call| {
+        let (units, depth) = layer.update(call, |w, bias, (units, depth), pack, finish| {
+            let bytes = w.bytes8()?;
+            if units % 4 != 0 || depth % 16 != 0 || bytes.len() != units * depth {
+                return Err(Error::invalid(format!("shuffled weights of shape {:?}", w.shape)));
+            }
+            pack.pack(depth, units, false, |n, row| {
+                for (b, part) in row.chunks_exact_mut(16).enumerate() {
+                    let from = &bytes[n / 4 * 4 * depth + b * 64 + n % 4 * 16..][..16];
+                    part.iter_mut().zip(from).for_each(|(p, f)| *p = *f as i16);
+                }
+            })?;
+            (finish.zero, finish.low, finish.high) = (0, low, high);
+            let m = vec![multiplier(input.0, weight.0, output.0); units];
+            finish.set(bias_ints(bias, units)?.as_deref(), &m)
+        })?;
+        let x = call.input(0)?.as_slice::<u8>()?;
+        if let Some(copy) = call.outputs.get_mut(1)
+            && copy.bytes().len() == x.len()
+        {
+            copy.bytes_mut().iter_mut().zip(x).for_each(|(c, x)| *c = x ^ 0x80);
+        }
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<i16>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        int_rows(pool, rows, depth, x, 128, &layer.pack, &layer.finish, out, units)
+    }))
+}
+
+/// int4 weights with a scale for every block of inputs: the input is quantized asymmetrically by rows and each block's
+/// sum is scaled on its own.
+fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
+    let (after, range) = split_activation(o.fused_activation_function)?;
+    let weights = Source::new(site, 1)?;
+    let bias = site.optional(2).map(|_| Source::new(site, 2)).transpose()?;
+    let params = site.input(1)?.quant.as_ref().and_then(|q| q.blockwise);
+    let params = params.ok_or_else(|| Error::invalid("no block scales"))?;
+    if params.zero_points.is_some() {
+        return Err(site.unsupported("zero points per block"));
+    }
+    let &[units, depth] = site.input(1)?.shape.as_slice() else {
+        return Err(Error::invalid("weights must have two dimensions"));
+    };
+    let scales = site.graph.tensors.get(params.scales).ok_or_else(|| Error::invalid("no block scales"))?;
+    let blocks = depth / params.block_size.max(1);
+    let data = scales.data.as_deref().unwrap_or_default();
+    let scales: Vec<f32> = match scales.dtype {
+        DType::F16 => data.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        d => return Err(site.unsupported(format!("block scales of type {d}"))),
+    };
+    if scales.len() != units * blocks || params.block_size == 0 || blocks * params.block_size != depth {
+        return Err(Error::invalid(format!("{} block scales for {units} units of {blocks} blocks", scales.len())));
+    }
+    let block = params.block_size;
+    let mut packs: Vec<PackedInt> = Vec::new();
+    let mut finish: Vec<Hybrid> = Vec::new();
+    let mut offset = FinishF32 { range, ..FinishF32::default() };
+    let mut ready = false;
+    let (mut q, mut pieces, mut zeros, mut part) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    Ok(Box::new(move |call| {
+        if !ready {
+            let w = weights.get(call)?;
+            let bytes = w.bytes8()?;
+            if bytes.len() != units * depth {
+                return Err(Error::invalid("the weights' data does not fit their shape"));
+            }
+            packs.clear();
+            finish.clear();
+            for b in 0..blocks {
+                let mut pack = PackedInt::default();
+                pack.pack(block, units, false, |n, row| {
+                    let from = &bytes[n * depth + b * block..][..block];
+                    row.iter_mut().zip(from).for_each(|(r, w)| *r = *w as i16);
+                })?;
+                packs.push(pack);
+                let column: Vec<f32> = (0..units).map(|n| scales[n * blocks + b]).collect();
+                let mut f = Hybrid::linear();
+                f.set(None, &column)?;
+                finish.push(f);
+            }
+            let bias = bias.as_ref().map(|b| b.get(call)).transpose()?;
+            offset.set(units, bias_floats(bias.as_ref(), units)?.as_deref())?;
+            ready = weights.constant;
+        }
+        let x = call.input(0)?.as_slice::<f32>()?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        let rows = rows(x.len(), depth, out.len(), units)?;
+        quantize_rows(x, depth, true, &mut q, &mut pieces, &mut zeros)?;
+        refill(&mut part, out.len(), 0.0f32)?;
+        out.fill(0.0);
+        for (b, (pack, finish)) in packs.iter().zip(&finish).enumerate() {
+            let finish = HybridRows { constants: finish, pieces: &pieces, rows: 1 };
+            let (q, zeros) = (&q, &zeros);
+            // The block's inputs start within the row: the row's length is given, the block is cut out of it.
+            let a = Converted(&q[..], depth, |from: &[i8], to: &mut [i16], row: usize| {
+                let from = &from[b * block..][..block];
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zeros[row]);
+            });
+            product_int::<i32, f32>(pool, rows, &a, pack, &finish, &mut part, whole(units))?;
+            out.iter_mut().zip(&part).for_each(|(o, p)| *o += p);
+        }
+        for row in out.chunks_exact_mut(units.max(1)) {
+            for (o, b) in row.iter_mut().zip(&offset.bias) {
+                *o = crate::simd::clamp(*o + b, range);
+            }
+        }
+        apply(after, out);
+        Ok(())
+    }))
+}
+
+/// How the batches of a product lie: for each output batch, the batch of either operand.
+struct Batches {
+    pairs: Vec<(usize, usize)>,
+    left: usize,
+    right: usize,
+    rows: usize,
+    depth: usize,
+    columns: usize,
+}
+
+fn batches(x: &[usize], y: &[usize], o: &BatchMatMulOptionsT) -> Result<Batches> {
+    let bad = || Error::invalid(format!("operands of shapes {x:?} and {y:?}"));
+    let (xo, &[xr, xc]) = x.split_last_chunk::<2>().ok_or_else(bad)?;
+    let (yo, &[yr, yc]) = y.split_last_chunk::<2>().ok_or_else(bad)?;
+    let outer = litegpu_graph::ops::broadcast(xo, yo)?;
+    let n = elements(&outer);
+    let mut pairs = Vec::new();
+    pairs.try_reserve(n).map_err(|_| bad())?;
+    for i in 0..n {
+        let (mut rest, mut at) = (i, [0, 0]);
+        let mut step = [1, 1];
+        for d in (0..outer.len()).rev() {
+            let position = rest % outer[d].max(1);
+            rest /= outer[d].max(1);
+            for (side, shape) in [xo, yo].into_iter().enumerate() {
+                let Some(j) = (d + shape.len()).checked_sub(outer.len()) else { continue };
+                if shape[j] != 1 {
+                    at[side] += position * step[side];
+                }
+                step[side] *= shape[j];
+            }
+        }
+        pairs.push((at[0], at[1]));
+    }
+    let (rows, depth) = if o.adj_x { (xc, xr) } else { (xr, xc) };
+    let (inner, columns) = if o.adj_y { (yc, yr) } else { (yr, yc) };
+    if depth != inner {
+        return Err(bad());
+    }
+    Ok(Batches { pairs, left: elements(xo), right: elements(yo), rows, depth, columns })
+}
+
+/// Swaps rows and columns of each matrix.
+fn transpose<T: bytemuck::Pod>(from: &[T], rows: usize, columns: usize, to: &mut Vec<T>) -> Result<()> {
+    refill(to, from.len(), T::zeroed())?;
+    let size = rows * columns;
+    if size == 0 {
+        return Ok(());
+    }
+    for (from, to) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
+        for (r, row) in from.chunks_exact(columns).enumerate() {
+            for (c, v) in row.iter().enumerate() {
+                to[c * rows + r] = *v;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn batch_matmul(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
+    let (x, y, z) = (site.input(0)?, site.input(1)?, site.output(0)?);
+    match (x.dtype, y.dtype, z.dtype) {
+        (DType::F32, DType::F32 | DType::F16 | DType::BF16, DType::F32) => batch_float(site, o),
+        (DType::F32, DType::I8 | DType::I4 | DType::I2, DType::F32) => batch_hybrid(site, o),
+        (DType::I8, DType::I8, DType::I32) => batch_sums(site, o),
+        (DType::I8, DType::I8 | DType::I4 | DType::I2, DType::I8) => {
+            let m = batch_scale(site)?;
+            let (low, high) = type_range(DType::I8)?;
+            let zero = per_tensor(z)?.1;
+            batch_int::<i8, i8, i32, Rounded>(site, o, move |f, n| {
+                (f.zero, f.low, f.high) = (zero, low, high);
+                f.set(None, &vec![m; n])
+            })
+        }
+        (DType::I16, DType::I16 | DType::I8 | DType::I4 | DType::I2, DType::I16) => {
+            let m = batch_scale(site)?;
+            let (low, high) = type_range(DType::I16)?;
+            batch_int::<i16, i16, i64, Wide>(site, o, move |f, n| {
+                (f.low, f.high) = (low, high);
+                f.set(None, &vec![m; n])
+            })
+        }
+        (x, y, z) => Err(site.unsupported(format!("{x} by {y} giving {z}"))),
+    }
+}
+
+fn batch_scale(site: &Site<'_>) -> Result<litegpu_graph::fixed::Multiplier> {
+    let scale = |t: &Tensor| per_tensor(t).map(|s| s.0);
+    Ok(multiplier(scale(site.input(0)?)?, scale(site.input(1)?)?, scale(site.output(0)?)?))
+}
+
+/// Packs the right operand's matrices.
+fn pack_matrices(w: &[f32], b: &Batches, adj_y: bool, packs: &mut Vec<PackedF32>) -> Result<()> {
+    packs.resize_with(b.right, PackedF32::default);
+    let size = b.depth * b.columns;
+    for (i, pack) in packs.iter_mut().enumerate() {
+        let w = w.get(i * size..(i + 1) * size).ok_or_else(|| Error::invalid("the right operand is too short"))?;
+        if adj_y {
+            pack_units(w, (b.columns, b.depth), pack)?;
+        } else {
+            pack.pack_rows(b.depth, b.columns, w)?;
+        }
+    }
+    Ok(())
+}
+
+fn batch_float(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
+    let (o, right) = (o.clone(), Source::new(site, 1)?);
+    let mut packs: Vec<PackedF32> = Vec::new();
+    let mut finish = FinishF32 { range: (f32::NEG_INFINITY, f32::INFINITY), ..FinishF32::default() };
+    let (mut ready, mut turned) = (false, Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let w = right.get(call)?;
+        let b = batches(x.shape, w.shape, &o)?;
+        if !ready {
+            pack_matrices(&w.floats()?, &b, o.adj_y, &mut packs)?;
+            finish.set(b.columns, None)?;
+            ready = right.constant;
+        }
+        let mut left = x.as_slice::<f32>()?;
+        if o.adj_x {
+            transpose(left, b.depth, b.rows, &mut turned)?;
+            left = &turned;
+        }
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        let size = b.rows * b.columns;
+        if size == 0 {
+            return Ok(());
+        }
+        // Neighbouring batches that share the right operand are one tall product.
+        let mut i = 0;
+        while i < b.pairs.len() {
+            let (l, r) = b.pairs[i];
+            let n = b.pairs[i..].iter().enumerate().take_while(|(k, p)| **p == (l + k, r)).count();
+            let a = &left[l * b.rows * b.depth..][..n * b.rows * b.depth];
+            let out = &mut out[i * size..][..n * size];
+            product_f32(pool, n * b.rows, &Direct(a, b.depth), &packs[r], &finish, out, whole(b.columns))?;
+            i += n;
+        }
+        Ok(())
+    }))
+}
+
+/// Packs the right operand's matrices of integers.
+fn pack_int_matrices(w: &Weights<'_>, zero: i32, b: &Batches, adj_y: bool, packs: &mut Vec<PackedInt>) -> Result<()> {
+    let size = b.depth * b.columns;
+    packs.resize_with(b.right, PackedInt::default);
+    let (bytes, words);
+    let value: &dyn Fn(usize) -> i16 = if w.dtype == DType::I16 {
+        words = w.wide()?;
+        &|i| words[i] as i16
+    } else {
+        bytes = w.bytes8()?;
+        &|i| bytes[i] as i16 - zero as i16
+    };
+    if w.len() != size * b.right {
+        return Err(Error::invalid("the right operand's data does not fit its shape"));
+    }
+    for (i, pack) in packs.iter_mut().enumerate() {
+        let (first, step) = if adj_y { (b.depth, 1) } else { (1, b.columns) };
+        pack.pack(b.depth, b.columns, w.dtype == DType::I16 || zero != 0, |n, row| {
+            for (k, r) in row.iter_mut().enumerate() {
+                *r = value(i * size + n * first + k * step);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn batch_int<X: Quantized, O: Quantized, U: Sum, F>(
+    site: &Site<'_>,
+    o: &BatchMatMulOptionsT,
+    set: impl Fn(&mut F, usize) -> Result<()> + Send + 'static,
+) -> Result<Kernel>
+where
+    F: crate::gemm::Finish<U, O> + Default + Send + 'static,
+{
+    let zeros = (per_tensor(site.input(0)?)?.1, per_tensor(site.input(1)?)?.1);
+    let (o, right) = (o.clone(), Source::new(site, 1)?);
+    if size_of::<X>() == 2 && zeros != (0, 0) {
+        return Err(Error::invalid("16-bit operands with a zero point"));
+    }
+    let mut packs: Vec<PackedInt> = Vec::new();
+    let mut finish = F::default();
+    let (mut ready, mut turned) = (false, Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let w = right.get(call)?;
+        let b = batches(x.shape, w.shape, &o)?;
+        if !ready {
+            pack_int_matrices(&w, zeros.1, &b, o.adj_y, &mut packs)?;
+            set(&mut finish, b.columns)?;
+            ready = right.constant;
+        }
+        let mut left = x.as_slice::<X>()?;
+        if o.adj_x {
+            transpose(left, b.depth, b.rows, &mut turned)?;
+            left = &turned;
+        }
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<O>()?;
+        let size = b.rows * b.columns;
+        if size == 0 {
+            return Ok(());
+        }
+        for (&(l, r), out) in b.pairs.iter().zip(out.chunks_exact_mut(size)) {
+            let a = &left[l * b.rows * b.depth..][..b.rows * b.depth];
+            int_rows(pool, b.rows, b.depth, a, zeros.0, &packs[r], &finish, out, b.columns)?;
+        }
+        Ok(())
+    }))
+}
+
+/// int8 operands, plain int32 sums, no zero points.
+fn batch_sums(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
+    let (o, right) = (o.clone(), Source::new(site, 1)?);
+    let mut packs: Vec<PackedInt> = Vec::new();
+    let (mut ready, mut turned) = (false, Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let w = right.get(call)?;
+        let b = batches(x.shape, w.shape, &o)?;
+        if !ready {
+            pack_int_matrices(&w, 0, &b, o.adj_y, &mut packs)?;
+            ready = right.constant;
+        }
+        let mut left = x.as_slice::<i8>()?;
+        if o.adj_x {
+            transpose(left, b.depth, b.rows, &mut turned)?;
+            left = &turned;
+        }
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<i32>()?;
+        let size = b.rows * b.columns;
+        if size == 0 {
+            return Ok(());
+        }
+        for (&(l, r), out) in b.pairs.iter().zip(out.chunks_exact_mut(size)) {
+            let a = &left[l * b.rows * b.depth..][..b.rows * b.depth];
+            let a = Converted(a, b.depth, |from: &[i8], to: &mut [i16], _: usize| {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16);
+            });
+            product_int::<i32, i32>(pool, b.rows, &a, &packs[r], &Sums, out, whole(b.columns))?;
+        }
+        Ok(())
+    }))
+}
+
+fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
+    let (o, right) = (o.clone(), Source::new(site, 1)?);
+    let mut packs: Vec<PackedInt> = Vec::new();
+    let mut finish = Hybrid::linear();
+    let (mut ready, mut turned) = (false, Vec::new());
+    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let w = right.get(call)?;
+        let b = batches(x.shape, w.shape, &o)?;
+        if !ready {
+            pack_int_matrices(&w, 0, &b, o.adj_y, &mut packs)?;
+            finish.set(None, &w.scales(b.columns)?)?;
+            ready = right.constant;
+        }
+        let mut left = x.as_slice::<f32>()?;
+        if o.adj_x {
+            transpose(left, b.depth, b.rows, &mut turned)?;
+            left = &turned;
+        }
+        quantize_rows(left, b.depth, o.asymmetric_quantize_inputs, &mut q, &mut pieces, &mut zeros)?;
+        let pool = call.pool;
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        let size = b.rows * b.columns;
+        if size == 0 || b.depth == 0 {
+            out.fill(0.0);
+            return Ok(());
+        }
+        debug_assert_eq!(pieces.len(), b.left * b.rows);
+        for (&(l, r), out) in b.pairs.iter().zip(out.chunks_exact_mut(size)) {
+            let zeros = &zeros[l * b.rows..];
+            let a = Converted(&q[l * b.rows * b.depth..], b.depth, |from: &[i8], to: &mut [i16], row: usize| {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zeros[row]);
+            });
+            let finish = HybridRows { constants: &finish, pieces: &pieces[l * b.rows..], rows: 1 };
+            product_int::<i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, whole(b.columns))?;
+        }
+        Ok(())
+    }))
 }

@@ -3,5 +3,8 @@
 use super::*;
 
 pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
-    no_rule(site)
+    match site.op {
+        Op::Custom(c) if c.name == "Convolution2DTransposeBias" => conv::transpose_bias(site, &c.options),
+        _ => no_rule(site),
+    }
 }

@@ -24,6 +24,8 @@ mod stablehlo;
 mod text;
 mod unary;
 
+pub use conv::{Window, transpose_bias_options, transposed, window};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{Shape, Tensor};

@@ -1,0 +1,535 @@
+//! Matrix products with a packed right operand: the core of convolutions, fully connected layers and batch matmuls.
+//!
+//! The right operand (weights, nearly always constant) is packed once into panels of 16 columns. The left operand is
+//! read in place where its rows lie as they are, else a block of rows at a time is gathered into scratch (for a
+//! convolution that is im2col of a few output pixels). All integer kinds (int8, uint8, int4, 16x8, dynamic range) are
+//! products of 16-bit numbers with zero points subtracted and 32-bit sums: sums modulo 2^32 are what the reference has
+//! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach.
+
+use crate::pool::Pool;
+use crate::simd::{Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch};
+use bytemuck::Pod;
+use litegpu_graph::{Error, Result};
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// Multiplications below which splitting work over threads costs more than it gains.
+const PARALLEL: usize = 400_000;
+
+/// Bytes of left operand that a block of rows may take: it is read once per panel and should stay in the second cache.
+const BLOCK_BYTES: usize = 96 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `len` elements of scratch, contents unspecified, kept by the thread for the next call.
+pub(crate) fn scratch<T: Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+    let words = len.checked_mul(size_of::<T>()).map(|b| b.div_ceil(8));
+    let words = words.ok_or_else(|| Error::invalid(format!("{len} elements of scratch")))?;
+    let mut v = SCRATCH.with(|s| s.borrow_mut().pop()).unwrap_or_default();
+    if v.len() < words {
+        v.try_reserve(words - v.len()).map_err(|_| Error::invalid(format!("cannot allocate {len} elements")))?;
+        v.resize(words, 0);
+    }
+    let out = bytemuck::try_cast_slice_mut::<u64, T>(&mut v).ok().and_then(|s| s.get_mut(..len)).map(f);
+    SCRATCH.with(|s| s.borrow_mut().push(v));
+    out.ok_or_else(|| Error::internal("scratch element type"))
+}
+
+/// Makes `v` hold `len` copies of `value`.
+pub(crate) fn refill<T: Clone>(v: &mut Vec<T>, len: usize, value: T) -> Result<()> {
+    v.clear();
+    v.try_reserve(len).map_err(|_| Error::invalid(format!("cannot allocate {len} elements")))?;
+    v.resize(len, value);
+    Ok(())
+}
+
+/// A float right operand.
+#[derive(Debug, Default)]
+pub(crate) struct PackedF32 {
+    lines: Vec<LineF32>,
+    pub depth: usize,
+    pub columns: usize,
+}
+
+impl PackedF32 {
+    /// Packs; `column` writes one column's values.
+    pub(crate) fn pack(&mut self, depth: usize, columns: usize, column: impl Fn(usize, &mut [f32])) -> Result<()> {
+        let panels = columns.div_ceil(NR);
+        let lines = panels.checked_mul(depth).ok_or_else(|| Error::invalid("weights are too large"))?;
+        refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
+        (self.depth, self.columns) = (depth, columns);
+        if depth == 0 {
+            return Ok(());
+        }
+        scratch(depth, |row: &mut [f32]| {
+            for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
+                for j in 0..NR.min(columns - p * NR) {
+                    column(p * NR + j, row);
+                    for (line, x) in panel.iter_mut().zip(&*row) {
+                        line.0[j] = *x;
+                    }
+                }
+            }
+        })
+    }
+
+    /// Packs a matrix given row by row (depth by columns).
+    pub(crate) fn pack_rows(&mut self, depth: usize, columns: usize, data: &[f32]) -> Result<()> {
+        let panels = columns.div_ceil(NR);
+        let lines = panels.checked_mul(depth).ok_or_else(|| Error::invalid("weights are too large"))?;
+        refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
+        (self.depth, self.columns) = (depth, columns);
+        if depth == 0 || columns == 0 {
+            return Ok(());
+        }
+        for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
+            let n = NR.min(columns - p * NR);
+            for (line, row) in panel.iter_mut().zip(data.chunks_exact(columns)) {
+                line.0[..n].copy_from_slice(&row[p * NR..][..n]);
+            }
+        }
+        Ok(())
+    }
+
+    fn panel(&self, p: usize) -> &[LineF32] {
+        &self.lines[p * self.depth..][..self.depth]
+    }
+}
+
+/// An integer right operand, zero point subtracted.
+#[derive(Debug, Default)]
+pub(crate) struct PackedInt {
+    narrow: Vec<LineI8>,
+    wide: Vec<LineI16>,
+    is_wide: bool,
+    /// Pairs of depth steps.
+    pairs: usize,
+    pub depth: usize,
+    pub columns: usize,
+    /// Pairs that can be summed in 32 bits for any 16-bit left operand.
+    pub block: usize,
+    /// The sum of each column.
+    pub sums: Vec<i32>,
+}
+
+impl PackedInt {
+    /// Packs; `column` writes one column's values. `wide` when values may not fit 8 bits.
+    pub(crate) fn pack(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        wide: bool,
+        column: impl Fn(usize, &mut [i16]),
+    ) -> Result<()> {
+        let panels = columns.div_ceil(NR);
+        self.pairs = depth.div_ceil(2);
+        let lines = panels.checked_mul(self.pairs).ok_or_else(|| Error::invalid("weights are too large"))?;
+        (self.depth, self.columns, self.is_wide) = (depth, columns, wide);
+        refill(&mut self.narrow, if wide { 0 } else { lines }, LineI8([[0; 2]; NR]))?;
+        refill(&mut self.wide, if wide { lines } else { 0 }, LineI16([[0; 2]; NR]))?;
+        refill(&mut self.sums, columns, 0)?;
+        let mut largest = 0i64;
+        let pairs = self.pairs;
+        scratch(2 * pairs, |row: &mut [i16]| {
+            if let Some(last) = row.last_mut() {
+                *last = 0;
+            }
+            for n in 0..columns {
+                column(n, &mut row[..depth]);
+                let (p, j) = (n / NR, n % NR);
+                largest = largest.max(row.iter().map(|w| w.unsigned_abs() as i64).sum());
+                self.sums[n] = row.iter().fold(0i32, |s, &w| s.wrapping_add(w as i32));
+                let values = row.as_chunks::<2>().0.iter();
+                if wide {
+                    for (line, x) in self.wide[p * pairs..].iter_mut().zip(values) {
+                        line.0[j] = *x;
+                    }
+                } else {
+                    for (line, x) in self.narrow[p * pairs..].iter_mut().zip(values) {
+                        line.0[j] = [x[0] as i8, x[1] as i8];
+                    }
+                }
+            }
+        })?;
+        // One pair of a 16-bit and an 8-bit number reaches 2^23, of two 16-bit numbers 2^31.
+        let fits = largest <= 65_535;
+        self.block = if fits {
+            pairs.max(1)
+        } else if wide {
+            1
+        } else {
+            128
+        };
+        Ok(())
+    }
+
+    fn panel(&self, p: usize) -> Panel<'_> {
+        let range = p * self.pairs..(p + 1) * self.pairs;
+        if self.is_wide { Panel::Wide(&self.wide[range]) } else { Panel::Narrow(&self.narrow[range]) }
+    }
+}
+
+/// Where a product's left operand comes from.
+pub(crate) trait Rows<T>: Sync {
+    /// The rows as they lie in memory and their distance, when they need no gathering.
+    fn direct(&self) -> Option<(&[T], usize)> {
+        None
+    }
+    /// Writes `count` rows from row `first` on, `stride` elements apart. `#[inline(always)]`.
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize);
+}
+
+/// Rows that lie in memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Direct<'a, T>(pub &'a [T], pub usize);
+
+impl<T: Copy + Sync> Rows<T> for Direct<'_, T> {
+    fn direct(&self) -> Option<(&[T], usize)> {
+        Some((self.0, self.1))
+    }
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
+        for r in 0..count {
+            let row = &self.0[(first + r) * self.1..][..self.1];
+            into[r * stride..][..self.1].copy_from_slice(row);
+        }
+    }
+}
+
+/// Rows in memory that a function converts; it is given the row's number too.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Converted<'a, X, F>(pub &'a [X], pub usize, pub F);
+
+impl<X: Sync, T, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Converted<'_, X, F> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
+        for r in 0..count {
+            let row = &self.0[(first + r) * self.1..][..self.1];
+            let room = stride.min(self.1);
+            (self.2)(row, &mut into[r * stride..][..room], first + r);
+        }
+    }
+}
+
+/// Keeps the first error of the pieces of a product.
+pub(crate) fn keep(failed: &OnceLock<Error>, done: Result<()>) {
+    if let Err(e) = done {
+        // A second error says nothing new.
+        let _ = failed.set(e);
+    }
+}
+
+/// How output is divided: rows to a piece, and whether to use threads.
+fn pieces(pool: &Pool, rows: usize, work: usize) -> (usize, bool) {
+    let parallel = pool.threads() > 1 && work >= PARALLEL;
+    if !parallel {
+        return (rows.max(1), false);
+    }
+    let per = rows.div_ceil(pool.threads() * 3).max(1);
+    (per.next_multiple_of(MAX_MR), true)
+}
+
+/// Rows to a block, from the bytes of one.
+fn block_rows(bytes: usize) -> usize {
+    (BLOCK_BYTES / bytes.max(1)).clamp(MAX_MR, 16 * MAX_MR) / MAX_MR * MAX_MR
+}
+
+/// Bias (padded to whole panels) and limits of a float product.
+#[derive(Debug, Default)]
+pub(crate) struct FinishF32 {
+    pub bias: Vec<f32>,
+    pub range: (f32, f32),
+}
+
+impl FinishF32 {
+    /// Sets the bias of `columns` columns.
+    pub(crate) fn set(&mut self, columns: usize, bias: Option<&[f32]>) -> Result<()> {
+        refill(&mut self.bias, columns.next_multiple_of(NR), 0.0)?;
+        if let Some(b) = bias {
+            self.bias[..columns].copy_from_slice(b);
+        }
+        Ok(())
+    }
+}
+
+/// A place in a matrix: the distance of its rows and the first column to write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub stride: usize,
+    pub column: usize,
+}
+
+/// out = clamp(a b + bias). `out` holds whole rows of `place.stride` elements.
+pub(crate) fn product_f32(
+    pool: &Pool,
+    rows: usize,
+    a: &impl Rows<f32>,
+    b: &PackedF32,
+    finish: &FinishF32,
+    out: &mut [f32],
+    place: Place,
+) -> Result<()> {
+    if rows == 0 || b.columns == 0 {
+        return Ok(());
+    }
+    let failed = OnceLock::new();
+    let work = rows.saturating_mul(b.columns).saturating_mul(b.depth);
+    if rows == 1 && b.columns == place.stride && pool.threads() > 1 && work >= PARALLEL {
+        // One row: split its columns.
+        let per = b.columns.div_ceil(pool.threads() * 2).next_multiple_of(NR);
+        pool.chunks(out, per, true, |i, piece| {
+            let panels = i * per / NR..(i * per + piece.len()).div_ceil(NR);
+            let n = piece.len();
+            keep(
+                &failed,
+                dispatch(ProductF32 { a, b, finish, first: 0, rows: 1, panels, columns: n, out: piece, place }),
+            );
+        });
+        return failed.into_inner().map_or(Ok(()), Err);
+    }
+    let (per, parallel) = pieces(pool, rows, work);
+    pool.chunks(out, per * place.stride, parallel, |i, piece| {
+        let count = piece.len() / place.stride;
+        let panels = 0..b.columns.div_ceil(NR);
+        let n = b.columns;
+        let task = ProductF32 { a, b, finish, first: i * per, rows: count, panels, columns: n, out: piece, place };
+        keep(&failed, dispatch(task));
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+struct ProductF32<'a, A> {
+    a: &'a A,
+    b: &'a PackedF32,
+    finish: &'a FinishF32,
+    first: usize,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+    columns: usize,
+    out: &'a mut [f32],
+    place: Place,
+}
+
+impl<A: Rows<f32>> Task for ProductF32<'_, A> {
+    type Output = Result<()>;
+    #[inline(always)]
+    fn run<S: Isa>(self) -> Result<()> {
+        let depth = self.b.depth;
+        if let Some((a, lda)) = self.a.direct() {
+            let step = block_rows(4 * depth);
+            for r in (0..self.rows).step_by(step) {
+                let count = step.min(self.rows - r);
+                let a = &a[(self.first + r) * lda..];
+                block_f32::<S>(
+                    a,
+                    lda,
+                    count,
+                    self.b,
+                    self.finish,
+                    &self.panels,
+                    self.columns,
+                    &mut self.out[r * self.place.stride..],
+                    self.place,
+                );
+            }
+            return Ok(());
+        }
+        let step = block_rows(4 * depth).min(self.rows.next_multiple_of(MAX_MR));
+        scratch(step * depth, |buffer: &mut [f32]| {
+            for r in (0..self.rows).step_by(step) {
+                let count = step.min(self.rows - r);
+                self.a.fill::<S>(self.first + r, count, buffer, depth);
+                block_f32::<S>(
+                    buffer,
+                    depth,
+                    count,
+                    self.b,
+                    self.finish,
+                    &self.panels,
+                    self.columns,
+                    &mut self.out[r * self.place.stride..],
+                    self.place,
+                );
+            }
+        })
+    }
+}
+
+#[inline(always)]
+fn block_f32<S: Isa>(
+    a: &[f32],
+    lda: usize,
+    rows: usize,
+    b: &PackedF32,
+    finish: &FinishF32,
+    panels: &std::ops::Range<usize>,
+    columns: usize,
+    out: &mut [f32],
+    place: Place,
+) {
+    for p in panels.clone() {
+        let column = (p - panels.start) * NR;
+        let n = NR.min(columns - column);
+        let bias: &[f32; NR] = finish.bias[p * NR..].first_chunk().unwrap_or(&[0.0; NR]);
+        for r in (0..rows).step_by(S::MR) {
+            let m = S::MR.min(rows - r);
+            let out = &mut out[r * place.stride + place.column + column..];
+            S::tile_f32(&a[r * lda..], lda, m, b.panel(p), bias, finish.range, out, place.stride, n);
+        }
+    }
+}
+
+/// What becomes of the sums of an integer product.
+pub(crate) trait Finish<Sum, Out>: Sync {
+    /// Turns the sums of row `row`, columns `column` to `column + out.len()`, into outputs. `#[inline(always)]`.
+    fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[Sum; NR], out: &mut [Out]);
+}
+
+/// Sums of an integer product: 32 bits, wrapping, or 64 bits, exact for 16-bit left operands.
+pub(crate) trait Sum: Copy + Send + Sync + 'static {
+    const EXACT: bool;
+    const ZERO: Self;
+    fn add(self, x: i32) -> Self;
+}
+impl Sum for i32 {
+    const EXACT: bool = false;
+    const ZERO: i32 = 0;
+    #[inline(always)]
+    fn add(self, x: i32) -> i32 {
+        self.wrapping_add(x)
+    }
+}
+impl Sum for i64 {
+    const EXACT: bool = true;
+    const ZERO: i64 = 0;
+    #[inline(always)]
+    fn add(self, x: i32) -> i64 {
+        self + x as i64
+    }
+}
+
+/// out = finish(a b) for integers. `out` holds whole rows of `place.stride` elements.
+pub(crate) fn product_int<U: Sum, O: Send>(
+    pool: &Pool,
+    rows: usize,
+    a: &impl Rows<i16>,
+    b: &PackedInt,
+    finish: &impl Finish<U, O>,
+    out: &mut [O],
+    place: Place,
+) -> Result<()> {
+    if rows == 0 || b.columns == 0 {
+        return Ok(());
+    }
+    let failed = OnceLock::new();
+    let work = rows.saturating_mul(b.columns).saturating_mul(b.depth) / 2;
+    if rows == 1 && b.columns == place.stride && pool.threads() > 1 && work >= PARALLEL {
+        let per = b.columns.div_ceil(pool.threads() * 2).next_multiple_of(NR);
+        pool.chunks(out, per, true, |i, piece| {
+            let panels = i * per / NR..(i * per + piece.len()).div_ceil(NR);
+            let n = piece.len();
+            let task = ProductInt {
+                a,
+                b,
+                finish,
+                first: 0,
+                rows: 1,
+                panels,
+                columns: n,
+                out: piece,
+                place,
+                sum: PhantomData::<U>,
+            };
+            keep(&failed, dispatch(task));
+        });
+        return failed.into_inner().map_or(Ok(()), Err);
+    }
+    let (per, parallel) = pieces(pool, rows, work);
+    pool.chunks(out, per * place.stride, parallel, |i, piece| {
+        let count = piece.len() / place.stride;
+        let (panels, columns) = (0..b.columns.div_ceil(NR), b.columns);
+        let task = ProductInt {
+            a,
+            b,
+            finish,
+            first: i * per,
+            rows: count,
+            panels,
+            columns,
+            out: piece,
+            place,
+            sum: PhantomData::<U>,
+        };
+        keep(&failed, dispatch(task));
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+struct ProductInt<'a, U, O, A, F> {
+    a: &'a A,
+    b: &'a PackedInt,
+    finish: &'a F,
+    first: usize,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+    columns: usize,
+    out: &'a mut [O],
+    place: Place,
+    sum: PhantomData<U>,
+}
+
+impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, F> {
+    type Output = Result<()>;
+    #[inline(always)]
+    fn run<S: Isa>(self) -> Result<()> {
+        let (b, place) = (self.b, self.place);
+        let stride = 2 * b.pairs;
+        // In place only when pairs do not cross from one row into the next.
+        let direct = self.a.direct().filter(|(_, lda)| *lda == stride);
+        let step = block_rows(2 * stride).min(self.rows.next_multiple_of(MAX_MR));
+        let buffer = if direct.is_some() { 0 } else { step * stride };
+        scratch(buffer, |buffer: &mut [i16]| {
+            buffer.fill(0);
+            for r in (0..self.rows).step_by(step) {
+                let count = step.min(self.rows - r);
+                let a = match direct {
+                    Some((a, _)) => &a[(self.first + r) * stride..],
+                    None => {
+                        self.a.fill::<S>(self.first + r, count, buffer, stride);
+                        &*buffer
+                    }
+                };
+                for p in self.panels.clone() {
+                    let column = (p - self.panels.start) * NR;
+                    let n = NR.min(self.columns - column);
+                    let panel = b.panel(p);
+                    for i in (0..count).step_by(S::MR) {
+                        let m = S::MR.min(count - i);
+                        let mut acc = [[0i32; NR]; MAX_MR];
+                        let mut sums = [[U::ZERO; NR]; MAX_MR];
+                        let block = if U::EXACT { b.block } else { b.pairs.max(1) };
+                        let mut k = 0;
+                        while k < b.pairs {
+                            let end = (k + block).min(b.pairs);
+                            S::tile_i16(&a[i * stride + 2 * k..], stride, m, panel.part(k..end), &mut acc);
+                            for (s, x) in sums.iter_mut().zip(&acc).take(m) {
+                                for j in 0..NR {
+                                    s[j] = s[j].add(x[j]);
+                                }
+                            }
+                            k = end;
+                        }
+                        for (l, s) in sums.iter().enumerate().take(m) {
+                            let at = (r + i + l) * place.stride + place.column + column;
+                            let row = self.first + r + i + l;
+                            self.finish.finish::<S>(row, p * NR, s, &mut self.out[at..][..n]);
+                        }
+                    }
+                }
+            }
+        })
+    }
+}
