@@ -1,5 +1,6 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
+mod eval;
 mod exec;
 mod gemm;
 mod kernel;
@@ -12,6 +13,7 @@ mod simd;
 mod value;
 mod weights;
 
+pub use eval::evaluate;
 pub use exec::{Executor, Options};
 pub use kernel::{Call, Kernel, Site};
 pub use pool::Pool;
