@@ -586,6 +586,9 @@ fn is_control(op: &Op) -> bool {
 
 fn place(graph: &Graph, n: NodeId, e: Error) -> Error {
     match graph.nodes.get(n) {
+        Some(node) if e.message.starts_with(node.op.name()) => {
+            Error { message: format!("operator {n} {}", e.message), ..e }
+        }
         Some(node) => e.at(format!("operator {n} {}", node.op.name())),
         None => e,
     }

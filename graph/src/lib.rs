@@ -12,9 +12,11 @@ pub mod fixed;
 mod model;
 mod op;
 pub mod ops;
+pub mod passes;
 mod read;
 pub mod schema;
 pub mod shapes;
+pub mod text;
 pub mod validate;
 mod write;
 
