@@ -202,7 +202,8 @@ impl Builder {
     /// As [`Builder::build`].
     pub async fn build_async(self) -> Result<Session> {
         let entry = Entry::new(&self.model, self.signature.as_deref())?;
-        let options = Options { threads: self.threads, keep_all: self.keep_all, profile: self.profile };
+        let options =
+            Options { threads: self.threads, keep_all: self.keep_all, profile: self.profile, ..Options::default() };
         let exec = Executor::new(self.model.graph().clone(), options)?;
         let mut session = Session {
             model: self.model,

@@ -5,15 +5,14 @@
 //! room, best fit first; the same order in every run makes the assignment stable, so that a steady-state run of a
 //! static graph allocates nothing.
 
+use crate::custom::{CustomOperator, CustomOperators};
 use crate::kernel::{Call, Kernel, Site};
 use crate::ops;
 use crate::pool::Pool;
 use crate::resources::Resources;
-use crate::value::{Constant, Storage, Value, View};
+use crate::value::{Budget, Constant, Storage, Value, View};
 use litegpu_graph::ops::Fact;
-use litegpu_graph::{
-    DType, Error, Family, Graph, Model, NodeId, Op, Result, Shape, Tensor, TensorId, elements, validate,
-};
+use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, Result, Shape, Tensor, TensorId, elements};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +21,12 @@ use std::time::Instant;
 
 /// Iterations after which a WHILE is taken to be endless.
 const MAX_ITERATIONS: u64 = 10_000_000;
+
+/// Subgraphs that may be running inside one another: a chain of calls must not exhaust the stack.
+const MAX_DEPTH: usize = 64;
+
+/// Bytes of tensors that a run may hold unless the caller says otherwise: 16 GiB, where addresses are long enough.
+const DEFAULT_MEMORY_LIMIT: usize = if usize::BITS < 64 { 1 << 31 } else { 1 << 34 };
 
 /// How the executor works.
 #[derive(Debug, Clone)]
@@ -32,11 +37,21 @@ pub struct Options {
     pub keep_all: bool,
     /// Record the time of each node.
     pub profile: bool,
+    /// Custom operators that the application brings.
+    pub custom: CustomOperators,
+    /// Bytes of tensors that a run may hold at a time, over all subgraphs and resource variables.
+    pub memory_limit: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 1, keep_all: false, profile: false }
+        Options {
+            threads: 1,
+            keep_all: false,
+            profile: false,
+            custom: CustomOperators::new(),
+            memory_limit: DEFAULT_MEMORY_LIMIT,
+        }
     }
 }
 
@@ -48,6 +63,9 @@ pub struct Executor {
     frames: Vec<Option<Frame>>,
     pool: Pool,
     options: Options,
+    budget: Arc<Budget>,
+    /// Subgraphs that are running now.
+    depth: usize,
     /// Variables and hash tables.
     pub resources: Resources,
 }
@@ -89,9 +107,12 @@ impl Executor {
     /// # Errors
     /// `Invalid` when memory for misaligned constants cannot be had.
     pub fn new(model: Arc<Model>, options: Options) -> Result<Executor> {
-        let frames = model.subgraphs.iter().map(|g| Frame::new(g, &options).map(Some)).collect::<Result<_>>()?;
+        let budget = Budget::new(options.memory_limit);
+        let frames = model.subgraphs.iter().map(|g| Frame::new(g, &options, &budget).map(Some));
+        let frames = frames.collect::<Result<_>>()?;
         let pool = Pool::new(options.threads);
-        Ok(Executor { model, frames, pool, options, resources: Resources::default() })
+        let resources = Resources::new(budget.clone());
+        Ok(Executor { model, frames, pool, options, budget, depth: 0, resources })
     }
 
     /// The model.
@@ -204,9 +225,13 @@ impl Executor {
     /// The failing node's, with its number and name.
     pub fn run_nodes(&mut self, subgraph: usize, nodes: impl IntoIterator<Item = NodeId>) -> Result<()> {
         let slot = self.frames.get_mut(subgraph).ok_or_else(|| no_subgraph(subgraph))?;
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::unsupported(format!("more than {MAX_DEPTH} subgraphs that call one another")));
+        }
         let Some(mut frame) = slot.take() else {
             return Err(Error::unsupported(format!("subgraph {subgraph} calls itself")));
         };
+        self.depth += 1;
         let model = self.model.clone();
         let mut result = Ok(());
         if let Some(graph) = model.subgraphs.get(subgraph) {
@@ -217,6 +242,7 @@ impl Executor {
                 }
             }
         }
+        self.depth -= 1;
         if let Some(slot) = self.frames.get_mut(subgraph) {
             *slot = Some(frame);
         }
@@ -228,15 +254,9 @@ impl Executor {
         self.frames.get(subgraph).and_then(Option::as_ref).map_or(&[], |f| &f.times)
     }
 
-    /// Bytes of storage that tensors hold, used or free.
+    /// Bytes of storage that tensors and resource variables hold, used or free.
     pub fn bytes(&self) -> usize {
-        let frames = self.frames.iter().flatten();
-        frames
-            .map(|f| {
-                let used = f.slots.iter().map(|s| if let Slot::Value { value, .. } = s { value.capacity() } else { 0 });
-                used.sum::<usize>() + f.free.iter().map(Storage::capacity).sum::<usize>()
-            })
-            .sum()
+        self.budget.used()
     }
 
     /// Sets variable tensors to zero and forgets resources: the next run starts as the first did.
@@ -297,9 +317,9 @@ impl Executor {
     ) -> Result<()> {
         let Some(node) = graph.nodes.get(n) else { return Ok(()) };
         if state.kernel.is_none() {
-            state.kernel = Some(ops::prepare(&Site { model, graph, node })?);
+            state.kernel = Some(self.make(&Site { model, graph, node })?);
         }
-        infer(graph, frame, n, state)?;
+        infer(graph, frame, n, state, self.custom(&node.op))?;
         let mutates = node.op.family() == Family::Recurrent;
         let mut variables: SmallVec<[(usize, Value); 4]> = SmallVec::new();
         let mut outputs: SmallVec<[Value; 2]> = SmallVec::new();
@@ -336,7 +356,7 @@ impl Executor {
             }
         }
         let run = (|| {
-            let mut inputs: SmallVec<[Option<View<'_>>; 8]> = SmallVec::new();
+            let mut inputs: SmallVec<[Option<View<'_>>; 24]> = SmallVec::new();
             for (i, t) in node.inputs.iter().enumerate() {
                 let taken = variables.iter().any(|(at, _)| *at == i);
                 inputs.push(match t {
@@ -360,24 +380,57 @@ impl Executor {
         run
     }
 
-    /// IF, WHILE, CALL, CALL_ONCE and composites.
+    /// The application's operator, when the node is one.
+    fn custom(&self, op: &Op) -> Option<&dyn CustomOperator> {
+        match op {
+            Op::Custom(c) => self.options.custom.get(&c.name).map(|o| &**o),
+            _ => None,
+        }
+    }
+
+    fn make(&self, site: &Site<'_>) -> Result<Kernel> {
+        match self.custom(&site.node.op) {
+            Some(o) => o.prepare(site),
+            None => ops::prepare(site),
+        }
+    }
+
+    /// IF, CASE, WHILE, CALL, CALL_ONCE and composites. Values move in and out of bodies; they are copied only where
+    /// somebody else still needs them.
     fn control(&mut self, graph: &Graph, frame: &mut Frame, n: NodeId) -> Result<()> {
         let Some(node) = graph.nodes.get(n) else { return Ok(()) };
-        let operands = |frame: &Frame, skip: usize| -> Result<Vec<Value>> {
-            let ids = node.inputs.iter().skip(skip).flatten();
-            ids.map(|&t| view(graph, &frame.slots, t).and_then(|v| owned(&v))).collect()
-        };
         let results = match &node.op {
             Op::If(o) => {
                 let cond = node.input(0).ok_or_else(|| Error::invalid("no condition"))?;
-                let cond = view(graph, &frame.slots, cond)?.bytes.first() == Some(&1);
+                let cond = truth(view(graph, &frame.slots, cond)?)?;
                 let body = if cond { o.then_subgraph_index } else { o.else_subgraph_index };
-                self.call(body, operands(frame, 1)?)?
+                self.call(body, operands(graph, frame, n, 1, &self.budget)?)?
             }
-            Op::While(o) => self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?,
-            Op::StablehloWhile(o) => self.repeat(o.cond_subgraph_index, o.body_subgraph_index, operands(frame, 0)?)?,
-            Op::Call(o) => self.call(o.subgraph as i32, operands(frame, 0)?)?,
-            Op::StablehloComposite(o) => self.call(o.decomposition_subgraph_index, operands(frame, 0)?)?,
+            Op::StablehloCase(o) => {
+                let index = node.input(0).ok_or_else(|| Error::invalid("no index"))?;
+                let index = view(graph, &frame.slots, index)?;
+                let index = match (index.dtype, index.bytes.first_chunk::<4>()) {
+                    (DType::I32, Some(b)) => i32::from_le_bytes(*b),
+                    _ => return Err(Error::invalid("the index must be one int32")),
+                };
+                // An index outside the range takes the last branch, as StableHLO has it.
+                let branches = o.branch_subgraph_indices.as_deref().unwrap_or_default();
+                let branch = usize::try_from(index).ok().and_then(|i| branches.get(i)).or(branches.last());
+                let &branch = branch.ok_or_else(|| Error::invalid("no branches"))?;
+                self.call(branch, operands(graph, frame, n, 1, &self.budget)?)?
+            }
+            Op::While(o) => {
+                let state = operands(graph, frame, n, 0, &self.budget)?;
+                self.repeat(o.cond_subgraph_index, o.body_subgraph_index, state)?
+            }
+            Op::StablehloWhile(o) => {
+                let state = operands(graph, frame, n, 0, &self.budget)?;
+                self.repeat(o.cond_subgraph_index, o.body_subgraph_index, state)?
+            }
+            Op::Call(o) => self.call(o.subgraph as i32, operands(graph, frame, n, 0, &self.budget)?)?,
+            Op::StablehloComposite(o) => {
+                self.call(o.decomposition_subgraph_index, operands(graph, frame, n, 0, &self.budget)?)?
+            }
             Op::CallOnce(o) => {
                 let init = usize::try_from(o.init_subgraph_index).map_err(|_| Error::invalid("negative subgraph"))?;
                 if !self.resources.initialised.contains(&init) {
@@ -392,58 +445,170 @@ impl Executor {
             return Err(Error::invalid(format!("the body has {} outputs", results.len())));
         }
         for (&t, v) in node.outputs.iter().zip(results) {
-            if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {
-                if value.dtype != v.dtype {
-                    return Err(Error::invalid(format!("the body yields {}, {} is declared", v.dtype, value.dtype)));
-                }
-                let quant = value.quant.take();
-                *value = v;
-                value.quant = quant;
-                *ready = true;
-            }
+            put(frame, t, v).map_err(|e| e.at(format!("output tensor {t}")))?;
         }
         Ok(())
     }
 
     fn repeat(&mut self, cond: i32, body: i32, mut state: Vec<Value>) -> Result<Vec<Value>> {
         for _ in 0..MAX_ITERATIONS {
-            let go = self.call(cond, state.clone())?;
-            if go.first().and_then(|v| v.bytes().first()) != Some(&1) {
+            let go = self.ask(cond, &mut state)?;
+            if !go {
                 return Ok(state);
             }
+            let want = state.len();
             state = self.call(body, state)?;
+            if state.len() < want {
+                return Err(Error::invalid(format!(
+                    "the loop carries {want} values, its body returns {}",
+                    state.len()
+                )));
+            }
+            state.truncate(want);
         }
         Err(Error::invalid(format!("the loop did not end after {MAX_ITERATIONS} iterations")))
     }
 
-    /// Runs a subgraph on values and returns its outputs.
-    fn call(&mut self, subgraph: i32, operands: Vec<Value>) -> Result<Vec<Value>> {
-        let s = usize::try_from(subgraph).map_err(|_| Error::invalid(format!("no subgraph {subgraph}")))?;
-        let model = self.model.clone();
+    /// Runs a loop's condition. It borrows the state.
+    fn ask(&mut self, subgraph: i32, state: &mut [Value]) -> Result<bool> {
+        let (s, model) = (self.index(subgraph)?, self.model.clone());
         let graph = model.subgraphs.get(s).ok_or_else(|| no_subgraph(s))?;
-        if operands.len() < graph.inputs.len() {
-            return Err(Error::invalid(format!(
-                "subgraph {s} takes {} inputs, {} given",
-                graph.inputs.len(),
-                operands.len()
-            )));
+        let frame = self.frame(s)?;
+        if graph.inputs.len() > state.len() {
+            return Err(takes(s, graph.inputs.len(), state.len()));
         }
-        for (&t, v) in graph.inputs.iter().zip(&operands) {
-            self.set(s, t, v.view()).map_err(|e| e.at(format!("input of subgraph {s}")))?;
+        for (&t, v) in graph.inputs.iter().zip(&mut *state) {
+            let empty = Value::empty(v.dtype, None);
+            put(frame, t, std::mem::replace(v, empty)).map_err(|e| e.at(format!("input of subgraph {s}")))?;
         }
         self.run(s).map_err(|e| e.at(format!("subgraph {s}")))?;
-        graph.outputs.iter().map(|&t| owned(&self.get(s, t)?)).collect()
+        let &t = graph.outputs.first().ok_or_else(|| Error::invalid("the condition has no output"))?;
+        let go = truth(self.get(s, t)?)?;
+        let (frame, keep) = (self.frames.get_mut(s).and_then(Option::as_mut), self.options.keep_all);
+        let frame = frame.ok_or_else(|| no_subgraph(s))?;
+        for (&t, v) in graph.inputs.iter().zip(state) {
+            *v = take(graph, frame, t, keep, &self.budget)?;
+        }
+        Ok(go)
+    }
+
+    /// Runs a subgraph on values and returns its outputs.
+    fn call(&mut self, subgraph: i32, operands: Vec<Value>) -> Result<Vec<Value>> {
+        let (s, model) = (self.index(subgraph)?, self.model.clone());
+        let graph = model.subgraphs.get(s).ok_or_else(|| no_subgraph(s))?;
+        let frame = self.frame(s)?;
+        if operands.len() < graph.inputs.len() {
+            return Err(takes(s, graph.inputs.len(), operands.len()));
+        }
+        for (&t, v) in graph.inputs.iter().zip(operands) {
+            put(frame, t, v).map_err(|e| e.at(format!("input of subgraph {s}")))?;
+        }
+        self.run(s).map_err(|e| e.at(format!("subgraph {s}")))?;
+        let frame = self.frames.get_mut(s).and_then(Option::as_mut).ok_or_else(|| no_subgraph(s))?;
+        let mut out = Vec::with_capacity(graph.outputs.len());
+        for (i, &t) in graph.outputs.iter().enumerate() {
+            // A tensor that is an output twice moves the second time.
+            let keep = self.options.keep_all || graph.outputs.iter().skip(i + 1).any(|&o| o == t);
+            out.push(take(graph, frame, t, keep, &self.budget)?);
+        }
+        Ok(out)
+    }
+
+    /// A subgraph that is not running, by the number in the file.
+    fn index(&self, subgraph: i32) -> Result<usize> {
+        let s = usize::try_from(subgraph).map_err(|_| Error::invalid(format!("no subgraph {subgraph}")))?;
+        match self.frames.get(s) {
+            Some(None) => Err(Error::unsupported(format!("subgraph {s} calls itself"))),
+            Some(Some(_)) => Ok(s),
+            None => Err(no_subgraph(s)),
+        }
     }
 }
 
+/// The truth of a bool scalar.
+fn truth(v: View<'_>) -> Result<bool> {
+    match (v.dtype, v.bytes.first()) {
+        (DType::Bool, Some(&b)) => Ok(b != 0),
+        (d, _) => Err(Error::invalid(format!("a condition of type {d} and shape {:?}", v.shape))),
+    }
+}
+
+fn takes(s: usize, takes: usize, given: usize) -> Error {
+    Error::invalid(format!("subgraph {s} takes {takes} inputs, {given} given"))
+}
+
+/// The operands of a control flow node from the given one on: moved where this node is the last reader.
+fn operands(graph: &Graph, frame: &mut Frame, n: NodeId, skip: usize, budget: &Arc<Budget>) -> Result<Vec<Value>> {
+    let Some(node) = graph.nodes.get(n) else { return Ok(Vec::new()) };
+    let mut out = Vec::with_capacity(node.inputs.len());
+    for (i, t) in node.inputs.iter().enumerate().skip(skip) {
+        let t = t.ok_or_else(|| Error::invalid(format!("operand {i} is missing")))?;
+        let last = frame.release.get(n).is_some_and(|r| r.contains(&t));
+        let again = node.inputs.iter().skip(i + 1).any(|&o| o == Some(t));
+        out.push(take(graph, frame, t, !last || again, budget)?);
+    }
+    Ok(out)
+}
+
+/// Moves a value into a tensor's slot; the storage that was there becomes free.
+fn put(frame: &mut Frame, t: TensorId, v: Value) -> Result<()> {
+    match frame.slots.get_mut(t) {
+        Some(Slot::Value { value, ready }) => {
+            if value.dtype != v.dtype {
+                return Err(Error::invalid(format!("type {} given, {} expected", v.dtype, value.dtype)));
+            }
+            let quant = value.quant.take();
+            let mut old = std::mem::replace(value, v);
+            value.quant = quant;
+            *ready = true;
+            let old = old.take_storage();
+            if old.capacity() > 0 {
+                frame.free.push(old);
+            }
+            Ok(())
+        }
+        // A body that declares a constant as its input or output keeps the constant.
+        Some(Slot::Constant(_)) => Err(Error::invalid(format!("tensor {t} is a constant"))),
+        None => Err(Error::invalid(format!("no tensor {t}"))),
+    }
+}
+
+/// Moves a value out of a tensor's slot, or copies it where it must stay.
+fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, budget: &Arc<Budget>) -> Result<Value> {
+    let stays = keep || graph.tensors.get(t).is_some_and(|t| t.is_variable);
+    if !stays
+        && let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t)
+        && *ready
+    {
+        let empty = Value::empty(value.dtype, value.quant.clone()).budgeted(budget);
+        *ready = false;
+        return Ok(std::mem::replace(value, empty));
+    }
+    let v = view(graph, &frame.slots, t)?;
+    let mut copy = Value::empty(v.dtype, None).budgeted(budget);
+    if copy.dtype.bits() == 0 {
+        copy.reshape(v.shape)?;
+        copy.set_raw(v.bytes)?;
+        return Ok(copy);
+    }
+    let want = v.bytes.len();
+    if let Some(i) = best(&frame.free, want) {
+        copy.put_storage(frame.free.swap_remove(i));
+    }
+    let v = view(graph, &frame.slots, t)?;
+    copy.reshape(v.shape)?;
+    copy.bytes_mut().copy_from_slice(v.bytes);
+    Ok(copy)
+}
+
 impl Frame {
-    fn new(graph: &Graph, options: &Options) -> Result<Frame> {
+    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>) -> Result<Frame> {
         let mut slots = Vec::with_capacity(graph.tensors.len());
         for t in &graph.tensors {
             slots.push(match &t.data {
                 Some(data) if !t.is_variable => Slot::Constant(Constant::new(t.dtype, data)?),
                 data => {
-                    let mut value = Value::empty(t.dtype, t.quant.clone().map(Arc::new));
+                    let mut value = Value::empty(t.dtype, t.quant.clone().map(Arc::new)).budgeted(budget);
                     if t.is_variable {
                         value.reshape(&t.shape)?;
                         zero(t, &mut value);
@@ -481,20 +646,30 @@ impl Frame {
 }
 
 /// Brings the output shapes of a node up to date.
-fn infer(graph: &Graph, frame: &Frame, n: NodeId, state: &mut NodeState) -> Result<()> {
+fn infer(
+    graph: &Graph,
+    frame: &Frame,
+    n: NodeId,
+    state: &mut NodeState,
+    custom: Option<&dyn CustomOperator>,
+) -> Result<()> {
     let Some(node) = graph.nodes.get(n) else { return Ok(()) };
+    let operands = || node.inputs.iter().flatten().map(|&t| view(graph, &frame.slots, t));
+    if state.inferred && !state.by_value {
+        let mut same = true;
+        for (v, s) in operands().zip(&state.in_shapes) {
+            same &= v?.shape == s.as_slice();
+        }
+        if same {
+            return Ok(());
+        }
+    }
     let mut views: SmallVec<[Option<View<'_>>; 8]> = SmallVec::new();
     for t in &node.inputs {
         views.push(match t {
             Some(t) => Some(view(graph, &frame.slots, *t)?),
             None => None,
         });
-    }
-    let same = state.inferred
-        && !state.by_value
-        && views.iter().flatten().zip(&state.in_shapes).all(|(v, s)| v.shape == s.as_slice());
-    if same {
-        return Ok(());
     }
     let outputs: SmallVec<[&Tensor; 2]> = node.outputs.iter().filter_map(|&t| graph.tensors.get(t)).collect();
     let ask = |known: bool| {
@@ -508,7 +683,21 @@ fn infer(graph: &Graph, frame: &Frame, n: NodeId, state: &mut NodeState) -> Resu
                 Some(Fact { dtype: v.dtype, shape: v.shape, value: (known || constant).then_some(v.bytes) })
             })
             .collect();
-        litegpu_graph::ops::infer(&litegpu_graph::ops::Site { op: &node.op, inputs: &facts, outputs: &outputs })
+        let site = litegpu_graph::ops::Site { op: &node.op, inputs: &facts, outputs: &outputs };
+        match custom {
+            None => litegpu_graph::ops::infer(&site),
+            Some(c) => {
+                let shapes = c.infer(&site)?;
+                if shapes.len() < outputs.len() {
+                    return Err(Error::invalid(format!(
+                        "{} shapes inferred for {} outputs",
+                        shapes.len(),
+                        outputs.len()
+                    )));
+                }
+                Ok(shapes)
+            }
+        }
     };
     let fixed = ask(false)?;
     state.by_value = fixed.iter().any(Option::is_none);
@@ -538,13 +727,18 @@ fn restore(
     }
 }
 
-/// Moves the free storage that fits best into `value`: the smallest that is large enough, else the largest.
-fn take_best(free: &mut Vec<Storage>, value: &mut Value, want: usize) {
-    let best = free.iter().enumerate().min_by_key(|(_, s)| {
+/// The free storage that fits best: the smallest that is large enough, else the largest.
+fn best(free: &[Storage], want: usize) -> Option<usize> {
+    let fit = |s: &Storage| {
         let c = s.capacity();
         if c >= want { (0, c - want) } else { (1, want - c) }
-    });
-    if let Some((i, _)) = best {
+    };
+    free.iter().enumerate().min_by_key(|(_, s)| fit(s)).map(|(i, _)| i)
+}
+
+/// Moves the free storage that fits best into `value`.
+fn take_best(free: &mut Vec<Storage>, value: &mut Value, want: usize) {
+    if let Some(i) = best(free, want) {
         let old = value.put_storage(free.swap_remove(i));
         if old.capacity() > 0 {
             free.push(old);
@@ -567,10 +761,6 @@ fn view<'a>(graph: &'a Graph, slots: &'a [Slot], tensor: TensorId) -> Result<Vie
     }
 }
 
-fn owned(v: &View<'_>) -> Result<Value> {
-    Value::from_bytes(v.dtype, v.shape, v.bytes)
-}
-
 /// Zero as a real number: the zero point of a quantized variable.
 fn zero(t: &Tensor, value: &mut Value) {
     let z = t.per_tensor().map_or(0, |(_, z)| z);
@@ -581,7 +771,16 @@ fn zero(t: &Tensor, value: &mut Value) {
 }
 
 fn is_control(op: &Op) -> bool {
-    op.family() == Family::Control && !validate::called(op).is_empty()
+    matches!(
+        op,
+        Op::If(_)
+            | Op::While(_)
+            | Op::Call(_)
+            | Op::CallOnce(_)
+            | Op::StablehloCase(_)
+            | Op::StablehloWhile(_)
+            | Op::StablehloComposite(_)
+    )
 }
 
 fn place(graph: &Graph, n: NodeId, e: Error) -> Error {

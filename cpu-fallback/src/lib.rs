@@ -1,6 +1,7 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
 mod eval;
+mod custom;
 mod exec;
 mod gemm;
 mod kernel;
@@ -14,6 +15,7 @@ mod value;
 mod weights;
 
 pub use eval::evaluate;
+pub use custom::{CustomOperator, CustomOperators};
 pub use exec::{Executor, Options};
 pub use kernel::{Call, Kernel, Site};
 pub use pool::Pool;

@@ -1,7 +1,9 @@
 //! State that outlives a run: resource variables and hash tables, by the names their handles carry.
 
-use crate::value::Value;
+use crate::value::{Budget, Value};
+use litegpu_graph::DType;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Variables, hash tables and initialisation marks of one session.
 #[derive(Debug, Default)]
@@ -14,6 +16,8 @@ pub struct Resources {
     pub tables: HashMap<i32, HashTable>,
     /// CALL_ONCE initialisers (subgraph index) that have run.
     pub initialised: Vec<usize>,
+    /// The memory that variables count against.
+    budget: Option<Arc<Budget>>,
 }
 
 /// A static hash table: keys and values are raw little-endian elements or string bytes.
@@ -26,6 +30,19 @@ pub struct HashTable {
 }
 
 impl Resources {
+    pub(crate) fn new(budget: Arc<Budget>) -> Resources {
+        Resources { budget: Some(budget), ..Resources::default() }
+    }
+
+    /// An empty value for a variable.
+    pub fn empty(&self, dtype: DType) -> Value {
+        let value = Value::empty(dtype, None);
+        match &self.budget {
+            Some(b) => value.budgeted(b),
+            None => value,
+        }
+    }
+
     /// The number of the resource with this name, the same at every call.
     pub fn handle(&mut self, container: &str, name: &str) -> i32 {
         let next = self.handles.len() as i32;

@@ -4,30 +4,84 @@ use bytemuck::{Pod, Zeroable};
 use bytes::Bytes;
 use litegpu_graph::{DType, Error, Quant, Result, Shape, elements};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// 64 bytes aligned to a cache line: the unit of tensor storage, so that any element type can view it without unsafe.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// The memory that the tensors of one executor may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget { limit, used: AtomicUsize::new(0) })
+    }
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+    fn grow(&self, bytes: usize) -> Result<()> {
+        let fits = |used: usize| used.checked_add(bytes).filter(|&n| n <= self.limit);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(used) => Err(Error::invalid(format!(
+                "{bytes} bytes more than the {used} in use would exceed the memory limit of {} bytes",
+                self.limit
+            ))),
+        }
+    }
+    fn shrink(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// An owned, aligned byte buffer. It grows and never shrinks, so that a steady-state run does not allocate.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 pub struct Storage {
     lines: Vec<Line>,
     len: usize,
+    /// Whose memory it is; `None` outside an executor.
+    budget: Option<Arc<Budget>>,
+}
+
+impl Clone for Storage {
+    /// The copy belongs to nobody's budget until an executor takes it.
+    fn clone(&self) -> Storage {
+        Storage { lines: self.lines.clone(), len: self.len, budget: None }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if let Some(b) = &self.budget {
+            b.shrink(self.capacity());
+        }
+    }
 }
 
 impl Storage {
     /// Sets the length in bytes. Bytes that appear are zero or left over from earlier use.
     ///
     /// # Errors
-    /// `Invalid` when the memory cannot be had.
+    /// `Invalid` when the memory cannot be had or is beyond the executor's limit.
     pub fn resize(&mut self, len: usize) -> Result<()> {
         let lines = len.div_ceil(64);
         if lines > self.lines.len() {
-            self.lines
-                .try_reserve_exact(lines - self.lines.len())
-                .map_err(|_| Error::invalid(format!("cannot allocate {len} bytes for a tensor")))?;
+            let more = lines - self.lines.len();
+            if let Some(b) = &self.budget {
+                b.grow(more.saturating_mul(64))?;
+            }
+            if self.lines.try_reserve_exact(more).is_err() {
+                if let Some(b) = &self.budget {
+                    b.shrink(more * 64);
+                }
+                return Err(Error::invalid(format!("cannot allocate {len} bytes for a tensor")));
+            }
             self.lines.resize(lines, Line([0; 64]));
         }
         self.len = len;
@@ -63,6 +117,12 @@ impl Value {
     /// A value of shape [0]; [`Value::reshape`] gives it room.
     pub fn empty(dtype: DType, quant: Option<Arc<Quant>>) -> Value {
         Value { dtype, shape: Shape::from_slice(&[0]), quant, data: Storage::default() }
+    }
+
+    /// The same empty value, whose memory counts against `budget`.
+    pub(crate) fn budgeted(mut self, budget: &Arc<Budget>) -> Value {
+        self.data.budget = Some(budget.clone());
+        self
     }
 
     /// A zero-filled value.
@@ -148,7 +208,8 @@ impl Value {
     pub(crate) fn take_storage(&mut self) -> Storage {
         self.shape.clear();
         self.shape.push(0);
-        std::mem::take(&mut self.data)
+        let empty = Storage { lines: Vec::new(), len: 0, budget: self.data.budget.clone() };
+        std::mem::replace(&mut self.data, empty)
     }
     pub(crate) fn put_storage(&mut self, storage: Storage) -> Storage {
         std::mem::replace(&mut self.data, storage)

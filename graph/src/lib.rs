@@ -9,6 +9,7 @@ mod appended;
 mod dtype;
 mod error;
 pub mod fixed;
+pub mod flexbuffer;
 mod model;
 mod op;
 pub mod ops;

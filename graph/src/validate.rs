@@ -77,6 +77,7 @@ pub fn called(op: &Op) -> Vec<i32> {
         Op::Call(o) => vec![o.subgraph as i32],
         Op::StablehloComposite(o) => vec![o.decomposition_subgraph_index],
         Op::StablehloWhile(o) => vec![o.cond_subgraph_index, o.body_subgraph_index],
+        Op::StablehloCase(o) => o.branch_subgraph_indices.clone().unwrap_or_default(),
         Op::StablehloReduce(o) => vec![o.body_subgraph_index],
         Op::StablehloReduceWindow(o) => vec![o.body_subgraph_index],
         Op::StablehloSort(o) => vec![o.comparator_subgraph_index],

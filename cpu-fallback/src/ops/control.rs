@@ -31,10 +31,11 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::AssignVariable => Ok(Box::new(|call| {
             let n = handle(&call.input(0)?)?;
             let from = call.input(1)?;
-            let slot = call.resources.variables.entry(n).or_insert_with(|| Value::empty(from.dtype, None));
-            if slot.dtype != from.dtype {
-                *slot = Value::empty(from.dtype, None);
+            if call.resources.variables.get(&n).is_none_or(|v| v.dtype != from.dtype) {
+                let empty = call.resources.empty(from.dtype);
+                call.resources.variables.insert(n, empty);
             }
+            let slot = call.resources.variables.get_mut(&n).ok_or_else(|| Error::internal("variable"))?;
             copy(&from, slot)
         })),
         Op::Hashtable(o) => {

@@ -34,7 +34,7 @@ where
     })
 }
 
-type Complex = [f64; 2];
+pub(super) type Complex = [f64; 2];
 
 fn mul(a: Complex, b: Complex) -> Complex {
     [a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]]
@@ -82,7 +82,7 @@ fn fft(x: &mut [Complex], w: &[Complex]) {
 
 /// What the transforms of one size share.
 #[derive(Default)]
-struct Plan {
+pub(super) struct Plan {
     height: usize,
     width: usize,
     rows: Vec<Complex>,
@@ -99,7 +99,7 @@ struct Scratch {
 }
 
 impl Plan {
-    fn new(height: usize, width: usize) -> Plan {
+    pub(super) fn new(height: usize, width: usize) -> Plan {
         Plan { height, width, rows: twiddles(width), half_rows: twiddles(width / 2), columns: twiddles(height) }
     }
 
@@ -114,7 +114,7 @@ impl Plan {
         let bins = self.width / 2 + 1;
         s.spectrum.fill([0.0; 2]);
         for (row, out) in x.chunks_exact(in_width.max(1)).zip(s.spectrum.chunks_exact_mut(bins)) {
-            self.row(&row[..row.len().min(self.width)], out, &mut s.row);
+            self.row(|i| row.get(i).copied().unwrap_or(0.0) as f64, out, &mut s.row);
         }
         if self.height > 1 {
             for k in 0..bins {
@@ -133,8 +133,8 @@ impl Plan {
     }
 
     /// A real row through a complex transform of half its length: even samples as real, odd ones as imaginary parts.
-    fn row(&self, x: &[f32], out: &mut [Complex], z: &mut [Complex]) {
-        let at = |i: usize| x.get(i).copied().unwrap_or(0.0) as f64;
+    /// `out` has width / 2 + 1 elements, `z` width / 2.
+    pub(super) fn row(&self, at: impl Fn(usize) -> f64, out: &mut [Complex], z: &mut [Complex]) {
         if self.width == 1 {
             out[0] = [at(0), 0.0];
             return;

@@ -25,6 +25,7 @@ mod text;
 mod unary;
 
 pub use conv::{Window, transpose_bias_options, transposed, window};
+pub use custom::{Detection, Mfcc, PoolOptions, Spectrogram};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
