@@ -5,12 +5,15 @@ mod custom;
 mod exec;
 mod gemm;
 mod kernel;
+mod moves;
 pub mod ops;
 mod pool;
 mod requant;
 mod resources;
+mod strided;
 pub mod strings;
 mod simd;
+mod tables;
 mod value;
 mod weights;
 

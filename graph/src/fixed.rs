@@ -132,6 +132,27 @@ pub fn inv_sqrt(x: i32, reverse: i32) -> Multiplier {
     Multiplier { value, shift: shift * reverse }
 }
 
+/// 1/(1+x) for x in [0, 1], both with 31 fraction bits: Newton's division, three steps from a linear guess.
+pub fn one_over_one_plus(x: i32) -> i32 {
+    // Half of 1+x, with "1" as the largest fraction; the quotient has 2 integer bits.
+    let sum = x as i64 + i32::MAX as i64;
+    let half = ((sum + if sum >= 0 { 1 } else { -1 }) / 2) as i32;
+    let mut r = 1_515_870_810i32.wrapping_add(high_mul(half, -1_010_580_540));
+    for _ in 0..3 {
+        let error = (1i32 << 29).wrapping_sub(high_mul(half, r));
+        r = r.wrapping_add(saturating_shl(high_mul(r, error), 2));
+    }
+    saturating_shl(r, 1)
+}
+
+/// 1/x of a positive integer with `digits` integer bits: the fraction (31 bits) and the power of two it lacks. For zero
+/// there is a result without meaning, the reference's.
+pub fn reciprocal(x: i32, digits: i32) -> (i32, i32) {
+    let zeros = x.leading_zeros();
+    let fraction = ((x as u32).checked_shl(zeros).unwrap_or(0)).wrapping_sub(1 << 31) as i32;
+    (one_over_one_plus(fraction), digits - zeros as i32)
+}
+
 /// `x << n`, saturated.
 #[inline]
 pub fn saturating_shl(x: i32, n: u32) -> i32 {
@@ -236,6 +257,15 @@ mod tests {
             let m = inv_sqrt(x, -1);
             let real = m.value as f64 * 2f64.powi(m.shift - 31);
             assert!((real * (x as f64).sqrt() - 1.0).abs() < 1e-4, "{x}: {real}");
+        }
+    }
+
+    #[test]
+    fn reciprocals() {
+        for x in [1, 2, 3, 255, 1000, i32::MAX] {
+            let (m, shift) = reciprocal(x, 31);
+            let real = m as f64 * 2f64.powi(-31 - shift);
+            assert!((real * x as f64 - 1.0).abs() < 1e-7, "{x}: {real}");
         }
     }
 

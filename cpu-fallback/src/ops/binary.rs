@@ -1,7 +1,538 @@
-//! Element-wise operators of two or more operands, with broadcasting: kernels.
+//! Element-wise operators of two operands (and ADD_N): kernels.
 
 use super::*;
+use crate::kernel::Call;
+use crate::strided::{Line2, line2, zip};
+use crate::strings;
+use crate::tables::{exact_log2, quantization};
+use bytemuck::Pod;
+use half::{bf16, f16};
+use litegpu_graph::fixed::{self, Multiplier};
+use litegpu_graph::schema::ActivationFunctionType as Activation;
+use litegpu_graph::{DType, Op, Tensor};
+use std::collections::HashMap;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
-    no_kernel(site)
+    if matches!(site.node.op, Op::AddN) {
+        return add_n(site);
+    }
+    let (a, b, y) = (site.input(0)?, site.input(1)?, site.output(0)?);
+    if a.dtype != b.dtype && !matches!(site.node.op, Op::Prelu) {
+        return Err(Error::invalid(format!("operands of {} and {}", a.dtype, b.dtype)));
+    }
+    match &site.node.op {
+        Op::Equal | Op::NotEqual | Op::Less | Op::LessEqual | Op::Greater | Op::GreaterEqual => {
+            return if y.dtype == DType::Bool { compare(site, a, b) } else { no_kernel(site) };
+        }
+        Op::LogicalOr | Op::LogicalAnd => {
+            if (a.dtype, y.dtype) != (DType::Bool, DType::Bool) {
+                return no_kernel(site);
+            }
+            let or = matches!(site.node.op, Op::LogicalOr);
+            return pairs(move |x: u8, y: u8| if or { (x | y != 0) as u8 } else { (x != 0 && y != 0) as u8 });
+        }
+        _ => {}
+    }
+    if a.dtype != y.dtype && !matches!(site.node.op, Op::Mul(_)) {
+        return Err(Error::invalid(format!("{} in, {} out", a.dtype, y.dtype)));
+    }
+    match a.dtype {
+        DType::F32 | DType::F16 | DType::BF16 => real(site, a.dtype),
+        DType::I8 | DType::U8 | DType::I16 if y.quant.is_some() || matches!(site.node.op, Op::Prelu) => quantized(site),
+        DType::F64 => match site.node.op {
+            Op::Atan2 => pairs(f64::atan2),
+            _ => no_kernel(site),
+        },
+        DType::C64 => match site.node.op {
+            Op::Mul(_) => pairs(|[a, b]: [f32; 2], [c, d]: [f32; 2]| [a * c - b * d, a * d + b * c]),
+            Op::Add(_) => pairs(|[a, b]: [f32; 2], [c, d]: [f32; 2]| [a + c, b + d]),
+            Op::Sub(_) => pairs(|[a, b]: [f32; 2], [c, d]: [f32; 2]| [a - c, b - d]),
+            _ => no_kernel(site),
+        },
+        d => integer(site, d),
+    }
+}
+
+/// A kernel that joins elements by `f`, with broadcasting.
+fn pairs<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(
+    f: impl Fn(A, B) -> C + Send + Sync + 'static,
+) -> Result<Kernel> {
+    lines(line2(f))
+}
+
+fn lines<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(f: Box<Line2<A, B, C>>) -> Result<Kernel> {
+    Ok(Box::new(move |call: &mut Call<'_>| join(call, &*f)))
+}
+
+fn join<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(
+    call: &mut Call<'_>, f: &Line2<A, B, C>,
+) -> Result<()> {
+    let (a, b) = (call.input(0)?, call.input(1)?);
+    let pool = call.pool;
+    let out = call.output(0)?;
+    let shape = out.shape.clone();
+    zip(pool, &shape, (a.shape, a.as_slice()?), (b.shape, b.as_slice()?), out.as_mut_slice()?, f)
+}
+
+/// A kernel of a real function: 16-bit floats are widened, computed and rounded.
+fn float(dtype: DType, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static) -> Result<Kernel> {
+    match dtype {
+        DType::F16 => halves(line2(f), f16::to_f32, f16::from_f32),
+        DType::BF16 => halves(line2(f), bf16::to_f32, bf16::from_f32),
+        _ => pairs(f),
+    }
+}
+
+fn halves<T: Pod + Send + Sync>(
+    f: Box<Line2<f32, f32, f32>>, wide: fn(T) -> f32, narrow: fn(f32) -> T,
+) -> Result<Kernel> {
+    const N: usize = 128;
+    lines(Box::new(move |x: &[T], y: &[T], steps: [usize; 2], out: &mut [T]| {
+        let (mut a, mut b, mut c) = ([0f32; N], [0f32; N], [0f32; N]);
+        for (i, out) in out.chunks_mut(N).enumerate() {
+            let load = |to: &mut [f32; N], from: &[T], step: usize| {
+                let from = from.get(i * N * step..).unwrap_or_default();
+                to.iter_mut().zip(from).take(out.len()).for_each(|(t, &v)| *t = wide(v));
+            };
+            load(&mut a, x, steps[0]);
+            load(&mut b, y, steps[1]);
+            f(&a, &b, steps, &mut c[..out.len()]);
+            out.iter_mut().zip(&c).for_each(|(o, &v)| *o = narrow(v));
+        }
+    }))
+}
+
+/// The fused activation of the operators that have one.
+fn activation(op: &Op) -> Activation {
+    match op {
+        Op::Add(o) => o.fused_activation_function,
+        Op::Sub(o) => o.fused_activation_function,
+        Op::Mul(o) => o.fused_activation_function,
+        Op::Div(o) => o.fused_activation_function,
+        _ => Activation::NONE,
+    }
+}
+
+/// A real function with its fused activation; a NaN passes through the clamp.
+fn clamped(
+    dtype: DType, activation: Activation, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
+) -> Result<Kernel> {
+    if activation == Activation::NONE {
+        return float(dtype, f);
+    }
+    let (low, high) = fixed::float_range(activation)?;
+    float(dtype, move |a, b| {
+        let v = f(a, b);
+        let v = if v < low { low } else { v };
+        if v > high { high } else { v }
+    })
+}
+
+fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
+    let act = activation(&site.node.op);
+    match &site.node.op {
+        Op::Add(_) => clamped(d, act, |a, b| a + b),
+        Op::Sub(_) => clamped(d, act, |a, b| a - b),
+        Op::Mul(_) => clamped(d, act, |a, b| a * b),
+        Op::Div(_) => clamped(d, act, |a, b| a / b),
+        Op::Prelu => float(d, |x, alpha| if x >= 0.0 { x } else { x * alpha }),
+        Op::Maximum => float(d, |a, b| if a > b { a } else { b }),
+        Op::Minimum => float(d, |a, b| if a < b { a } else { b }),
+        Op::Pow => float(d, f32::powf),
+        Op::SquaredDifference => float(d, |a, b| (a - b) * (a - b)),
+        Op::Atan2 => float(d, f32::atan2),
+        Op::FloorDiv => float(d, |a, b| (a / b).floor()),
+        Op::FloorMod => float(d, |a, b| {
+            let r = a % b;
+            if r != 0.0 && (b < 0.0) != (r < 0.0) { r + b } else { r }
+        }),
+        _ => no_kernel(site),
+    }
+}
+
+/// Integer arithmetic that wraps, as two's complement hardware does.
+trait Int: Pod + Send + Sync + Ord {
+    fn add(self, o: Self) -> Self;
+    fn sub(self, o: Self) -> Self;
+    fn mul(self, o: Self) -> Self;
+    fn div(self, o: Self) -> Self;
+    fn floor_div(self, o: Self) -> Self;
+    fn floor_mod(self, o: Self) -> Self;
+    fn pow(self, o: Self) -> Self;
+    fn xor(self, o: Self) -> Self;
+    fn shr(self, o: Self) -> Self;
+    fn small(v: i8) -> Self;
+}
+
+macro_rules! ints {
+    ($($t:ident $signed:literal),*) => { $(
+        impl Int for $t {
+            fn add(self, o: Self) -> Self { self.wrapping_add(o) }
+            fn sub(self, o: Self) -> Self { self.wrapping_sub(o) }
+            fn mul(self, o: Self) -> Self { self.wrapping_mul(o) }
+            fn div(self, o: Self) -> Self { if o == 0 { 0 } else { self.wrapping_div(o) } }
+            fn floor_div(self, o: Self) -> Self {
+                if o == 0 {
+                    return 0;
+                }
+                let q = self.wrapping_div(o);
+                let r = self.wrapping_rem(o);
+                #[allow(unused_comparisons)]
+                if r != 0 && (r < 0) != (o < 0) { q.wrapping_sub(1) } else { q }
+            }
+            fn floor_mod(self, o: Self) -> Self {
+                if o == 0 {
+                    return 0;
+                }
+                let r = self.wrapping_rem(o);
+                #[allow(unused_comparisons)]
+                if r != 0 && (r < 0) != (o < 0) { r.wrapping_add(o) } else { r }
+            }
+            fn pow(self, o: Self) -> Self { u32::try_from(o).map_or(0, |e| self.wrapping_pow(e)) }
+            fn xor(self, o: Self) -> Self { self ^ o }
+            fn shr(self, o: Self) -> Self { self >> o.clamp(0, ($t::BITS - 1) as $t) }
+            fn small(v: i8) -> Self { if $signed || v >= 0 { v as $t } else { 0 } }
+        }
+    )* };
+}
+ints!(i8 true, i16 true, i32 true, i64 true, u8 false, u16 false, u32 false);
+
+fn integer(site: &Site<'_>, d: DType) -> Result<Kernel> {
+    match d {
+        DType::I8 => ints_of::<i8>(site),
+        DType::U8 => ints_of::<u8>(site),
+        DType::I16 => ints_of::<i16>(site),
+        DType::U16 => ints_of::<u16>(site),
+        DType::I32 => ints_of::<i32>(site),
+        DType::U32 => ints_of::<u32>(site),
+        DType::I64 => ints_of::<i64>(site),
+        _ => no_kernel(site),
+    }
+}
+
+fn ints_of<T: Int>(site: &Site<'_>) -> Result<Kernel> {
+    if site.output(0)?.dtype != site.input(0)?.dtype {
+        return no_kernel(site);
+    }
+    // The limits of the fused activation; `None` where it sets none.
+    let (low, high) = match activation(&site.node.op) {
+        Activation::NONE => (None, None),
+        Activation::RELU => (Some(T::small(0)), None),
+        Activation::RELU_N1_TO_1 => (Some(T::small(-1)), Some(T::small(1))),
+        Activation::RELU6 => (Some(T::small(0)), Some(T::small(6))),
+        a => return Err(site.unsupported(format!("fused activation {a:?}"))),
+    };
+    let clip = move |v: T| {
+        let v = low.map_or(v, |l| v.max(l));
+        high.map_or(v, |h| v.min(h))
+    };
+    match &site.node.op {
+        Op::Add(_) => pairs(move |a: T, b| clip(a.add(b))),
+        Op::Sub(_) => pairs(move |a: T, b| clip(a.sub(b))),
+        Op::Mul(_) => pairs(move |a: T, b| clip(a.mul(b))),
+        Op::Div(_) => divisor::<T>(move |a, b| clip(a.div(b))),
+        Op::FloorDiv => divisor::<T>(T::floor_div),
+        Op::FloorMod => divisor::<T>(T::floor_mod),
+        Op::Maximum => pairs(|a: T, b: T| a.max(b)),
+        Op::Minimum => pairs(|a: T, b: T| a.min(b)),
+        Op::SquaredDifference => pairs(|a: T, b| a.sub(b).mul(a.sub(b))),
+        Op::Pow => {
+            let f = line2(T::pow);
+            Ok(Box::new(move |call: &mut Call<'_>| {
+            if call.input(1)?.as_slice::<T>()?.iter().any(|&e| e < T::small(0)) {
+                return Err(Error::invalid("a negative exponent of integers"));
+            }
+            join(call, &*f)
+        }))}
+        Op::BitwiseXor => pairs(T::xor),
+        Op::RightShift => pairs(T::shr),
+        _ => no_kernel(site),
+    }
+}
+
+/// A kernel of an integer division: a zero divisor is an error, as in the reference.
+fn divisor<T: Int>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> Result<Kernel> {
+    let f = line2(f);
+    Ok(Box::new(move |call: &mut Call<'_>| {
+        if call.input(1)?.as_slice::<T>()?.contains(&T::small(0)) {
+            return Err(Error::invalid("division by zero"));
+        }
+        join(call, &*f)
+    }))
+}
+
+/// An element of a quantized tensor.
+trait Quantized: Pod + Send + Sync {
+    fn wide(self) -> i32;
+    fn narrow(v: i32) -> Self;
+    /// The element's low byte: all of it, for 8-bit types.
+    fn byte(self) -> usize;
+}
+
+macro_rules! quantized_types {
+    ($($t:ident),*) => { $(
+        impl Quantized for $t {
+            #[inline]
+            fn wide(self) -> i32 { self as i32 }
+            #[inline]
+            fn narrow(v: i32) -> Self { v as $t }
+            #[inline]
+            fn byte(self) -> usize { self as u8 as usize }
+        }
+    )* };
+}
+quantized_types!(i8, u8, i16);
+
+fn quantized(site: &Site<'_>) -> Result<Kernel> {
+    match site.input(0)?.dtype {
+        DType::I8 => quantized_of::<i8>(site),
+        DType::U8 => quantized_of::<u8>(site),
+        _ => quantized_of::<i16>(site),
+    }
+}
+
+fn quantized_of<T: Quantized + Int>(site: &Site<'_>) -> Result<Kernel> {
+    let (a, b, y) = (site.input(0)?, site.input(1)?, site.output(0)?);
+    // These work on the numbers as they are stored.
+    match &site.node.op {
+        Op::Maximum | Op::Minimum | Op::FloorDiv | Op::FloorMod | Op::BitwiseXor | Op::RightShift => {
+            return ints_of::<T>(site);
+        }
+        _ => {}
+    }
+    let (qa, qb, qy) = (quantization(a)?, quantization(b)?, quantization(y)?);
+    let ((sa, za), (sb, zb), (sy, zy)) = (qa, qb, qy);
+    let (low, high) = fixed::quantized_range(activation(&site.node.op), y.dtype, sy, zy)?;
+    match &site.node.op {
+        Op::Add(o) => sum::<T>(site, o.pot_scale_int16, 1, low, high),
+        Op::Sub(o) => sum::<T>(site, o.pot_scale_int16, -1, low, high),
+        Op::Mul(_) => {
+            // A product of int16 may be 8 bits wide; the multiplier is 1 then (the product's high half).
+            if a.dtype != y.dtype {
+                return product_of_words(site, low, high, zy);
+            }
+            let m = Multiplier::new((sa * sb / sy) as f64);
+            let f = move |v: i32, w: i32| {
+                T::narrow(zy.wrapping_add(m.apply(v.wrapping_mul(w))).clamp(low, high))
+            };
+            pairs(move |v: T, w: T| f(v.wide() - za, w.wide() - zb))
+        }
+        Op::SquaredDifference => {
+            let twice = 2.0 * sa.max(sb) as f64;
+            let (ma, mb) = (Multiplier::new(sa as f64 / twice), Multiplier::new(sb as f64 / twice));
+            let m = Multiplier::new(twice * twice / ((1 << 14) as f32 * sy) as f64);
+            pairs(move |v: T, w: T| {
+                let d = ma.apply((v.wide() - za) << 7).wrapping_sub(mb.apply((w.wide() - zb) << 7));
+                T::narrow(zy.wrapping_add(m.apply(d.wrapping_mul(d))).clamp(low, high))
+            })
+        }
+        Op::Div(_) => {
+            let m = Multiplier::new((sa / (sb * sy)) as f64);
+            pairs(move |v: T, w: T| {
+                let q = quotient(v.wide() - za, w.wide() - zb, m);
+                T::narrow(zy.saturating_add(q).clamp(low, high))
+            })
+        }
+        Op::Prelu => {
+            let positive = Multiplier::new((sa / sy) as f64);
+            let negative = Multiplier::new((sa * sb / sy) as f64);
+            let f = move |v: i32, w: i32| {
+                let r = if v >= 0 { positive.apply(v) } else { negative.apply(v.wrapping_mul(w)) };
+                T::narrow(r.wrapping_add(zy).clamp(low, high))
+            };
+            match (a.dtype, b.dtype) {
+                (DType::I16, DType::I8) => pairs(move |v: T, w: i8| f(v.wide() - za, w.wide() - zb)),
+                (d, e) if d == e => pairs(move |v: T, w: T| f(v.wide() - za, w.wide() - zb)),
+                _ => no_kernel(site),
+            }
+        }
+        Op::Pow | Op::Atan2 => {
+            // No kernel of the reference: the rounded real result.
+            let f: fn(f32, f32) -> f32 = if matches!(site.node.op, Op::Pow) { f32::powf } else { f32::atan2 };
+            pairs(move |v: T, w: T| {
+                let r = f((v.wide() - za) as f32 * sa, (w.wide() - zb) as f32 * sb) / sy;
+                T::narrow(zy.saturating_add(r.round() as i32).clamp(low, high))
+            })
+        }
+        _ => no_kernel(site),
+    }
+}
+
+/// ADD (sign 1) and SUB (sign -1): both operands are brought to half of the larger scale with spare bits, added,
+/// and rescaled.
+fn sum<T: Quantized>(site: &Site<'_>, pot: bool, sign: i32, low: i32, high: i32) -> Result<Kernel> {
+    let (a, b, y) = (site.input(0)?, site.input(1)?, site.output(0)?);
+    let ((sa, za), (sb, zb), (sy, zy)) = (quantization(a)?, quantization(b)?, quantization(y)?);
+    let wide = y.dtype == DType::I16;
+    if wide && (za, zb, zy) != (0, 0, 0) {
+        return Err(Error::invalid("int16 zero points must be 0"));
+    }
+    if wide
+        && pot
+        && let (Some(la), Some(lb), Some(ly)) = (exact_log2(sa), exact_log2(sb), exact_log2(sy))
+    {
+        // Powers of two: one operand has the output's scale, the other is shifted to it.
+        let (ra, rb) = (ly - la, ly - lb);
+        if (ra != 0 && rb != 0) || ra < 0 || rb < 0 {
+            return Err(Error::invalid(format!("scales {sa}, {sb} and {sy} of a power-of-two sum")));
+        }
+        return pairs(move |v: T, w: T| {
+            let v = fixed::rounding_shift(v.wide(), ra);
+            let w = fixed::rounding_shift(w.wide(), rb);
+            T::narrow((v + sign * w).clamp(-32768, 32767).clamp(low, high))
+        });
+    }
+    let left = if wide { 15 } else { 20 };
+    let twice = (2.0 * sa.max(sb)) as f64;
+    let (ma, mb) = (Multiplier::new(sa as f64 / twice), Multiplier::new(sb as f64 / twice));
+    let m = Multiplier::new(twice / ((1 << left) as f32 * sy) as f64);
+    let finish = move |s: i32| zy.wrapping_add(m.apply(s)).clamp(low, high);
+    if wide {
+        return pairs(move |v: T, w: T| {
+            let v = ma.apply_small(v.wide() << left);
+            let w = mb.apply_small(w.wide() << left);
+            T::narrow(finish(v + sign * w))
+        });
+    }
+    // Each operand has 256 values: their scaled forms are tables.
+    let table = |m: Multiplier, z: i32, sign: i32| {
+        let mut t = Box::new([0i32; 256]);
+        let (first, last) = if y.dtype == DType::U8 { (0, 255) } else { (-128, 127) };
+        for v in first..=last {
+            t[(v & 255) as usize] = sign * m.apply_small((v - z) << left);
+        }
+        t
+    };
+    let (ta, tb) = (table(ma, za, 1), table(mb, zb, sign));
+    pairs(move |v: T, w: T| T::narrow(finish(ta[v.byte()] + tb[w.byte()])))
+}
+
+/// A quotient of quantized values: the divisor's reciprocal in fixed point.
+fn quotient(v: i32, w: i32, m: Multiplier) -> i32 {
+    let (v, w) = if w < 0 { (-v, -w) } else { (v, w) };
+    let (inverse, shift) = fixed::reciprocal(w, 31);
+    let headroom = (v ^ (v >> 31)).leading_zeros() as i32 - 1;
+    let q = fixed::high_mul(v.wrapping_shl(headroom as u32), inverse);
+    Multiplier { value: m.value, shift: m.shift - shift - headroom }.apply(q)
+}
+
+/// MUL of int16 with an 8-bit result: the product of two fractions, rounded to its high byte.
+fn product_of_words(site: &Site<'_>, low: i32, high: i32, zy: i32) -> Result<Kernel> {
+    let f = move |a: i16, b: i16| {
+        let p = fixed::high_mul16(a, b) as i32;
+        fixed::rounding_shift(p, 8).saturating_add(zy).clamp(low, high)
+    };
+    match site.output(0)?.dtype {
+        DType::I8 => pairs(move |a: i16, b: i16| f(a, b) as i8),
+        DType::U8 => pairs(move |a: i16, b: i16| f(a, b) as u8),
+        _ => no_kernel(site),
+    }
+}
+
+fn compare(site: &Site<'_>, a: &Tensor, b: &Tensor) -> Result<Kernel> {
+    match a.dtype {
+        DType::F32 => ordered::<f32, _>(site, |v| v),
+        DType::F16 => ordered(site, f16::to_f32),
+        DType::BF16 => ordered(site, bf16::to_f32),
+        DType::F64 => ordered::<f64, _>(site, |v| v),
+        DType::I32 => ordered::<i32, _>(site, |v| v),
+        DType::U32 => ordered::<u32, _>(site, |v| v),
+        DType::I64 => ordered::<i64, _>(site, |v| v),
+        DType::U64 => ordered::<u64, _>(site, |v| v),
+        DType::U16 => ordered::<u16, _>(site, |v| v),
+        DType::Bool => ordered(site, |v: u8| v != 0),
+        DType::I8 => rescaled::<i8>(site, a, b),
+        DType::U8 => rescaled::<u8>(site, a, b),
+        DType::I16 => rescaled::<i16>(site, a, b),
+        DType::String => match site.node.op {
+            Op::Equal => texts(true),
+            Op::NotEqual => texts(false),
+            _ => no_kernel(site),
+        },
+        _ => no_kernel(site),
+    }
+}
+
+/// A comparison of what `of` makes of the elements; NaN compares as IEEE says.
+fn ordered<T: Pod + Send + Sync, K: PartialOrd>(
+    site: &Site<'_>, of: impl Fn(T) -> K + Send + Sync + 'static,
+) -> Result<Kernel> {
+    match site.node.op {
+        Op::Equal => pairs(move |a, b| (of(a) == of(b)) as u8),
+        Op::NotEqual => pairs(move |a, b| (of(a) != of(b)) as u8),
+        Op::Less => pairs(move |a, b| (of(a) < of(b)) as u8),
+        Op::LessEqual => pairs(move |a, b| (of(a) <= of(b)) as u8),
+        Op::Greater => pairs(move |a, b| (of(a) > of(b)) as u8),
+        _ => pairs(move |a, b| (of(a) >= of(b)) as u8),
+    }
+}
+
+/// A comparison of quantized tensors: of the stored numbers when the quantizations agree, else of their scaled forms.
+fn rescaled<T: Quantized + PartialOrd>(site: &Site<'_>, a: &Tensor, b: &Tensor) -> Result<Kernel> {
+    if a.per_tensor() == b.per_tensor() || a.quant.is_none() || b.quant.is_none() {
+        return ordered::<T, _>(site, |v| v);
+    }
+    let ((sa, za), (sb, zb)) = (quantization(a)?, quantization(b)?);
+    let (ma, mb) = (Multiplier::new(sa as f64), Multiplier::new(sb as f64));
+    let scale = |m: Multiplier, z: i32| move |v: T| m.apply((v.wide() - z).wrapping_shl(8));
+    let (fa, fb) = (scale(ma, za), scale(mb, zb));
+    match site.node.op {
+        Op::Equal => pairs(move |a, b| (fa(a) == fb(b)) as u8),
+        Op::NotEqual => pairs(move |a, b| (fa(a) != fb(b)) as u8),
+        Op::Less => pairs(move |a, b| (fa(a) < fb(b)) as u8),
+        Op::LessEqual => pairs(move |a, b| (fa(a) <= fb(b)) as u8),
+        Op::Greater => pairs(move |a, b| (fa(a) > fb(b)) as u8),
+        _ => pairs(move |a, b| (fa(a) >= fb(b)) as u8),
+    }
+}
+
+/// Equality of strings (or its opposite). Strings are found by number, so that broadcasting is the common loop's.
+fn texts(equal: bool) -> Result<Kernel> {
+    let f = line2(move |x: u32, y: u32| ((x == y) == equal) as u8);
+    Ok(Box::new(move |call: &mut Call<'_>| {
+        let (a, b) = (call.input(0)?, call.input(1)?);
+        let (va, vb) = (strings::decode(a.bytes)?, strings::decode(b.bytes)?);
+        let pool = call.pool;
+        let out = call.output(0)?;
+        let shape = out.shape.clone();
+        let mut numbers: HashMap<&[u8], u32> = HashMap::new();
+        for s in va.iter().chain(&vb) {
+            let next = numbers.len() as u32;
+            numbers.entry(s).or_insert(next);
+        }
+        let number = |list: &[&[u8]]| -> Vec<u32> { list.iter().filter_map(|s| numbers.get(s).copied()).collect() };
+        let (va, vb) = (number(&va), number(&vb));
+        zip(pool, &shape, (a.shape, &va), (b.shape, &vb), out.as_mut_slice::<u8>()?, &*f)
+    }))
+}
+
+fn add_n(site: &Site<'_>) -> Result<Kernel> {
+    match site.output(0)?.dtype {
+        DType::F32 => sums::<f32>(|a, b| a + b),
+        DType::I32 => sums::<i32>(i32::wrapping_add),
+        DType::I64 => sums::<i64>(i64::wrapping_add),
+        _ => no_kernel(site),
+    }
+}
+
+fn sums<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> Result<Kernel> {
+    Ok(Box::new(move |call: &mut Call<'_>| {
+        let inputs = call.inputs;
+        let out = call.output(0)?;
+        let dtype = out.dtype;
+        let out = out.as_mut_slice::<T>()?;
+        for (i, v) in inputs.iter().enumerate() {
+            let v = v.filter(|v| v.dtype == dtype).ok_or_else(|| Error::invalid(format!("operand {i} is not {dtype}")))?;
+            let v = v.as_slice::<T>()?;
+            if v.len() != out.len() {
+                return Err(Error::invalid(format!("operand {i} has another shape")));
+            }
+            if i == 0 {
+                out.copy_from_slice(v);
+            } else {
+                out.iter_mut().zip(v).for_each(|(o, &v)| *o = f(*o, v));
+            }
+        }
+        Ok(())
+    }))
 }

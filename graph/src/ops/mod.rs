@@ -26,6 +26,11 @@ mod unary;
 
 pub use conv::{Window, transpose_bias_options, transposed, window};
 pub use custom::{Detection, Mfcc, PoolOptions, Spectrogram};
+pub use fill::range_count;
+pub use gather::gather_axes;
+pub use layout::{SpaceBatch, StridedSlice, paddings, permutation, slice, space_batch, split_sizes};
+pub use reduce::axes_mask;
+pub use reshape::reshaped;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -1,0 +1,191 @@
+//! Operators that only move elements, written once for every element type: the element's size decides, packed types
+//! are unpacked to bytes and back, and strings are moved as indices.
+
+use crate::kernel::Call;
+use crate::strings;
+use crate::value::View;
+use bytemuck::Pod;
+use litegpu_graph::{DType, Error, Result, Shape, elements};
+use smallvec::SmallVec;
+
+/// An operand: shape and elements.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Src<'a, T> {
+    pub shape: &'a [usize],
+    pub data: &'a [T],
+}
+
+/// A result: shape and room for its elements.
+#[derive(Debug)]
+pub(crate) struct Dst<'a, T> {
+    pub shape: Shape,
+    pub data: &'a mut [T],
+}
+
+/// An operator that moves elements of any copyable type.
+pub(crate) trait Move {
+    /// Writes every element of `dst`. Room that it leaves holds old bytes.
+    fn go<T: Pod + Send + Sync>(&self, src: &[Src<'_, T>], dst: &mut [Dst<'_, T>]) -> Result<()>;
+}
+
+/// [`Move`] for each element size, so that what surrounds it is compiled once.
+pub(crate) trait AnyMove {
+    fn go1(&self, src: &[Src<'_, u8>], dst: &mut [Dst<'_, u8>]) -> Result<()>;
+    fn go2(&self, src: &[Src<'_, u16>], dst: &mut [Dst<'_, u16>]) -> Result<()>;
+    fn go4(&self, src: &[Src<'_, u32>], dst: &mut [Dst<'_, u32>]) -> Result<()>;
+    fn go8(&self, src: &[Src<'_, u64>], dst: &mut [Dst<'_, u64>]) -> Result<()>;
+    fn go16(&self, src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>]) -> Result<()>;
+}
+
+impl<M: Move> AnyMove for M {
+    fn go1(&self, src: &[Src<'_, u8>], dst: &mut [Dst<'_, u8>]) -> Result<()> {
+        self.go(src, dst)
+    }
+    fn go2(&self, src: &[Src<'_, u16>], dst: &mut [Dst<'_, u16>]) -> Result<()> {
+        self.go(src, dst)
+    }
+    fn go4(&self, src: &[Src<'_, u32>], dst: &mut [Dst<'_, u32>]) -> Result<()> {
+        self.go(src, dst)
+    }
+    fn go8(&self, src: &[Src<'_, u64>], dst: &mut [Dst<'_, u64>]) -> Result<()> {
+        self.go(src, dst)
+    }
+    fn go16(&self, src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>]) -> Result<()> {
+        self.go(src, dst)
+    }
+}
+
+/// Runs `m` on some operands and all outputs of a call.
+///
+/// # Errors
+/// `m`'s, and `Invalid` when operands and outputs have different types.
+pub(crate) fn run(call: &mut Call<'_>, operands: &[usize], m: &dyn AnyMove) -> Result<()> {
+    let mut views: SmallVec<[View<'_>; 4]> = SmallVec::new();
+    for &i in operands {
+        views.push(call.input(i)?);
+    }
+    let Some(dtype) = views.first().map(|v| v.dtype).or(call.outputs.first().map(|v| v.dtype)) else { return Ok(()) };
+    if views.iter().any(|v| v.dtype != dtype) || call.outputs.iter().any(|v| v.dtype != dtype) {
+        return Err(Error::invalid(format!("operands and outputs are not all {dtype}")));
+    }
+    match dtype {
+        DType::String => move_strings(call, &views, m),
+        DType::Variant => Err(Error::unsupported(format!("elements of {dtype}"))),
+        _ => match dtype.bits() {
+            8 => typed(call, &views, &|s, d| m.go1(s, d)),
+            16 => typed(call, &views, &|s, d| m.go2(s, d)),
+            32 => typed(call, &views, &|s, d| m.go4(s, d)),
+            64 => typed(call, &views, &|s, d| m.go8(s, d)),
+            128 => typed(call, &views, &|s, d| m.go16(s, d)),
+            bits => packed(call, &views, bits, m),
+        },
+    }
+}
+
+fn typed<T: Pod>(
+    call: &mut Call<'_>, views: &[View<'_>], go: &dyn Fn(&[Src<'_, T>], &mut [Dst<'_, T>]) -> Result<()>,
+) -> Result<()> {
+    let mut src: SmallVec<[Src<'_, T>; 4]> = SmallVec::new();
+    for v in views {
+        src.push(Src { shape: v.shape, data: v.as_slice()? });
+    }
+    let mut dst: SmallVec<[Dst<'_, T>; 2]> = SmallVec::new();
+    for v in call.outputs.iter_mut() {
+        dst.push(Dst { shape: v.shape.clone(), data: v.as_mut_slice()? });
+    }
+    go(&src, &mut dst)
+}
+
+/// One byte for each element of a packed type, the first in the lowest bits.
+pub(crate) fn unpack(bytes: &[u8], bits: usize, n: usize) -> Vec<u8> {
+    let mask = (1u16 << bits) as u8 - 1;
+    let per = 8 / bits;
+    bytes.iter().flat_map(|&b| (0..per).map(move |i| b >> (i * bits) & mask)).take(n).collect()
+}
+
+fn packed(call: &mut Call<'_>, views: &[View<'_>], bits: usize, m: &dyn AnyMove) -> Result<()> {
+    if !matches!(bits, 2 | 4) {
+        return Err(Error::unsupported(format!("elements of {bits} bits")));
+    }
+    let data: SmallVec<[Vec<u8>; 4]> = views.iter().map(|v| unpack(v.bytes, bits, v.len())).collect();
+    let src: SmallVec<[Src<'_, u8>; 4]> =
+        views.iter().zip(&data).map(|(v, d)| Src { shape: v.shape, data: d }).collect();
+    let mut room: SmallVec<[Vec<u8>; 2]> = call.outputs.iter().map(|v| vec![0; v.len()]).collect();
+    let mut dst: SmallVec<[Dst<'_, u8>; 2]> =
+        call.outputs.iter().zip(&mut room).map(|(v, d)| Dst { shape: v.shape.clone(), data: d }).collect();
+    m.go1(&src, &mut dst)?;
+    drop(dst);
+    let mask = (1u16 << bits) as u8 - 1;
+    for (v, d) in call.outputs.iter_mut().zip(&room) {
+        for (byte, elements) in v.bytes_mut().iter_mut().zip(d.chunks(8 / bits)) {
+            *byte = elements.iter().enumerate().fold(0, |b, (i, e)| b | (e & mask) << (i * bits));
+        }
+    }
+    Ok(())
+}
+
+/// Strings are numbered through all operands; the numbers are moved, then the strings are written out by number.
+fn move_strings(call: &mut Call<'_>, views: &[View<'_>], m: &dyn AnyMove) -> Result<()> {
+    let mut all: Vec<&[u8]> = Vec::new();
+    let mut data: SmallVec<[Vec<u32>; 4]> = SmallVec::new();
+    for v in views {
+        let list = strings::decode(v.bytes)?;
+        if list.len() != v.len() {
+            return Err(Error::invalid(format!("{} strings for shape {:?}", list.len(), v.shape)));
+        }
+        data.push((0..list.len()).map(|i| (all.len() + i) as u32).collect());
+        all.extend(list);
+    }
+    let src: SmallVec<[Src<'_, u32>; 4]> =
+        views.iter().zip(&data).map(|(v, d)| Src { shape: v.shape, data: d }).collect();
+    let mut room: SmallVec<[Vec<u32>; 2]> = SmallVec::new();
+    for v in call.outputs.iter() {
+        // A string takes at least four bytes, so that room is bounded by the operands unless an operator repeats them.
+        let n = elements(&v.shape);
+        if n > 1 << 28 {
+            return Err(Error::invalid(format!("{n} strings are too many")));
+        }
+        room.push(vec![u32::MAX; n]);
+    }
+    let mut dst: SmallVec<[Dst<'_, u32>; 2]> =
+        call.outputs.iter().zip(&mut room).map(|(v, d)| Dst { shape: v.shape.clone(), data: d }).collect();
+    m.go4(&src, &mut dst)?;
+    drop(dst);
+    for (v, d) in call.outputs.iter_mut().zip(&room) {
+        let list: Vec<&[u8]> = d.iter().map(|&i| all.get(i as usize).copied().unwrap_or_default()).collect();
+        v.set_raw(&strings::encode(&list)?)?;
+    }
+    Ok(())
+}
+
+/// A value of type `T` whose low bytes are those of `v`.
+pub(crate) fn low_bytes<T: Pod>(v: i64) -> T {
+    let wide = [v as u64, if v < 0 { u64::MAX } else { 0 }];
+    let bytes: &[u8] = bytemuck::bytes_of(&wide);
+    bytemuck::pod_read_unaligned(bytes.get(..size_of::<T>()).unwrap_or(bytes))
+}
+
+/// A list of integers from an int32 or int64 operand.
+///
+/// # Errors
+/// `Invalid` for other types.
+pub(crate) fn ints(v: &View<'_>) -> Result<SmallVec<[i64; 8]>> {
+    Ok(match v.dtype {
+        DType::I32 => v.as_slice::<i32>()?.iter().map(|&x| x as i64).collect(),
+        DType::U32 => v.as_slice::<u32>()?.iter().map(|&x| x as i64).collect(),
+        DType::I16 => v.as_slice::<i16>()?.iter().map(|&x| x as i64).collect(),
+        DType::I64 => v.as_slice::<i64>()?.iter().copied().collect(),
+        d => return Err(Error::invalid(format!("type {d} where integers are needed"))),
+    })
+}
+
+/// One integer.
+///
+/// # Errors
+/// `Invalid` when the operand holds another number of elements.
+pub(crate) fn int(v: &View<'_>) -> Result<i64> {
+    match ints(v)?.as_slice() {
+        [x] => Ok(*x),
+        x => Err(Error::invalid(format!("{} values given, one is needed", x.len()))),
+    }
+}
