@@ -33,38 +33,21 @@ fn most(v: vec4<f32>) -> f32 {
     return max(max(v.x, v.y), max(v.z, v.w));
 }
 
-// The greatest of every `step`-th quad from `first` on.
-fn top_of(base: u32, first: u32, step: u32) -> f32 {
-    var m = vec4<f32>(LOWEST);
-    for (var x = first; x < p.row; x += step) {
-        m = max(m, select(vec4<f32>(LOWEST), in0_unpack(in0[base + x]), used(x)));
+fn share(local: u32, v: f32, greatest: bool) -> f32 {
+    if (COOP == 0u) {
+        return v;
     }
-    return most(m);
-}
-
-fn sum_of(base: u32, first: u32, step: u32, top: f32) -> f32 {
-    var s = vec4<f32>();
-    for (var x = first; x < p.row; x += step) {
-        let v = in0_unpack(in0[base + x]);
-        if (KIND == 2u) {
-            s += v * v;
-        } else {
-            s += select(vec4<f32>(), exp((v - top) * p.beta), used(x));
+    workgroupBarrier();
+    partial[local] = v;
+    workgroupBarrier();
+    for (var half = WG / 2u; half > 0u; half /= 2u) {
+        if (local < half) {
+            let other = partial[local + half];
+            partial[local] = select(partial[local] + other, max(partial[local], other), greatest);
         }
+        workgroupBarrier();
     }
-    return total(s);
-}
-
-fn write(base: u32, first: u32, step: u32, top: f32, sum: f32) {
-    for (var x = first; x < p.row; x += step) {
-        var v = in0_unpack(in0[base + x]);
-        switch KIND {
-            case 0u: { v = exp((v - top) * p.beta) / sum; }
-            case 1u: { v = (v - top) - log(sum); }
-            default: { v = v / sqrt(max(sum, 1e-6)); }
-        }
-        out[base + x] = out_pack(out_mask(finish(v, base + x), min(4u, p.width - x * 4u)));
-    }
+    return partial[0];
 }
 
 @compute @workgroup_size(WG)
@@ -72,37 +55,42 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
+    var r = linear_group(wg, count);
+    var first = local;
+    var step = WG;
     if (COOP == 0u) {
-        let r = linear_id(wg, count, local, WG);
-        if (r < p.rows) {
-            let base = r * p.row;
-            let top = top_of(base, 0u, 1u);
-            write(base, 0u, 1u, top, sum_of(base, 0u, 1u, top));
-        }
-        return;
+        r = linear_id(wg, count, local, WG);
+        first = 0u;
+        step = 1u;
     }
-    let r = linear_group(wg, count);
-    if (r >= p.rows) {
-        return;
-    }
+    // No early return: barriers follow.
     let base = r * p.row;
-    partial[local] = top_of(base, local, WG);
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (local < half) {
-            partial[local] = max(partial[local], partial[local + half]);
+    let end = select(0u, p.row, r < p.rows);
+    var top = 0.0;
+    if (KIND != 2u) {
+        var m = vec4<f32>(LOWEST);
+        for (var x = first; x < end; x += step) {
+            m = max(m, select(vec4<f32>(LOWEST), in0_unpack(in0[base + x]), used(x)));
         }
-        workgroupBarrier();
+        top = share(local, most(m), true);
     }
-    let top = partial[0];
-    workgroupBarrier();
-    partial[local] = sum_of(base, local, WG, top);
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (local < half) {
-            partial[local] += partial[local + half];
+    var s = vec4<f32>();
+    for (var x = first; x < end; x += step) {
+        let v = in0_unpack(in0[base + x]);
+        if (KIND == 2u) {
+            s += v * v;
+        } else {
+            s += select(vec4<f32>(), exp((v - top) * p.beta), used(x));
         }
-        workgroupBarrier();
     }
-    write(base, local, WG, top, partial[0]);
+    let sum = share(local, total(s), false);
+    for (var x = first; x < end; x += step) {
+        var v = in0_unpack(in0[base + x]);
+        switch KIND {
+            case 0u: { v = exp((v - top) * p.beta) / sum; }
+            case 1u: { v = (v - top) - f_log(vec4<f32>(sum)); }
+            default: { v = v / max(sqrt(sum), 1e-6); }
+        }
+        out[base + x] = out_pack(out_mask(finish(v, base + x), min(4u, p.width - x * 4u)));
+    }
 }

@@ -1,7 +1,7 @@
 // RESIZE_BILINEAR and RESIZE_NEAREST_NEIGHBOR: a quad of channels of one output pixel an invocation.
 
 override WG: u32 = 64u;
-// 0 bilinear in floats, 1 bilinear in the reference's 10-bit fixed point, 2 nearest.
+// 0 bilinear in floats, 1 bilinear in the reference's 10-bit fixed point, 2 nearest, 3 bilinear in floats of uint8.
 override KIND: u32 = 0u;
 override HALF_PIXEL: u32 = 0u;
 // Nearest: round instead of floor.
@@ -104,6 +104,7 @@ fn main(
     switch KIND {
         case 0u: { v = in0_Val4(between_f(b, oy, ox, c)); }
         case 1u: { v = in0_Val4(between_i(b, oy, ox, c)); }
+        case 3u: { v = in0_Val4(between_f(b, oy, ox, c) + 0.5); }
         default: {
             v = load(b, nearest(oy, p.scale_h, p.in_h), nearest(ox, p.scale_w, p.in_w), c);
         }

@@ -61,7 +61,14 @@ kernels! {
         functions: &["i_requant"],
     }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
-    "normalize" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "lrn" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
+    "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }
+    "scatter" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "topk" { roles: &[("in0", ANY)] }
     "pool" {
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
         variants: &[&[("CLOSE", "close_f")], &[("CLOSE", "close_i")]],

@@ -1,11 +1,12 @@
-//! GATHER, GATHER_ND, EMBEDDING_LOOKUP.
+//! GATHER, GATHER_ND, EMBEDDING_LOOKUP and SCATTER_ND.
 
 use super::{WG, acc};
+use crate::convert;
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
-use crate::program::row_quads;
+use crate::program::{SlotId, row_quads};
 use litegpu_graph::ops::axis;
-use litegpu_graph::{DType, Op};
-use litegpu_shaders::KernelKey;
+use litegpu_graph::{DType, Op, Shape, elements};
+use litegpu_shaders::{Elem, KernelKey, Lit, Step};
 
 /// The kernel's view: which dimensions are gathered, and what lies before and behind them.
 struct Gather {
@@ -20,39 +21,63 @@ struct Gather {
     outer_stride: usize,
 }
 
+/// The i-th operand as int32 indices in the padded layout, with its shape. Constants of 64 bits are narrowed.
+pub(super) fn indices(cx: &mut Lower<'_, '_>, i: usize) -> Lowered<(SlotId, Shape)> {
+    let Some(t) = cx.node.input(i) else { return no(format!("operand {i} is missing")) };
+    if let Some(c) = cx.constant(i)?
+        && c.dtype == DType::I64
+    {
+        if convert::ints(&c).is_none_or(|v| v.iter().any(|&v| i32::try_from(v).is_err())) {
+            return no("indices of more than 32 bits");
+        }
+        if elements(&c.shape) == 0 {
+            return no("an operand without elements");
+        }
+        let slot = cx.packed(t, Elem::I32, "narrow", || convert::pad(&c, Elem::I32))?;
+        return Ok((slot, c.shape));
+    }
+    let o = cx.operand(i)?;
+    if o.dtype != DType::I32 {
+        return no(format!("{} indices", o.dtype));
+    }
+    Ok((o.slot, o.shape))
+}
+
+/// Refuses constant index tuples that are out of range: the CPU reports them.
+fn check(cx: &Lower<'_, '_>, i: usize, sizes: &[usize]) -> Lowered {
+    let Some(v) = cx.constant(i)?.and_then(|c| convert::ints(&c)) else { return Ok(()) };
+    let mut pairs = v.chunks(sizes.len().max(1)).flat_map(|tuple| tuple.iter().zip(sizes));
+    match pairs.find(|&(&v, &n)| !usize::try_from(v).is_ok_and(|v| v < n)) {
+        Some((v, n)) => no(format!("index {v} is out of range for {n} elements")),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    if cx.node.op == Op::ScatterNd {
+        return scatter(cx);
+    }
     let (values, indices) = match cx.node.op {
         Op::EmbeddingLookup => (1, 0),
         _ => (0, 1),
     };
-    let (x, i) = (cx.operand(values)?, cx.operand(indices)?);
-    if i.dtype != DType::I32 {
-        return no(format!("{} indices", i.dtype));
-    }
+    let x = cx.operand(values)?;
+    let (slot, i) = self::indices(cx, indices)?;
     let s: Vec<usize> = super::layout::strides(&x.shape).into_iter().map(|s| s as usize).collect();
     let rank = x.shape.len();
     let size = |from: usize, to: usize| x.shape.get(from..to).unwrap_or_default().iter().product::<usize>();
     let at = |d: usize| (x.shape.get(d).copied().unwrap_or(1), s.get(d).copied().unwrap_or(1));
     let how = match &cx.node.op {
         Op::EmbeddingLookup => {
-            if x.elem.is_float() != cx.scene.tensor(cx.node.outputs.first().copied().unwrap_or(0))?.dtype.is_float() {
-                return no("a quantized table");
-            }
-            Gather {
-                dims: vec![at(0)],
-                inner: size(1, rank),
-                tuples: i.shape.iter().product(),
-                outer: 1,
-                outer_stride: 0,
-            }
+            Gather { dims: vec![at(0)], inner: size(1, rank), tuples: elements(&i), outer: 1, outer_stride: 0 }
         }
         Op::Gather(o) => {
             let a = axis(o.axis as i64, rank)?;
-            let batch = usize::try_from(o.batch_dims).unwrap_or(usize::MAX);
-            if batch > a || batch > i.shape.len() {
+            let batch = if o.batch_dims < 0 { o.batch_dims as i64 + i.len() as i64 } else { o.batch_dims as i64 };
+            let Some(batch) = usize::try_from(batch).ok().filter(|&b| b <= a && b <= i.len()) else {
                 return no("batch dimensions that do not fit");
-            }
-            let tuples = i.shape.get(batch..).unwrap_or_default().iter().product();
+            };
+            let tuples = elements(i.get(batch..).unwrap_or_default());
             Gather {
                 dims: vec![at(a)],
                 inner: size(a + 1, rank),
@@ -62,33 +87,49 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             }
         }
         Op::GatherNd => {
-            let depth = i.inner();
-            if depth > rank || depth > 6 || i.shape.is_empty() {
+            let Some((&depth, rows)) = i.split_last().filter(|(d, _)| **d <= rank.min(6)) else {
                 return no("index tuples that do not fit");
-            }
+            };
             Gather {
                 dims: (0..depth).map(at).collect(),
                 inner: size(depth, rank),
-                tuples: i.shape.get(..i.shape.len() - 1).unwrap_or_default().iter().product(),
+                tuples: elements(rows),
                 outer: 1,
                 outer_stride: 0,
             }
         }
         _ => return no("no GPU kernel"),
     };
+    let sizes: Vec<usize> = how.dims.iter().map(|(n, _)| *n).collect();
+    check(cx, indices, &sizes)?;
     let y = cx.result(0)?;
-    if x.elem.is_float() != y.elem.is_float() || (!x.elem.is_float() && x.elem != y.elem) {
+    let mut step = None;
+    if cx.node.op == Op::EmbeddingLookup && x.elem == Elem::I8 && y.elem.is_float() {
+        let (scale, zero) = x.scale_zero()?;
+        if zero != 0 {
+            return no("a quantized table with a zero point");
+        }
+        step = Some(Step::call("dequantize", &[Lit::f(scale), Lit::I(0)]));
+    } else if x.elem.is_float() != y.elem.is_float() || (!x.elem.is_float() && x.elem != y.elem) {
         return no(format!("{} to {}", x.dtype, y.dtype));
     }
-    emit(cx, &how, &x, &i, &y)
+    emit(cx, &how, &x, (slot, &i), &y, step)
 }
 
-fn emit(cx: &mut Lower<'_, '_>, g: &Gather, x: &Operand<'_>, i: &Operand<'_>, y: &Operand<'_>) -> Lowered {
+fn emit(
+    cx: &mut Lower<'_, '_>,
+    g: &Gather,
+    x: &Operand<'_>,
+    (slot, i): (SlotId, &[usize]),
+    y: &Operand<'_>,
+    step: Option<Step>,
+) -> Lowered {
     // Where the innermost dimension is not gathered, an output row is a piece of an operand row.
     let kept = g.inner % x.inner() == 0 && g.dims.iter().all(|(_, s)| s % 4 == 0) && y.inner() == x.inner();
     let vec = kept && (g.inner > 1 || x.inner() > 1 || x.shape.len() > g.dims.len());
-    let key =
+    let mut key =
         KernelKey::new("gather", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)]).set("VEC", vec as i32);
+    key.epilogue.extend(step);
     // Gathered down to single elements, the operand has no row of its own to step through.
     let (width, pitch) = if g.inner == 1 { (1, 1) } else { (x.inner(), row_quads(&x.shape) * 4) };
     let mut params = Params::new()
@@ -102,11 +143,58 @@ fn emit(cx: &mut Lower<'_, '_>, g: &Gather, x: &Operand<'_>, i: &Operand<'_>, y:
         .u(width)
         .u(pitch)
         .u(g.outer_stride)
-        .u(i.inner())
-        .u(row_quads(&i.shape) * 4);
+        .u(i.last().copied().unwrap_or(1))
+        .u(row_quads(i) * 4);
     for k in 0..6 {
         let (n, s) = g.dims.get(k).copied().unwrap_or((1, 0));
         params = params.u(n).u(s).u(0).u(0);
     }
-    cx.dispatch(key, &[x.slot, i.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+    cx.dispatch(key, &[x.slot, slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// Comparisons of output quads with updates up to which the kernel, which makes all of them, is worth it.
+const MAX_STEPS: usize = 1 << 26;
+
+fn scatter(cx: &mut Lower<'_, '_>) -> Lowered {
+    let (slot, i) = indices(cx, 0)?;
+    let (u, y) = (cx.operand(1)?, cx.result(0)?);
+    let rank = y.shape.len();
+    let Some((&depth, tuples)) = i.split_last().filter(|(d, _)| **d <= rank.min(6)) else {
+        return no("index tuples that do not fit");
+    };
+    if u.elem != y.elem || u.dtype == DType::Bool {
+        return no(format!("{} to {}", u.dtype, y.dtype));
+    }
+    check(cx, 0, y.shape.get(..depth).unwrap_or_default())?;
+    let tuples = elements(tuples);
+    if tuples.saturating_mul(y.quads()) > MAX_STEPS {
+        return no(format!("{tuples} updates of {} elements are too many", elements(&y.shape)));
+    }
+    // 8-bit sums wrap, as the reference's do.
+    let step = match y.elem {
+        Elem::I8 => Some(Step::call("to_byte", &[])),
+        Elem::U8 => Some(Step::call("to_ubyte", &[])),
+        _ => None,
+    };
+    let vec = depth < rank;
+    let mut key =
+        KernelKey::new("scatter", &[("in0", u.elem), ("acc", acc(u.elem)), ("out", y.elem)]).set("VEC", vec as i32);
+    key.epilogue.extend(step);
+    let mut params = Params::new()
+        .u(y.quads())
+        .u(y.row_quads())
+        .u(y.inner())
+        .u(tuples)
+        .u(depth)
+        .u(elements(y.shape.get(depth..).unwrap_or_default()))
+        .u(depth.max(1))
+        .u(row_quads(&i) * 4)
+        .u(u.inner())
+        .u(u.row_quads() * 4)
+        .row();
+    for k in 0..6 {
+        let n = if k < depth { y.shape.get(k).copied().unwrap_or(1) } else { 1 };
+        params = params.u(n).u(elements(y.shape.get(k + 1..).unwrap_or_default())).u(0).u(0);
+    }
+    cx.dispatch(key, &[slot, u.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
 }

@@ -11,8 +11,10 @@ mod reduce;
 mod reshape;
 mod resize;
 mod select;
+mod sort;
 mod unary;
 
+use crate::caps::AdapterClass;
 use crate::lower::{Lower, Lowered, Operand, no};
 use litegpu_graph::schema::ActivationFunctionType;
 use litegpu_graph::{DType, Family, Op};
@@ -20,6 +22,24 @@ use litegpu_shaders::{Elem, Lit, Step};
 
 /// Invocations in a workgroup of the kernels that have no reason for another number.
 pub(crate) const WG: usize = 64;
+
+/// The size of the workgroup that should share each of `groups` pieces of work of `steps` steps, where sharing beats
+/// one invocation a piece.
+pub(crate) fn team(cx: &Lower<'_, '_>, groups: usize, steps: usize) -> Option<usize> {
+    // Barriers cost a software adapter more than a GPU, and it has fewer invocations to keep busy.
+    let (least, busy) = match cx.scene.caps.class {
+        AdapterClass::Software => (64, 64),
+        _ => (8, 16_384),
+    };
+    if steps < least || groups > busy {
+        return None;
+    }
+    Some(match steps {
+        0..64 => 32,
+        64..1024 => 64,
+        _ => 256,
+    })
+}
 
 /// Emits the dispatches of the operator that `cx` stands at, or says why it stays on the CPU.
 pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
@@ -37,7 +57,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Pool => pool::lower(cx),
         Family::Resize => resize::lower(cx),
         Family::Conv | Family::Matmul => no("no kernel yet"),
-        Family::Sort => no("sorting stays on the CPU"),
+        Family::Sort => sort::lower(cx),
         Family::Recurrent => no("recurrent cells stay on the CPU"),
         Family::Control => no("control flow and variables are driven from the CPU"),
         Family::Signal => no("complex numbers stay on the CPU"),

@@ -1,8 +1,8 @@
-//! Reductions over any set of axes, and ARG_MAX / ARG_MIN.
+//! Reductions over any set of axes, ARG_MAX, ARG_MIN and CUMSUM.
 
-use super::{WG, acc, is_quantized};
+use super::{WG, acc, is_quantized, team};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
-use crate::program::row_quads;
+use crate::program::{row_quads, rows};
 use litegpu_graph::fixed::{Multiplier, type_range};
 use litegpu_graph::ops::axis;
 use litegpu_graph::{DType, Op, elements};
@@ -34,32 +34,45 @@ fn layout(x: &Operand<'_>) -> Vec<(usize, usize)> {
 }
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
-    let x = cx.operand(0)?;
-    if matches!(cx.node.op, Op::ArgMax(_) | Op::ArgMin(_)) {
-        return arg(cx, &x);
+    match cx.node.op {
+        Op::ArgMax(_) | Op::ArgMin(_) => arg(cx),
+        Op::Cumsum(_) => cumsum(cx),
+        _ => reduce(cx),
     }
+}
+
+fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
+    let x = cx.operand(0)?;
     let float = x.elem.is_float();
-    let lowest = f32::MIN.to_bits();
-    let highest = f32::MAX.to_bits();
+    let plain = x.dtype == DType::I32;
     let (combine, neutral) = match (&cx.node.op, float) {
         (Op::Sum(_) | Op::Mean(_), true) => ("f_add", 0),
         (Op::ReduceProd(_), true) => ("f_mul", 1f32.to_bits()),
-        (Op::ReduceMax(_), true) => ("f_max", lowest),
-        (Op::ReduceMin(_), true) => ("f_min", highest),
+        (Op::ReduceMax(_), true) => ("f_max", f32::MIN.to_bits()),
+        (Op::ReduceMin(_), true) => ("f_min", f32::MAX.to_bits()),
+        (Op::Mean(_), false) if !is_quantized(&x) => return no("an integer MEAN needs 64-bit sums"),
+        (Op::Sum(_), false) if is_quantized(&x) => {
+            return no("a quantized SUM is scaled in floats, as only the CPU rounds them");
+        }
+        (Op::Sum(_), false) if !plain => return no(format!("{} sums", x.dtype)),
         (Op::Sum(_) | Op::Mean(_), false) => ("i_add", 0),
-        (Op::ReduceProd(_), false) if x.dtype == DType::I32 => ("i_mul", 1),
+        (Op::ReduceProd(_), false) if plain => ("i_mul", 1),
+        (Op::ReduceProd(_), false) => return no("every step of a quantized product is rounded, one after the other"),
         (Op::ReduceMax(_), false) => ("i_max", i32::MIN as u32),
         (Op::ReduceMin(_), false) => ("i_min", i32::MAX as u32),
-        (Op::ReduceAny(_), false) => ("i_or", 0),
-        (Op::ReduceAll(_), false) => ("i_and", 1),
-        _ => return no(format!("{} elements", x.dtype)),
+        (Op::ReduceAny(_), false) if x.dtype == DType::Bool => ("i_or", 0),
+        (Op::ReduceAll(_), false) if x.dtype == DType::Bool => ("i_and", 1),
+        (op, _) => return no(format!("no GPU kernel for {} of {}", op.name(), x.dtype)),
     };
     let rank = x.shape.len();
     let mut reduced = vec![false; rank];
     for a in cx.ints(1)? {
-        let a = axis(a, rank)?;
-        if let Some(r) = reduced.get_mut(a) {
-            *r = true;
+        // A scalar has no axis; 0 and -1 are accepted for it.
+        if rank > 0 {
+            let a = axis(a, rank)?;
+            if let Some(r) = reduced.get_mut(a) {
+                *r = true;
+            }
         }
     }
     let y = cx.result(0)?;
@@ -67,16 +80,15 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     let dims = layout(&x);
     let count: usize = dims.iter().zip(&reduced).filter(|(_, r)| **r).map(|((n, _), _)| n).product();
     let mut q = (Multiplier::default(), 0, [i32::MIN, i32::MAX, 0, 0]);
-    if is_quantized(&x) && matches!(cx.node.op, Op::Sum(_) | Op::Mean(_) | Op::ReduceProd(_)) {
-        q = scaled(&x, &y, count, mean)?;
-    } else if !float && mean {
-        return no("MEAN of plain integers");
-    } else if is_quantized(&x) && x.scale_zero()? != y.scale_zero()? {
-        return no("a result quantized differently than its operand");
+    if is_quantized(&x) {
+        if mean {
+            q = scaled(&x, &y, count)?;
+        } else if x.scale_zero()? != y.scale_zero()? {
+            return no("a result quantized differently than its operand");
+        }
     }
     let lanes = !reduced.last().copied().unwrap_or(false);
     let kept = dims.iter().zip(&reduced).rev();
-    // Kept dimensions number the output's elements, so none may be dropped before the innermost is placed.
     let keep = join(kept.clone().filter(|(_, r)| !**r).map(|(d, _)| *d))?;
     let over = join(kept.filter(|(_, r)| **r).map(|(d, _)| *d).skip(usize::from(!lanes && rank > 0)))?;
     let inner = if lanes { 4 } else { x.inner() };
@@ -87,13 +99,14 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         return no("a result whose innermost dimension is not its operand's");
     }
     let work = steps * if lanes { 1 } else { row_quads(&x.shape) };
-    let coop = work >= 256 && y.quads() <= 4096;
+    let coop = team(cx, y.quads(), work);
     let close = if float { "close_f" } else { "close_i" };
     let key = KernelKey::new("reduce", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)])
         .with("COMBINE", combine)
         .with("CLOSE", close)
         .set("LANES", lanes as i32)
-        .set("COOP", coop as i32);
+        .set("COOP", coop.is_some() as i32)
+        .set("WG", coop.unwrap_or(WG) as i32);
     let (m, offset, limits) = q;
     let params = Params::new()
         .u(y.quads())
@@ -110,44 +123,77 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         .i(offset)
         .i4(limits);
     let params = pairs(pairs(params, &keep), &over);
-    let groups = if coop { line(y.quads()) } else { line(y.quads().div_ceil(WG)) };
+    let groups = if coop.is_some() { line(y.quads()) } else { line(y.quads().div_ceil(WG)) };
     cx.dispatch(key, &[x.slot], &[y.slot], &[], params, groups)
 }
 
-/// The fixed-point scaling of a sum: (multiplier, offset, limits and what is subtracted first).
-fn scaled(x: &Operand<'_>, y: &Operand<'_>, count: usize, mean: bool) -> Lowered<(Multiplier, i32, [i32; 4])> {
+/// The fixed-point scaling of a mean: (multiplier, offset, limits and what is subtracted from the sum first).
+fn scaled(x: &Operand<'_>, y: &Operand<'_>, count: usize) -> Lowered<(Multiplier, i32, [i32; 4])> {
     let ((si, zi), (so, zo)) = (x.scale_zero()?, y.scale_zero()?);
     let (low, high) = type_range(y.dtype)?;
-    let n = i32::try_from(count).map_err(|_| crate::lower::Unsupported::new("too many elements to reduce"))?;
-    if count == 0 || n > 1 << 22 {
+    // 2^22 elements of 8 bits, and their zero points, still add up in 32 bits.
+    let Some(n) = i32::try_from(count).ok().filter(|&n| n > 0 && n <= 1 << 22) else {
         return no("too many elements to reduce");
-    }
+    };
     let mut m = Multiplier::new(si as f64 / so as f64);
-    if mean {
-        // The count divides the multiplier's fraction, with as many bits kept as fit.
-        let mut shift = 63 - i32::try_from((count as u64).leading_zeros()).unwrap_or(0);
-        shift = shift.min(32).min(31 + m.shift);
-        if shift < 0 {
-            return no("a scale ratio too small");
-        }
-        m.value = (((m.value as i64) << shift) / count as i64) as i32;
-        m.shift -= shift;
+    // The count divides the multiplier's fraction, with as many bits kept as fit.
+    let shift = (n.ilog2() as i32).min(31 + m.shift);
+    if shift < 0 || m.shift > 30 {
+        return no("a scale ratio out of range");
+    }
+    m.value = (((m.value as i64) << shift) / n as i64) as i32;
+    m.shift -= shift;
+    if m.value == 0 {
+        return no("a scale ratio out of range");
     }
     Ok((m, zo, [low, high, zi.saturating_mul(n), 0]))
 }
 
-fn arg(cx: &mut Lower<'_, '_>, x: &Operand<'_>) -> Lowered {
-    let at = axis(cx.ints(1)?.first().copied().unwrap_or(0), x.shape.len())?;
+fn arg(cx: &mut Lower<'_, '_>) -> Lowered {
+    let x = cx.operand(0)?;
+    let Some(&[a]) = cx.ints(1)?.first_chunk() else { return no("no axis") };
+    let at = axis(a, x.shape.len())?;
     let y = cx.result(0)?;
     if !matches!(y.dtype, DType::I32 | DType::I64) {
         return no(format!("{} indices", y.dtype));
     }
-    let dims = layout(x);
+    let dims = layout(&x);
     let keep = join(dims.iter().enumerate().rev().filter(|(d, _)| *d != at).map(|(_, d)| *d))?;
     let (n, stride) = dims.get(at).copied().unwrap_or((1, 1));
+    let lanes = at + 1 != x.shape.len();
     let least = matches!(cx.node.op, Op::ArgMin(_));
-    let key = KernelKey::new("argext", &[("in0", x.elem), ("out", y.elem)]).set("LEAST", least as i32);
-    let params = Params::new().u(y.quads()).u(y.row_quads()).u(y.inner()).u(keep.len()).u(n).u(stride).row();
-    let _ = elements;
-    cx.dispatch(key, &[x.slot], &[y.slot], &[], pairs(params, &keep), line(y.quads().div_ceil(WG)))
+    let coop = if lanes { None } else { team(cx, y.quads(), row_quads(&x.shape)) };
+    let key = KernelKey::new("argext", &[("in0", x.elem), ("out", y.elem)])
+        .set("LEAST", least as i32)
+        .set("LANES", lanes as i32)
+        .set("COOP", coop.is_some() as i32)
+        .set("WG", coop.unwrap_or(WG) as i32);
+    let params = Params::new().u(y.quads()).u(y.row_quads()).u(y.inner()).u(keep.len()).u(n).u(stride / 4).row();
+    let groups = if coop.is_some() { line(y.quads()) } else { line(y.quads().div_ceil(WG)) };
+    cx.dispatch(key, &[x.slot], &[y.slot], &[], pairs(params, &keep), groups)
+}
+
+fn cumsum(cx: &mut Lower<'_, '_>) -> Lowered {
+    let Op::Cumsum(o) = &cx.node.op else { return no("no GPU kernel") };
+    let x = cx.operand(0)?;
+    if !x.elem.is_float() && x.dtype != DType::I32 {
+        return no(format!("{} elements", x.dtype));
+    }
+    let Some(&[a]) = cx.ints(1)?.first_chunk() else { return no("no axis") };
+    let at = axis(a, x.shape.len())?;
+    let y = cx.result(0)?;
+    let lanes = at + 1 != x.shape.len();
+    let count = x.shape.get(at).copied().unwrap_or(1).max(1);
+    let behind = x.shape.get(at + 1..).unwrap_or_default();
+    let block = match behind.split_last() {
+        Some((_, between)) => elements(between) * x.row_quads(),
+        None => 1,
+    };
+    let lines = if lanes { y.quads() / count } else { rows(&x.shape) };
+    let key = KernelKey::new("cumsum", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)])
+        .set("LANES", lanes as i32)
+        .set("EXCLUSIVE", o.exclusive as i32)
+        .set("REVERSE", o.reverse as i32);
+    let params = Params::new().u(lines).u(block * count).u(block).u(count).u(x.row_quads()).u(x.inner());
+    cx.dispatch(key, &[x.slot], &[y.slot], &[], params, line(lines.div_ceil(WG)))
 }

@@ -4,7 +4,7 @@ use super::{WG, acc, is_quantized};
 use crate::lower::{Lower, Lowered, Params, line, no};
 use crate::program::tail;
 use litegpu_graph::Op;
-use litegpu_shaders::KernelKey;
+use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     let (bilinear, align, half) = match &cx.node.op {
@@ -28,13 +28,23 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         true => ((1 << 10) * (input - 1) + (output - 1) / 2) / (output - 1),
         false => ((1 << 10) * input + output / 2) / output,
     };
-    let kind = match (bilinear, x.elem.is_float()) {
-        (true, true) => 0,
-        (true, false) => 1,
+    let kind = match (bilinear, x.elem) {
+        (true, e) if e.is_float() => 0,
+        (true, Elem::I8) => 1,
+        (true, Elem::U8) => 3,
+        (true, _) => return no(format!("{} elements", x.dtype)),
         (false, _) => 2,
     };
-    if !bilinear && !matches!(x.elem.quad_bytes(), 4 | 8 | 16) {
-        return no(format!("{} elements", x.dtype));
+    if x.elem.is_float() != y.elem.is_float() || (!x.elem.is_float() && x.elem != y.elem) {
+        return no(format!("{} to {}", x.dtype, y.dtype));
+    }
+    if ih.max(iw).max(oh).max(ow) >= 1 << 20 {
+        return no("an image that is too large");
+    }
+    // uint8 is interpolated in floats. With few fraction bits every product is exact, in whatever order it is made.
+    let exact = |s: f32| s * 64.0 == (s * 64.0).trunc();
+    if kind == 3 && !(exact(scale(ih, oh)) && exact(scale(iw, ow)) && ih.max(iw) < 1 << 14) {
+        return no("uint8 interpolation at this scale is rounded as only the CPU rounds it");
     }
     let key = KernelKey::new("resize", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)])
         .set("KIND", kind)
