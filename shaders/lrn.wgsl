@@ -38,6 +38,6 @@ fn main(
             sum[l] += v * v;
         }
     }
-    let v = in0_unpack(in0[i]) * pow(p.bias + p.alpha * sum, vec4<f32>(-p.beta));
+    let v = in0_unpack(in0[i]) * f_pow(p.bias + p.alpha * sum, vec4<f32>(-p.beta));
     out[i] = out_pack(out_mask(finish(v, i), used));
 }

@@ -63,7 +63,7 @@ kernels! {
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
-    "lrn" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }
