@@ -8,7 +8,13 @@ use litegpu_graph::{Graph, Model, Node, Result, Shape, TensorId};
 
 /// The shapes of every tensor of a subgraph for the given input shapes, with computed shapes followed.
 pub(crate) fn propagate(model: &Model, graph: &Graph, inputs: &[(TensorId, Shape)]) -> Result<Shapes> {
-    let mut eval =
-        |node: &Node, facts: &[Option<Fact<'_>>], shapes: &[Shape]| evaluate(model, graph, node, facts, shapes);
-    shapes::propagate(graph, inputs, Some(&mut eval))
+    shapes::propagate(graph, inputs, Some(&mut evaluator(model, graph)))
+}
+
+/// Evaluates nodes of a subgraph on known operands.
+pub(crate) fn evaluator<'a>(
+    model: &'a Model,
+    graph: &'a Graph,
+) -> impl FnMut(&Node, &[Option<Fact<'_>>], &[Shape]) -> Option<Vec<Bytes>> + 'a {
+    move |node, facts, shapes| evaluate(model, graph, node, facts, shapes)
 }

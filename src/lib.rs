@@ -16,6 +16,11 @@
 mod clock;
 mod error;
 mod fold;
+#[cfg(feature = "gpu")]
+mod gpu;
+#[cfg(not(feature = "gpu"))]
+#[path = "nogpu.rs"]
+mod gpu;
 #[cfg(not(target_family = "wasm"))]
 mod mapped;
 mod model;
@@ -28,6 +33,8 @@ mod tensor;
 pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "gpu")]
+pub use gpu::{AdapterClass, AdapterInfo, Caps, Gpu, GpuOptions, HalfStorage};
 pub use litegpu_cpu as cpu;
 pub use litegpu_graph as graph;
 pub use litegpu_graph::{DType, Quant};

@@ -12,6 +12,8 @@ pub enum Target {
     Cpu,
     /// The GPU delegate.
     Gpu,
+    /// Nowhere: its result is a constant, or is read through another operator.
+    Folded,
 }
 
 impl fmt::Display for Target {
@@ -19,6 +21,7 @@ impl fmt::Display for Target {
         f.pad(match self {
             Target::Cpu => "cpu",
             Target::Gpu => "gpu",
+            Target::Folded => "folded",
         })
     }
 }
@@ -103,8 +106,10 @@ pub struct Timings {
 pub struct NodeTime {
     /// The operator; of a whole partition, its first one.
     pub node: usize,
-    /// Name of the operator, or what the entry stands for.
+    /// Name of the operator.
     pub op: String,
+    /// The GPU kernel, or what else the entry stands for; empty on the CPU.
+    pub kernel: String,
     /// Where it ran.
     pub target: Target,
     /// Milliseconds in the latest run.
@@ -139,7 +144,7 @@ pub struct Report {
 impl Report {
     /// Operators on a device.
     pub fn count(&self, target: Target) -> usize {
-        self.placements.iter().filter(|p| p.target == target && p.partition.is_some()).count()
+        self.placements.iter().filter(|p| p.target == target).count()
     }
     /// Partitions on a device.
     pub fn partition_count(&self, target: Target) -> usize {
@@ -170,14 +175,9 @@ impl fmt::Display for Report {
         if let Some(n) = &self.note {
             writeln!(f, "note       {n}")?;
         }
-        writeln!(
-            f,
-            "operators  {} on the GPU in {} partition(s), {} on the CPU in {}",
-            self.count(Target::Gpu),
-            self.partition_count(Target::Gpu),
-            self.count(Target::Cpu),
-            self.partition_count(Target::Cpu)
-        )?;
+        let part = |t: Target| format!("{} in {} part(s)", self.count(t), self.partition_count(t));
+        let (gpu, cpu, folded) = (part(Target::Gpu), part(Target::Cpu), self.count(Target::Folded));
+        writeln!(f, "operators  on the GPU {gpu}, on the CPU {cpu}, folded away {folded}")?;
         if self.count(Target::Gpu) > 0 {
             let m = &self.memory;
             writeln!(
@@ -189,7 +189,7 @@ impl fmt::Display for Report {
             )?;
         }
         for (i, p) in self.partitions.iter().enumerate() {
-            writeln!(f, "\npartition {i} on the {}", p.target)?;
+            writeln!(f, "\npart {i} on the {}", p.target)?;
             for c in &p.inputs {
                 writeln!(f, "  in   {c}")?;
             }
@@ -204,7 +204,7 @@ impl fmt::Display for Report {
         }
         let idle: Vec<_> = self.placements.iter().filter(|p| p.partition.is_none()).collect();
         if !idle.is_empty() {
-            writeln!(f, "\nnot run")?;
+            writeln!(f, "\nfolded away")?;
             for p in idle {
                 writeln!(f, "  {p}")?;
             }

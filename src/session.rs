@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
+use crate::gpu::{self, Caps, Fault, Gpu, GpuOptions, Part, Program, Wish};
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 use crate::tensor::{Tensor, View};
@@ -118,11 +119,14 @@ pub struct Builder {
     device: Device,
     precision: Precision,
     threads: usize,
-    adapter: Option<String>,
+    gpu_options: GpuOptions,
     signature: Option<String>,
     require_gpu: bool,
     profile: bool,
     keep_all: bool,
+    everything: bool,
+    budget: Option<u64>,
+    gpu: Option<Gpu>,
     shapes: Vec<(OwnedKey, Vec<usize>)>,
 }
 
@@ -131,6 +135,15 @@ pub struct Builder {
 enum OwnedKey {
     Index(usize),
     Name(String),
+}
+
+impl OwnedKey {
+    fn borrow(&self) -> Key<'_> {
+        match self {
+            OwnedKey::Index(i) => Key::Index(*i),
+            OwnedKey::Name(n) => Key::Name(n),
+        }
+    }
 }
 
 impl Builder {
@@ -151,7 +164,29 @@ impl Builder {
     }
     /// Takes the first GPU adapter whose name contains this text, in any case of letters.
     pub fn adapter(mut self, name: impl Into<String>) -> Self {
-        self.adapter = Some(name.into());
+        self.gpu_options.adapter = Some(name.into());
+        self
+    }
+    /// How the GPU is chosen and used, in every detail.
+    #[cfg(feature = "gpu")]
+    pub fn gpu_options(mut self, options: GpuOptions) -> Self {
+        self.gpu_options = options;
+        self
+    }
+    /// Shares an opened GPU, and its compiled pipelines, with other sessions.
+    #[cfg(feature = "gpu")]
+    pub fn gpu(mut self, gpu: &Gpu) -> Self {
+        self.gpu = Some(gpu.clone());
+        self
+    }
+    /// Runs on the GPU whatever can run there, even where an estimate favours the CPU: for tests and measurements.
+    pub fn everything_on_gpu(mut self, everything: bool) -> Self {
+        self.everything = everything;
+        self
+    }
+    /// Bytes of GPU memory that weights and activations may take; what does not fit runs on the CPU.
+    pub fn gpu_memory(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
         self
     }
     /// Runs this signature rather than the main subgraph.
@@ -196,6 +231,36 @@ impl Builder {
         pollster::block_on(self.build_async())
     }
 
+    /// Plans for an adapter with these capabilities, which need not be there: what would run where, and why.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    #[cfg(feature = "gpu")]
+    pub fn plan_for(self, caps: &Caps) -> Result<Report> {
+        let mut entry = Entry::new(&self.model, self.signature.as_deref())?;
+        for (key, shape) in &self.shapes {
+            resize(&self.model, &mut entry, key.borrow(), shape)?;
+        }
+        let wish = self.wish();
+        let draft = draft(&self.model, &entry, Some(caps), wish, None)?;
+        Ok(Report {
+            signature: entry.signature,
+            requested: wish.device,
+            adapter: Some(caps.name.clone()),
+            note: Some("a plan for this adapter, without using it".into()),
+            precision: wish.precision,
+            threads: self.threads,
+            placements: draft.placements,
+            partitions: draft.partitions,
+            memory: Memory { file_constants: constants(&self.model), ..draft.memory },
+            timings: Timings::default(),
+        })
+    }
+
+    fn wish(&self) -> Wish {
+        Wish { device: self.device, precision: self.precision, everything: self.everything, budget: self.budget }
+    }
+
     /// [`Builder::build`], without blocking.
     ///
     /// # Errors
@@ -205,21 +270,32 @@ impl Builder {
         let options =
             Options { threads: self.threads, keep_all: self.keep_all, profile: self.profile, ..Options::default() };
         let exec = Executor::new(self.model.graph().clone(), options)?;
+        let start = Clock::now();
+        let (gpu, note) = match gpu::acquire(self.device, &self.gpu_options, self.gpu.as_ref()).await {
+            Ok(gpu) => (Some(gpu), None),
+            Err(why) if self.require_gpu => return Err(Error::new(ErrorKind::Device, why)),
+            Err(why) => (None, Some(why)),
+        };
+        if let (Some(why), Device::Gpu) = (&note, self.device) {
+            log::warn!("the CPU runs everything: {why}");
+        }
+        let wish = self.wish();
+        let timings = Timings { device_ms: start.ms(), ..Timings::default() };
         let mut session = Session {
             model: self.model,
             exec,
             entry,
-            requested: self.device,
-            precision: self.precision,
+            wish,
+            gpu,
+            require_gpu: self.require_gpu,
+            profile: self.profile,
             planned: None,
-            note: None,
-            timings: Timings::default(),
+            note,
+            timings,
+            gpu_times: Vec::new(),
         };
         for (key, shape) in &self.shapes {
-            match key {
-                OwnedKey::Index(i) => session.resize_input(*i, shape)?,
-                OwnedKey::Name(n) => session.resize_input(n, shape)?,
-            }
+            session.resize_input(key.borrow(), shape)?;
         }
         // A placeholder of 1 is a batch like any other; as the height of an image it may not even be possible.
         let open = |i: &TensorInfo| i.signature.as_ref().is_some_and(|s| s.iter().skip(1).any(|&d| d < 0));
@@ -278,17 +354,46 @@ impl Entry {
     }
 }
 
-/// A step of a plan.
+/// A step of a plan, as plain data.
 #[derive(Debug)]
-enum Step {
-    /// Operators for the CPU executor.
+pub(crate) enum StepPlan {
+    /// Operators for the CPU executor, in this order.
     Cpu(Vec<NodeId>),
+    /// A part for the GPU.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    Gpu(Box<Program>),
 }
 
-/// The plan for the input shapes of the moment.
+/// Where an operator runs and why.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) node: NodeId,
+    pub(crate) target: Target,
+    pub(crate) reason: String,
+}
+
+/// A step made ready.
+#[derive(Debug)]
+enum Step {
+    Cpu(Vec<NodeId>),
+    Gpu(Box<Part>),
+}
+
+/// The plan for the input shapes of the moment, before anything is loaded.
+#[derive(Debug)]
+struct Draft {
+    steps: Vec<StepPlan>,
+    shapes: Shapes,
+    placements: Vec<Placement>,
+    partitions: Vec<Partition>,
+    memory: Memory,
+}
+
+/// A plan made ready.
 #[derive(Debug)]
 struct Planned {
     steps: Vec<Step>,
+    shapes: Shapes,
     placements: Vec<Placement>,
     partitions: Vec<Partition>,
     memory: Memory,
@@ -300,11 +405,14 @@ pub struct Session {
     model: Model,
     exec: Executor,
     entry: Entry,
-    requested: Device,
-    precision: Precision,
+    wish: Wish,
+    gpu: Option<Gpu>,
+    require_gpu: bool,
+    profile: bool,
     planned: Option<Planned>,
     note: Option<String>,
     timings: Timings,
+    gpu_times: Vec<NodeTime>,
 }
 
 impl Session {
@@ -315,11 +423,14 @@ impl Session {
             device: Device::Auto,
             precision: Precision::F16,
             threads: 0,
-            adapter: None,
+            gpu_options: GpuOptions::default(),
             signature: None,
             require_gpu: false,
             profile: false,
             keep_all: false,
+            everything: false,
+            budget: None,
+            gpu: None,
             shapes: Vec::new(),
         }
     }
@@ -357,17 +468,7 @@ impl Session {
     /// # Errors
     /// `Invalid`, naming the input, when the rank or a fixed dimension does not fit.
     pub fn resize_input<'k>(&mut self, input: impl Into<Key<'k>>, shape: &[usize]) -> Result<()> {
-        let i = find(&self.entry.inputs, input.into(), "input")?;
-        let graph = graph(&self.model, self.entry.subgraph)?;
-        let Some(info) = self.entry.inputs.get_mut(i) else { return Ok(()) };
-        if let Some(t) = graph.tensors.get(info.tensor) {
-            check_resize(t, shape)?;
-        }
-        if info.dtype.byte_len(elements(shape)).is_none() && info.dtype.bits() != 0 {
-            return Err(Error::invalid(format!("input '{}' cannot take shape {shape:?}: it is too large", info.name)));
-        }
-        if info.shape != shape {
-            info.shape = shape.to_vec();
+        if resize(&self.model, &mut self.entry, input.into(), shape)? {
             self.planned = None;
         }
         Ok(())
@@ -435,11 +536,36 @@ impl Session {
                 return Err(Error::invalid(format!("input {i} '{}' has not been set", info.name)));
             }
         }
-        let Some(planned) = self.planned.as_ref() else { return Err(Error::internal("no plan")) };
-        for step in &planned.steps {
+        self.gpu_times.clear();
+        let Some(planned) = self.planned.as_mut() else { return Err(Error::internal("no plan")) };
+        let mut lost = None;
+        for (i, step) in planned.steps.iter_mut().enumerate() {
             match step {
                 Step::Cpu(nodes) => self.exec.run_nodes(s, nodes.iter().copied())?,
+                Step::Gpu(part) => {
+                    let start = Clock::now();
+                    let before = self.gpu_times.len();
+                    let times = self.profile.then_some(&mut self.gpu_times);
+                    if let Err(fault) = part.run(&mut self.exec, s, times).await {
+                        lost = Some((i, fault));
+                        break;
+                    }
+                    if self.profile && self.gpu_times.len() == before {
+                        self.gpu_times.push(NodeTime {
+                            node: part.nodes().first().copied().unwrap_or_default(),
+                            op: String::new(),
+                            kernel: format!("a part of {} operators", part.nodes().len()),
+                            target: Target::Gpu,
+                            ms: start.ms(),
+                        });
+                    }
+                }
             }
+        }
+        if let Some((at, fault)) = lost {
+            self.give_up_gpu(fault)?;
+            self.rescue(at)?;
+            self.prepare_async().await?;
         }
         let ms = start.ms();
         if self.timings.runs == 0 {
@@ -532,18 +658,97 @@ impl Session {
         if self.planned.is_some() {
             return Ok(());
         }
-        let start = Clock::now();
-        let s = self.entry.subgraph;
-        let planned = self.plan()?;
-        self.timings.plan_ms = start.ms();
-        let start = Clock::now();
-        for step in &planned.steps {
-            match step {
-                Step::Cpu(nodes) => self.exec.prepare(s, nodes.iter().copied())?,
+        self.timings.prepare_ms = 0.0;
+        loop {
+            let start = Clock::now();
+            let draft =
+                draft(&self.model, &self.entry, self.gpu.as_ref().map(Gpu::caps), self.wish, self.note.as_deref())?;
+            self.timings.plan_ms = start.ms();
+            let start = Clock::now();
+            let loaded = self.load(&draft).await;
+            self.timings.prepare_ms += start.ms();
+            let Draft { shapes, placements, partitions, memory, .. } = draft;
+            match loaded {
+                Ok(steps) => {
+                    self.planned = Some(Planned { steps, shapes, placements, partitions, memory });
+                    return Ok(());
+                }
+                Err(Fault::Memory(why)) if memory.gpu_planned + memory.gpu_weights > 0 => {
+                    // Half of what did not fit, and half again: in the end nothing is left for the GPU.
+                    self.wish.budget = Some((memory.gpu_planned + memory.gpu_weights) / 2);
+                    log::warn!("{why}; planning anew for {:?} bytes", self.wish.budget);
+                }
+                Err(Fault::Error(e)) if self.gpu.is_none() => return Err(e),
+                Err(fault) => self.give_up_gpu(fault)?,
             }
         }
-        self.timings.prepare_ms = start.ms();
-        self.planned = Some(planned);
+    }
+
+    /// Makes the steps of a plan ready.
+    async fn load(&mut self, draft: &Draft) -> Result<Vec<Step>, Fault> {
+        let s = self.entry.subgraph;
+        let graph = graph(&self.model, s).map_err(Fault::Error)?;
+        self.exec.keep(s, &outlive(graph, &draft.steps))?;
+        let mut steps = Vec::with_capacity(draft.steps.len());
+        for step in &draft.steps {
+            steps.push(match (step, &self.gpu) {
+                (StepPlan::Cpu(nodes), _) => {
+                    self.exec.prepare(s, nodes.iter().copied())?;
+                    Step::Cpu(nodes.clone())
+                }
+                (StepPlan::Gpu(p), Some(gpu)) => Step::Gpu(Box::new(Part::load(gpu, p, graph).await?)),
+                (StepPlan::Gpu(_), None) => return Err(Fault::Error(Error::internal("a GPU part without a GPU"))),
+            });
+        }
+        Ok(steps)
+    }
+
+    /// After a fault of the device: the CPU runs everything from here on, unless the GPU is required.
+    fn give_up_gpu(&mut self, fault: Fault) -> Result<()> {
+        let why = match fault {
+            Fault::Error(e) if e.kind != ErrorKind::Internal && e.kind != ErrorKind::Device => return Err(e),
+            Fault::Error(e) if self.require_gpu => return Err(e),
+            Fault::Error(e) => e.to_string(),
+            Fault::Gone(m) | Fault::Memory(m) => m,
+        };
+        if self.require_gpu {
+            return Err(Error::new(ErrorKind::Device, why));
+        }
+        log::warn!("the CPU runs everything from now on: {why}");
+        self.gpu = None;
+        self.note = Some(why);
+        Ok(())
+    }
+
+    /// Ends a run on the CPU that a GPU part could not end: what it was to compute, and all that follows.
+    fn rescue(&mut self, at: usize) -> Result<()> {
+        let s = self.entry.subgraph;
+        let Some(planned) = self.planned.take() else { return Ok(()) };
+        let graph = graph(&self.model, s)?;
+        // What the plan had folded away is wanted now: known values are set, the rest (constants in another form) runs.
+        for p in planned.placements.iter().filter(|p| p.partition.is_none()) {
+            let Some(node) = graph.nodes.get(p.node) else { continue };
+            if !planned.shapes.is_known(node) {
+                self.exec.run_nodes(s, [p.node])?;
+                continue;
+            }
+            for &t in &node.outputs {
+                let value = planned.shapes.values.get(t).and_then(Option::as_ref);
+                if let (Some(value), Some(shape)) = (value, planned.shapes.get(t)) {
+                    let to = self.exec.write(s, t, shape)?;
+                    if to.bytes().len() == value.len() {
+                        to.bytes_mut().copy_from_slice(value);
+                    }
+                }
+            }
+        }
+        for step in planned.steps.iter().skip(at) {
+            let nodes = match step {
+                Step::Cpu(nodes) => nodes,
+                Step::Gpu(part) => part.nodes(),
+            };
+            self.exec.run_nodes(s, nodes.iter().copied())?;
+        }
         Ok(())
     }
 
@@ -556,55 +761,20 @@ impl Session {
         pollster::block_on(self.prepare_async())
     }
 
-    fn plan(&self) -> Result<Planned> {
-        let model = self.model.graph();
-        let graph = graph(&self.model, self.entry.subgraph)?;
-        let inputs: Vec<(TensorId, Shape)> =
-            self.entry.inputs.iter().map(|i| (i.tensor, Shape::from_slice(&i.shape))).collect();
-        let shapes = fold::propagate(model, graph, &inputs)?;
-        let reason = match self.requested {
-            Device::Cpu => "the CPU was asked for".to_string(),
-            _ => self.note.clone().unwrap_or_else(|| "built without a GPU delegate".to_string()),
-        };
-        let all: Vec<NodeId> = (0..graph.nodes.len()).collect();
-        let placements = graph
-            .nodes
-            .iter()
-            .enumerate()
-            .map(|(n, node)| Placement {
-                node: n,
-                op: node.op.name().to_string(),
-                output: node.outputs.first().map_or(String::new(), |&t| form(graph, &shapes, t)),
-                target: Target::Cpu,
-                partition: Some(0),
-                reason: reason.clone(),
-            })
-            .collect();
-        let partitions = if all.is_empty() {
-            Vec::new()
-        } else {
-            vec![Partition { target: Target::Cpu, nodes: all.clone(), inputs: Vec::new(), outputs: Vec::new() }]
-        };
-        let steps = vec![Step::Cpu(all)];
-        Ok(Planned { steps, placements, partitions, memory: Memory::default() })
-    }
-
     /// What the session does and why. Complete once it is prepared.
     pub fn report(&self) -> Report {
         let planned = self.planned.as_ref();
-        let constants = self.model.graph().subgraphs.iter().flat_map(|g| &g.tensors);
-        let file_constants = constants.filter_map(|t| t.data.as_ref()).map(|d| d.len() as u64).sum();
         let memory = Memory {
             cpu_tensors: self.exec.bytes() as u64,
-            file_constants,
+            file_constants: constants(&self.model),
             ..planned.map(|p| p.memory).unwrap_or_default()
         };
         Report {
             signature: self.entry.signature.clone(),
-            requested: self.requested,
-            adapter: None,
-            note: self.note.clone(),
-            precision: self.precision,
+            requested: self.wish.device,
+            adapter: self.gpu.as_ref().map(|g| g.caps().name.clone()),
+            note: self.note.clone().filter(|_| self.wish.device != Device::Cpu),
+            precision: self.wish.precision,
             threads: self.exec.pool().threads(),
             placements: planned.map(|p| p.placements.clone()).unwrap_or_default(),
             partitions: planned.map(|p| p.partitions.clone()).unwrap_or_default(),
@@ -615,18 +785,131 @@ impl Session {
 
     /// Time spent in each operator in the last run; empty unless [`Builder::profile`] is set.
     pub fn times(&self) -> Vec<NodeTime> {
-        let Ok(graph) = graph(&self.model, self.entry.subgraph) else { return Vec::new() };
+        let placements = self.planned.iter().flat_map(|p| &p.placements);
         let times = self.exec.times(self.entry.subgraph);
-        let nodes = graph.nodes.iter().zip(times).enumerate();
-        nodes
-            .map(|(n, (node, t))| NodeTime {
-                node: n,
-                op: node.op.name().to_string(),
-                target: Target::Cpu,
-                ms: t.as_secs_f64() * 1e3,
-            })
-            .collect()
+        let cpu = placements.clone().filter(|p| p.target == Target::Cpu).filter_map(|p| {
+            let ms = times.get(p.node)?.as_secs_f64() * 1e3;
+            Some(NodeTime { node: p.node, op: p.op.clone(), kernel: String::new(), target: Target::Cpu, ms })
+        });
+        let names: std::collections::HashMap<NodeId, &str> = placements.clone().map(|p| (p.node, &p.op[..])).collect();
+        let gpu = self
+            .gpu_times
+            .iter()
+            .map(|t| NodeTime { op: names.get(&t.node).map(|n| n.to_string()).unwrap_or_default(), ..t.clone() });
+        let mut all: Vec<NodeTime> = cpu.chain(gpu).collect();
+        all.sort_by_key(|t| t.node);
+        all
     }
+}
+
+/// Gives an input another shape; whether it is another.
+fn resize(model: &Model, entry: &mut Entry, input: Key<'_>, shape: &[usize]) -> Result<bool> {
+    let i = find(&entry.inputs, input, "input")?;
+    let graph = graph(model, entry.subgraph)?;
+    let Some(info) = entry.inputs.get_mut(i) else { return Ok(false) };
+    if let Some(t) = graph.tensors.get(info.tensor) {
+        check_resize(t, shape)?;
+    }
+    if info.dtype.byte_len(elements(shape)).is_none() && info.dtype.bits() != 0 {
+        return Err(Error::invalid(format!("input '{}' cannot take shape {shape:?}: it is too large", info.name)));
+    }
+    let changed = info.shape != shape;
+    if changed {
+        info.shape = shape.to_vec();
+    }
+    Ok(changed)
+}
+
+/// Bytes of constants in the file.
+fn constants(model: &Model) -> u64 {
+    let tensors = model.graph().subgraphs.iter().flat_map(|g| &g.tensors);
+    tensors.filter_map(|t| t.data.as_ref()).map(|d| d.len() as u64).sum()
+}
+
+/// Plans the entry's subgraph for its input shapes: for an adapter, or all on the CPU.
+fn draft(model: &Model, entry: &Entry, caps: Option<&Caps>, wish: Wish, note: Option<&str>) -> Result<Draft> {
+    let graph = graph(model, entry.subgraph)?;
+    let inputs: Vec<(TensorId, Shape)> = entry.inputs.iter().map(|i| (i.tensor, Shape::from_slice(&i.shape))).collect();
+    let shapes = fold::propagate(model.graph(), graph, &inputs)?;
+    let (steps, verdicts, memory) = match caps {
+        Some(caps) => gpu::plan(model.graph(), entry.subgraph, graph, &shapes, caps, wish)?,
+        None => {
+            let nodes: Vec<NodeId> = (0..graph.nodes.len()).collect();
+            let reason = note.unwrap_or("the CPU was asked for");
+            let verdict = |&node: &NodeId| Verdict { node, target: Target::Cpu, reason: reason.to_string() };
+            let verdicts = nodes.iter().map(verdict).collect();
+            let steps = if nodes.is_empty() { Vec::new() } else { vec![StepPlan::Cpu(nodes)] };
+            (steps, verdicts, Memory::default())
+        }
+    };
+    let cross = |ids: Vec<TensorId>| ids.into_iter().map(|t| crossing(graph, &shapes, t)).collect();
+    let partitions: Vec<Partition> = steps
+        .iter()
+        .map(|s| match s {
+            StepPlan::Cpu(nodes) => {
+                Partition { target: Target::Cpu, nodes: nodes.clone(), inputs: Vec::new(), outputs: Vec::new() }
+            }
+            StepPlan::Gpu(p) => Partition {
+                target: Target::Gpu,
+                nodes: p.nodes().to_vec(),
+                inputs: cross(p.inputs()),
+                outputs: cross(p.outputs()),
+            },
+        })
+        .collect();
+    let mut part_of = vec![None; graph.nodes.len()];
+    for (i, p) in partitions.iter().enumerate() {
+        for &n in &p.nodes {
+            if let Some(slot) = part_of.get_mut(n) {
+                *slot = Some(i);
+            }
+        }
+    }
+    let placements = verdicts
+        .into_iter()
+        .filter_map(|v| {
+            let node = graph.nodes.get(v.node)?;
+            Some(Placement {
+                node: v.node,
+                op: node.op.name().to_string(),
+                output: node.outputs.first().map_or(String::new(), |&t| form(graph, &shapes, t)),
+                target: v.target,
+                partition: part_of.get(v.node).copied().flatten(),
+                reason: v.reason,
+            })
+        })
+        .collect();
+    Ok(Draft { steps, shapes, placements, partitions, memory })
+}
+
+/// Tensors whose storage the executor must not reuse when their last reader in the file's order has run: those that
+/// GPU parts read, and those that an operator reads which this plan runs later.
+fn outlive(graph: &Graph, steps: &[StepPlan]) -> Vec<TensorId> {
+    let mut out: Vec<TensorId> = Vec::new();
+    let mut order: Vec<NodeId> = Vec::new();
+    for step in steps {
+        match step {
+            StepPlan::Cpu(nodes) => order.extend(nodes),
+            StepPlan::Gpu(p) => {
+                out.extend(p.inputs());
+                out.extend(p.outputs());
+            }
+        }
+    }
+    let mut last: std::collections::HashMap<TensorId, NodeId> = std::collections::HashMap::new();
+    for &n in &order {
+        for &t in graph.nodes.get(n).iter().flat_map(|node| node.inputs.iter().flatten()) {
+            let latest = last.entry(t).or_insert(n);
+            if n < *latest {
+                // A reader that the file puts last has run before this one.
+                out.push(t);
+            }
+            *latest = n.max(*latest);
+        }
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
 }
 
 fn graph(model: &Model, subgraph: usize) -> Result<&Graph> {
@@ -671,7 +954,6 @@ fn shape_text(info: &TensorInfo) -> String {
     }
 }
 
-#[allow(dead_code)]
 fn crossing(graph: &Graph, shapes: &Shapes, t: TensorId) -> Crossing {
     let tensor = graph.tensors.get(t);
     Crossing {

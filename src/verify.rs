@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::npz;
 use crate::report::Target;
-use crate::session::{Device, Precision, Session};
+use crate::session::{Builder, Device, Precision, Session};
 use crate::tensor::{Tensor, View, numbers};
 use bytes::Bytes;
 use litegpu_graph::DType;
@@ -30,8 +30,11 @@ pub struct Options {
     pub device: Device,
     /// Float arithmetic on the GPU.
     pub precision: Precision,
-    /// GPU adapter by name.
-    pub adapter: Option<String>,
+    /// How the GPU is chosen.
+    #[cfg(feature = "gpu")]
+    pub gpu: crate::GpuOptions,
+    /// Run on the GPU whatever can run there.
+    pub everything_on_gpu: bool,
     /// Threads of each session.
     pub threads: usize,
     /// Cases that run at the same time; 0 means one per core on the CPU and one on a GPU.
@@ -47,7 +50,9 @@ impl Default for Options {
         Options {
             device: Device::Cpu,
             precision: Precision::F16,
-            adapter: None,
+            #[cfg(feature = "gpu")]
+            gpu: crate::GpuOptions::default(),
+            everything_on_gpu: false,
             threads: 1,
             jobs: 0,
             filter: Vec::new(),
@@ -235,7 +240,27 @@ impl Suite {
     }
 
     /// Runs every case and calls `done` as each ends, in any order. The results are in the order of the cases.
-    pub fn run(&self, options: &Options, done: impl Fn(&Outcome) + Sync) -> Vec<Outcome> {
+    ///
+    /// # Errors
+    /// `Device` when a GPU is asked for and there is none: the CPU's answers would say nothing of it.
+    pub fn run(&self, options: &Options, done: impl Fn(&Outcome) + Sync) -> Result<Vec<Outcome>> {
+        // One device for all cases, so that equal kernels are compiled once.
+        #[cfg(feature = "gpu")]
+        let shared = match options.device {
+            Device::Gpu => Some(crate::Gpu::open(options.gpu.clone())?),
+            Device::Auto | Device::Cpu => None,
+        };
+        let setup = |model: &Model| {
+            let b = Session::builder(model).device(options.device).precision(options.precision);
+            let b = b.threads(options.threads).require_gpu(options.device == Device::Gpu);
+            let b = b.everything_on_gpu(options.everything_on_gpu);
+            #[cfg(feature = "gpu")]
+            let b = match &shared {
+                Some(gpu) => b.gpu(gpu),
+                None => b.gpu_options(options.gpu.clone()),
+            };
+            b
+        };
         let jobs = match (options.jobs, options.device) {
             (0, Device::Cpu) => std::thread::available_parallelism().map_or(1, |n| n.get()),
             (0, _) => 1,
@@ -250,7 +275,7 @@ impl Suite {
                         let i = next.fetch_add(1, Ordering::Relaxed);
                         self.cases.get(i).map(|c| (i, c))
                     } {
-                        let outcome = self.one(case, options);
+                        let outcome = self.one(case, options, &setup);
                         done(&outcome);
                         if let Ok(mut all) = results.lock()
                             && let Some(slot) = all.get_mut(i)
@@ -261,10 +286,10 @@ impl Suite {
                 });
             }
         });
-        results.into_inner().unwrap_or_else(|e| e.into_inner()).into_iter().flatten().collect()
+        Ok(results.into_inner().unwrap_or_else(|e| e.into_inner()).into_iter().flatten().collect())
     }
 
-    fn one(&self, case: &Case, options: &Options) -> Outcome {
+    fn one(&self, case: &Case, options: &Options, setup: &dyn Fn(&Model) -> Builder) -> Outcome {
         let start = Clock::now();
         let mut outcome = Outcome {
             suite: case.suite.clone(),
@@ -280,7 +305,7 @@ impl Suite {
             ms: 0.0,
         };
         // A panic is a bug, and a failure of this case alone.
-        let run = catch_unwind(AssertUnwindSafe(|| self.check(case, options, &mut outcome)));
+        let run = catch_unwind(AssertUnwindSafe(|| self.check(case, options, setup, &mut outcome)));
         match run {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
@@ -298,7 +323,13 @@ impl Suite {
         outcome
     }
 
-    fn check(&self, case: &Case, options: &Options, outcome: &mut Outcome) -> Result<()> {
+    fn check(
+        &self,
+        case: &Case,
+        options: &Options,
+        setup: &dyn Fn(&Model) -> Builder,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let entry = &case.entry;
         let mut source = self.sources.get(case.source).cloned().ok_or_else(|| Error::internal("no source"))?;
         let model = match &source {
@@ -310,14 +341,11 @@ impl Suite {
             outcome.ops = ops(&model);
         }
         let arrays = npz::read(&source.read(&entry.arrays())?).map_err(|e| e.at(entry.arrays()))?;
-        let mut session = Session::builder(&model).device(options.device).precision(options.precision);
-        if let Some(a) = &options.adapter {
-            session = session.adapter(a);
-        }
+        let mut session = setup(&model);
         for (i, shape) in entry.resized_input_shapes.iter().flatten().enumerate() {
             session = session.input_shape(i, shape);
         }
-        let mut session = session.threads(options.threads).require_gpu(options.device == Device::Gpu).build()?;
+        let mut session = session.build()?;
         for r in 0.. {
             let prefix = if r == 0 { String::new() } else { format!("run{r}_") };
             let last = entry.runs.map_or(!arrays.keys().any(|k| k.starts_with(&prefix)), |n| r >= n);

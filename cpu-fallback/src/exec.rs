@@ -175,6 +175,23 @@ impl Executor {
         }
     }
 
+    /// Exchanges a tensor's value with `value`, which another device has computed: no bytes are copied, and the
+    /// storage that comes back can take the next result. The tensor counts as written.
+    ///
+    /// # Errors
+    /// `Invalid` for a constant, a tensor that does not exist, or another type.
+    pub fn exchange(&mut self, subgraph: usize, tensor: TensorId, value: &mut Value) -> Result<()> {
+        match self.frame(subgraph)?.slots.get_mut(tensor) {
+            Some(Slot::Value { value: held, ready }) if held.dtype == value.dtype => {
+                std::mem::swap(held, value);
+                *ready = true;
+                Ok(())
+            }
+            Some(_) => Err(Error::invalid(format!("tensor {tensor} cannot take a {} value", value.dtype))),
+            None => Err(Error::invalid(format!("no tensor {tensor}"))),
+        }
+    }
+
     /// Writes a tensor (a graph input, usually).
     ///
     /// # Errors

@@ -92,6 +92,18 @@ pub(crate) struct DeviceArgs {
     /// Take the first adapter whose name contains this text (see `litegpu devices`)
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Do as if the adapter lacked these: f16, subgroups, mappable (comma separated)
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',', value_parser = ["f16", "subgroups", "mappable"])]
+    hide: Vec<String>,
+    /// How 16-bit floats are stored on the GPU
+    #[arg(long, default_value = "auto", value_parser = ["auto", "native", "packed"])]
+    half: String,
+    /// With --device gpu: fail where no GPU can be had, instead of running on the CPU
+    #[arg(long)]
+    require_gpu: bool,
+    /// Run on the GPU whatever can run there, even where an estimate favours the CPU
+    #[arg(long)]
+    everything_on_gpu: bool,
     /// Threads of the CPU executor; 0 means one per core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -104,10 +116,28 @@ impl DeviceArgs {
     pub(crate) fn precision(&self) -> Outcome<Precision> {
         Ok(self.precision.parse()?)
     }
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu_options(&self) -> Outcome<litegpu::GpuOptions> {
+        let hide = |what: &str| self.hide.iter().any(|h| h == what);
+        Ok(litegpu::GpuOptions {
+            adapter: self.adapter.clone(),
+            hide_f16: hide("f16"),
+            hide_subgroups: hide("subgroups"),
+            hide_mappable: hide("mappable"),
+            half: match self.half.as_str() {
+                "native" => litegpu::HalfStorage::Native,
+                "packed" => litegpu::HalfStorage::Packed,
+                _ => litegpu::HalfStorage::Auto,
+            },
+            ..litegpu::GpuOptions::default()
+        })
+    }
     pub(crate) fn builder(&self, model: &Model, signature: Option<&str>) -> Outcome<litegpu::Builder> {
         let mut b = Session::builder(model).device(self.device()?).precision(self.precision()?).threads(self.threads);
-        if let Some(a) = &self.adapter {
-            b = b.adapter(a);
+        b = b.require_gpu(self.require_gpu).everything_on_gpu(self.everything_on_gpu);
+        #[cfg(feature = "gpu")]
+        {
+            b = b.gpu_options(self.gpu_options()?);
         }
         if let Some(s) = signature {
             b = b.signature(s);

@@ -1,7 +1,7 @@
 //! `litegpu verify`
 
 use super::table::Table;
-use super::{DeviceArgs, Failure, Outcome, emit, emit_json, progress, write};
+use super::{DeviceArgs, Failed, Failure, Outcome, emit, emit_json, progress, write};
 use clap::Args;
 use litegpu::Device;
 use litegpu::verify::{Options, Outcome as Case, Status, Suite, Tolerance};
@@ -83,7 +83,9 @@ impl Verify {
         let options = Options {
             device: self.device.device()?,
             precision: self.device.precision()?,
-            adapter: self.device.adapter.clone(),
+            #[cfg(feature = "gpu")]
+            gpu: self.device.gpu_options()?,
+            everything_on_gpu: self.device.everything_on_gpu,
             // Cases run side by side: a pool of threads for each would only be in the way.
             threads: if self.device.threads == 0 { 1 } else { self.device.threads },
             jobs: self.jobs,
@@ -104,6 +106,7 @@ impl Verify {
             }
             bar.inc(1);
         });
+        let results = results.failed()?;
         bar.finish_and_clear();
         let mut classes: BTreeMap<String, Count> = BTreeMap::new();
         let mut total = Count::default();

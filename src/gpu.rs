@@ -1,0 +1,274 @@
+//! The delegate's side of a session: opening an adapter, planning, and running the GPU parts.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fold;
+use crate::report::{Memory, NodeTime, Target};
+use crate::session::{Device, Precision, StepPlan, Verdict};
+use litegpu_cpu::{Executor, Value};
+use litegpu_delegate as delegate;
+use litegpu_delegate::{Engine, EngineOptions, GpuError, GpuErrorKind, Loaded, PlanOptions};
+use litegpu_graph::shapes::Shapes;
+use litegpu_graph::{Graph, Model, NodeId, TensorId};
+use std::sync::Arc;
+
+pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, HalfStorage};
+
+/// How a GPU is chosen.
+pub type GpuOptions = EngineOptions;
+
+/// An opened GPU. Sessions that share one share its compiled pipelines. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gpu(Arc<Engine>);
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// `Device` when there is none that fits the options, or it refuses.
+    pub async fn open_async(options: GpuOptions) -> Result<Gpu> {
+        let engine = Engine::open(options).await.map_err(device_error)?;
+        log::info!("opened {:?}", engine.caps());
+        Ok(Gpu(Arc::new(engine)))
+    }
+
+    /// [`Gpu::open_async`], blocking.
+    ///
+    /// # Errors
+    /// As [`Gpu::open_async`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn open(options: GpuOptions) -> Result<Gpu> {
+        pollster::block_on(Gpu::open_async(options))
+    }
+
+    /// The adapters of this machine.
+    pub async fn adapters_async() -> Vec<AdapterInfo> {
+        Engine::adapters().await
+    }
+
+    /// [`Gpu::adapters_async`], blocking.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn adapters() -> Vec<AdapterInfo> {
+        pollster::block_on(Gpu::adapters_async())
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        self.0.caps()
+    }
+
+    /// Whether shaders run on the CPU.
+    pub fn is_software(&self) -> bool {
+        self.caps().class == AdapterClass::Software
+    }
+}
+
+/// What `auto` and `gpu` mean to the opening of an adapter. `Err` is the reason for which the CPU runs everything.
+pub(crate) async fn acquire(device: Device, options: &GpuOptions, given: Option<&Gpu>) -> Result<Gpu, String> {
+    if device == Device::Cpu {
+        return Err("the CPU was asked for".into());
+    }
+    // Who names a software adapter wants it.
+    let auto = device == Device::Auto && options.adapter.is_none();
+    let gpu = match given {
+        Some(g) => g.clone(),
+        None => {
+            let mut options = options.clone();
+            options.allow_software &= !auto;
+            Gpu::open_async(options).await.map_err(|e| e.message)?
+        }
+    };
+    match auto && gpu.is_software() {
+        true => Err(format!("{} runs shaders on the CPU, which the CPU executor does faster", gpu.caps().name)),
+        false => Ok(gpu),
+    }
+}
+
+/// Options that a plan hangs on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Wish {
+    pub(crate) device: Device,
+    pub(crate) precision: Precision,
+    /// Whatever can run on the GPU does.
+    pub(crate) everything: bool,
+    pub(crate) budget: Option<u64>,
+}
+
+/// Plans a subgraph for an adapter.
+pub(crate) fn plan(
+    model: &Model,
+    subgraph: usize,
+    graph: &Graph,
+    shapes: &Shapes,
+    caps: &Caps,
+    wish: Wish,
+) -> Result<(Vec<StepPlan>, Vec<Verdict>, Memory)> {
+    let options = PlanOptions {
+        precision: match wish.precision {
+            Precision::F16 => delegate::Precision::F16,
+            Precision::F32 => delegate::Precision::F32,
+        },
+        force_gpu: wish.everything,
+        prefer_gpu: wish.device == Device::Gpu,
+        memory_budget: wish.budget,
+        ..PlanOptions::default()
+    };
+    let mut eval = fold::evaluator(model, graph);
+    let plan = delegate::plan(model, subgraph, shapes, caps, &options, Some(&mut eval))?;
+    let (gpu_planned, gpu_lower_bound) = plan.memory();
+    let gpu_weights = plan.programs().map(|p| p.weight_bytes()).sum();
+    let memory = Memory { gpu_planned, gpu_lower_bound, gpu_weights, ..Memory::default() };
+    let kernels = kernels(&plan, graph.nodes.len());
+    let verdicts = plan
+        .placements
+        .iter()
+        .map(|p| match p.device {
+            delegate::Device::Gpu => {
+                let names = kernels.get(p.node).map(|k| k.join(" + ")).unwrap_or_default();
+                let reason =
+                    if names.is_empty() { "fused into another kernel, or an alias".to_string() } else { names };
+                Verdict { node: p.node, target: Target::Gpu, reason }
+            }
+            delegate::Device::Cpu => Verdict { node: p.node, target: Target::Cpu, reason: p.reason.clone() },
+            delegate::Device::Folded => Verdict { node: p.node, target: Target::Folded, reason: p.reason.clone() },
+        })
+        .collect();
+    let steps = plan
+        .steps
+        .into_iter()
+        .map(|s| match s {
+            delegate::Step::Cpu(nodes) => StepPlan::Cpu(nodes),
+            delegate::Step::Gpu(p) => StepPlan::Gpu(Box::new(Program(p))),
+        })
+        .collect();
+    Ok((steps, verdicts, memory))
+}
+
+/// Names of the kernels that each operator runs as.
+fn kernels(plan: &delegate::Plan, nodes: usize) -> Vec<Vec<String>> {
+    let mut out: Vec<Vec<String>> = vec![Vec::new(); nodes];
+    for p in plan.programs() {
+        let labels: Vec<String> = p.kernels.iter().map(|k| k.label()).collect();
+        for d in &p.dispatches {
+            if let (Some(list), Some(label)) = (out.get_mut(d.node), labels.get(d.kernel))
+                && !list.contains(label)
+            {
+                list.push(label.clone());
+            }
+        }
+    }
+    out
+}
+
+/// A part of the graph for the GPU, as plain data.
+#[derive(Debug)]
+pub(crate) struct Program(delegate::Program);
+
+impl Program {
+    pub(crate) fn nodes(&self) -> &[NodeId] {
+        &self.0.nodes
+    }
+    pub(crate) fn inputs(&self) -> Vec<TensorId> {
+        self.0.inputs.iter().map(|p| p.tensor).collect()
+    }
+    pub(crate) fn outputs(&self) -> Vec<TensorId> {
+        self.0.outputs.iter().map(|p| p.tensor).collect()
+    }
+}
+
+/// A part of the graph on the GPU, ready to run.
+#[derive(Debug)]
+pub(crate) struct Part {
+    nodes: Vec<NodeId>,
+    loaded: Loaded,
+    /// Where results are read to, before they are exchanged with the executor's values.
+    outputs: Vec<Value>,
+}
+
+/// Whether the CPU takes over after a device error, or the error is a bug to be shown.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The device is of no more use.
+    Gone(String),
+    /// Memory did not suffice.
+    Memory(String),
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<litegpu_graph::Error> for Fault {
+    fn from(e: litegpu_graph::Error) -> Fault {
+        Fault::Error(e.into())
+    }
+}
+
+impl From<GpuError> for Fault {
+    fn from(e: GpuError) -> Fault {
+        match e.kind {
+            GpuErrorKind::OutOfMemory => Fault::Memory(e.to_string()),
+            GpuErrorKind::Lost | GpuErrorKind::Timeout | GpuErrorKind::NoAdapter | GpuErrorKind::Refused => {
+                Fault::Gone(e.to_string())
+            }
+            GpuErrorKind::Invalid | GpuErrorKind::Internal => Fault::Error(device_error(e)),
+        }
+    }
+}
+
+impl Part {
+    pub(crate) async fn load(gpu: &Gpu, program: &Program, graph: &Graph) -> Result<Part, Fault> {
+        let loaded = gpu.0.load(&program.0).await?;
+        let outputs = loaded
+            .outputs()
+            .map(|p| Value::empty(p.dtype, graph.tensors.get(p.tensor).and_then(|t| t.quant.clone()).map(Into::into)))
+            .collect();
+        Ok(Part { nodes: program.0.nodes.clone(), loaded, outputs })
+    }
+
+    pub(crate) fn nodes(&self) -> &[NodeId] {
+        &self.nodes
+    }
+
+    /// Runs the part on the executor's values. Times are filled when `times` is there.
+    pub(crate) async fn run(
+        &mut self,
+        exec: &mut Executor,
+        subgraph: usize,
+        times: Option<&mut Vec<NodeTime>>,
+    ) -> Result<(), Fault> {
+        let shapes: Vec<_> = self.loaded.outputs().map(|p| (p.tensor, p.shape.clone())).collect();
+        for (v, (_, shape)) in self.outputs.iter_mut().zip(&shapes) {
+            v.reshape(shape)?;
+        }
+        let mut inputs: Vec<&[u8]> = Vec::with_capacity(self.loaded.inputs().len());
+        let tensors: Vec<TensorId> = self.loaded.inputs().map(|p| p.tensor).collect();
+        for t in tensors {
+            inputs.push(exec.get(subgraph, t)?.bytes);
+        }
+        let mut outputs: Vec<&mut [u8]> = self.outputs.iter_mut().map(Value::bytes_mut).collect();
+        match times {
+            None => self.loaded.run(&inputs, &mut outputs).await?,
+            Some(times) => {
+                for t in self.loaded.profile(&inputs, &mut outputs).await? {
+                    times.push(NodeTime {
+                        node: t.node,
+                        op: String::new(),
+                        kernel: t.kernel,
+                        target: Target::Gpu,
+                        ms: t.time.as_secs_f64() * 1e3,
+                    });
+                }
+            }
+        }
+        for (v, (t, _)) in self.outputs.iter_mut().zip(&shapes) {
+            exec.exchange(subgraph, *t, v)?;
+        }
+        Ok(())
+    }
+}
+
+fn device_error(e: GpuError) -> Error {
+    let kind = match e.kind {
+        GpuErrorKind::Internal | GpuErrorKind::Invalid => ErrorKind::Internal,
+        _ => ErrorKind::Device,
+    };
+    Error::new(kind, e.to_string()).because(e)
+}
