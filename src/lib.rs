@@ -26,6 +26,8 @@ mod mapped;
 mod model;
 #[cfg(feature = "cli")]
 pub mod npz;
+#[cfg(feature = "cli")]
+pub mod picture;
 mod report;
 mod session;
 mod tensor;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::fmt;
 
 /// Where an operator runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
     /// The CPU executor.

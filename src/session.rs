@@ -435,6 +435,14 @@ impl Session {
         }
     }
 
+    /// The inputs that a session would have, without building one.
+    ///
+    /// # Errors
+    /// `Invalid` when the model has no such signature.
+    pub fn inputs_of(model: &Model, signature: Option<&str>) -> Result<Vec<TensorInfo>> {
+        Entry::new(model, signature).map(|e| e.inputs)
+    }
+
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model

@@ -3,7 +3,11 @@
 //! Exit codes: 0 all is well; 1 a wrong result or a run that failed; 2 bad usage or a bad file.
 
 mod bench;
+mod devices;
+mod html;
 mod inspect;
+mod plan;
+mod profile;
 mod run;
 mod table;
 mod verify;
@@ -34,8 +38,11 @@ struct Cli {
 enum Verb {
     Run(run::Run),
     Inspect(inspect::Inspect),
+    Plan(plan::Plan),
     Verify(verify::Verify),
     Bench(bench::Bench),
+    Profile(profile::Profile),
+    Devices(devices::Devices),
 }
 
 /// What a failed command ends with.
@@ -201,8 +208,11 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Run(v) => v.run(),
         Verb::Inspect(v) => v.run(),
+        Verb::Plan(v) => v.run(),
         Verb::Verify(v) => v.run(),
         Verb::Bench(v) => v.run(),
+        Verb::Profile(v) => v.run(),
+        Verb::Devices(v) => v.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
