@@ -1,6 +1,7 @@
 //! Evaluates small operators on the CPU while shapes are propagated, so that a graph which computes shapes as tensors
 //! is as static as any other.
 
+use bytes::Bytes;
 use litegpu_cpu::evaluate;
 use litegpu_graph::ops::Fact;
 use litegpu_graph::shapes::{self, Shapes};

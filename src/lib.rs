@@ -38,6 +38,7 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::{AdapterClass, AdapterInfo, Caps, Gpu, GpuOptions, HalfStorage};
 pub use litegpu_cpu as cpu;
+pub use litegpu_cpu::{CustomOperator, CustomOperators};
 pub use litegpu_graph as graph;
 pub use litegpu_graph::{DType, Quant};
 pub use model::Model;

@@ -42,9 +42,8 @@ impl Layout {
         let rank = dims.len();
         let one = |d: &Option<usize>| d.is_none_or(|d| d == 1);
         let colours = |d: Option<usize>| d.filter(|d| [1, 3, 4].contains(d));
-        let made = |height, width, channels, channels_first| {
-            Some(Layout { height, width, channels, channels_first, rank })
-        };
+        let made =
+            |height, width, channels, channels_first| Some(Layout { height, width, channels, channels_first, rank });
         match *dims {
             [ref n, h, w, c] if one(n) && colours(c).is_some() => made(h, w, c?, false),
             [ref n, c, h, w] if one(n) && colours(c).is_some() => made(h, w, c?, true),
@@ -99,10 +98,7 @@ pub fn save(picture: &DynamicImage, path: &Path) -> Result<()> {
 /// `Invalid` when the input cannot hold a picture.
 pub fn to_tensor(picture: &DynamicImage, info: &TensorInfo, range: Option<(f32, f32)>) -> Result<Tensor> {
     let Some(layout) = Layout::of(info) else {
-        return Err(Error::invalid(format!(
-            "input '{}' of shape {:?} cannot hold a picture",
-            info.name, info.shape
-        )));
+        return Err(Error::invalid(format!("input '{}' of shape {:?} cannot hold a picture", info.name, info.shape)));
     };
     let (h, w) = (layout.height.unwrap_or(picture.height() as usize), layout.width.unwrap_or(picture.width() as usize));
     let side = |n: usize| u32::try_from(n).map_err(|_| Error::invalid(format!("a picture of {n} pixels a side")));
@@ -215,9 +211,7 @@ pub fn to_picture(t: &Tensor, range: Option<(f32, f32)>) -> Result<DynamicImage>
     let span = if hi > lo { hi - lo } else { 1.0 };
     let byte = |v: f32| ((v - lo) / span * 255.0).round().clamp(0.0, 255.0) as u8;
     Ok(match what {
-        Shows::Mask => {
-            GrayImage::from_raw(w32, h32, values.iter().map(|&v| byte(v)).collect()).ok_or_else(no)?.into()
-        }
+        Shows::Mask => GrayImage::from_raw(w32, h32, values.iter().map(|&v| byte(v)).collect()).ok_or_else(no)?.into(),
         Shows::Picture if values.len() == h * w * 4 => {
             RgbaImage::from_raw(w32, h32, values.iter().map(|&v| byte(v)).collect()).ok_or_else(no)?.into()
         }
@@ -344,9 +338,8 @@ pub fn tiled(
                     result.height()
                 )));
             }
-            let (whole, f) = out.get_or_insert_with(|| {
-                (RgbaImage::new((width * factor) as u32, (height * factor) as u32), factor)
-            });
+            let (whole, f) =
+                out.get_or_insert_with(|| (RgbaImage::new((width * factor) as u32, (height * factor) as u32), factor));
             let f = *f;
             let (left, top) = ((x.keep.0 - x.from) * f, (y.keep.0 - y.from) * f);
             let (w, h) = ((x.keep.1 - x.keep.0) * f, (y.keep.1 - y.keep.0) * f);
@@ -414,7 +407,9 @@ mod tests {
 
     #[test]
     fn tiles_cover_a_picture_once() {
-        for (len, tile, overlap) in [(512, 64, 16), (65, 64, 16), (64, 64, 16), (10, 64, 16), (200, 64, 0), (129, 64, 63)] {
+        for (len, tile, overlap) in
+            [(512, 64, 16), (65, 64, 16), (64, 64, 16), (10, 64, 16), (200, 64, 0), (129, 64, 63)]
+        {
             let all = spans(len, tile, overlap);
             assert_eq!(all.first().unwrap().keep.0, 0);
             assert_eq!(all.last().unwrap().keep.1, len);

@@ -7,7 +7,7 @@ use crate::gpu::{self, Caps, Fault, Gpu, GpuOptions, Part, Program, Wish};
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 use crate::tensor::{Tensor, View};
-use litegpu_cpu::{Executor, Options};
+use litegpu_cpu::{CustomOperators, Executor, Options};
 use litegpu_graph::shapes::{Shapes, check_resize};
 use litegpu_graph::{DType, Graph, NodeId, Quant, Shape, TensorId, elements};
 use serde::Serialize;
@@ -126,6 +126,8 @@ pub struct Builder {
     keep_all: bool,
     everything: bool,
     budget: Option<u64>,
+    memory_limit: Option<usize>,
+    custom: CustomOperators,
     gpu: Option<Gpu>,
     shapes: Vec<(OwnedKey, Vec<usize>)>,
 }
@@ -187,6 +189,16 @@ impl Builder {
     /// Bytes of GPU memory that weights and activations may take; what does not fit runs on the CPU.
     pub fn gpu_memory(mut self, bytes: u64) -> Self {
         self.budget = Some(bytes);
+        self
+    }
+    /// Bytes of tensors that the host may hold at a time; a run that would need more fails. Default: 16 GiB.
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+    /// Custom operators that the application brings. A registered one wins over one of that name that litegpu has.
+    pub fn custom(mut self, operators: CustomOperators) -> Self {
+        self.custom = operators;
         self
     }
     /// Runs this signature rather than the main subgraph.
@@ -267,8 +279,15 @@ impl Builder {
     /// As [`Builder::build`].
     pub async fn build_async(self) -> Result<Session> {
         let entry = Entry::new(&self.model, self.signature.as_deref())?;
-        let options =
-            Options { threads: self.threads, keep_all: self.keep_all, profile: self.profile, ..Options::default() };
+        let wish = self.wish();
+        let base = Options::default();
+        let options = Options {
+            threads: self.threads,
+            keep_all: self.keep_all,
+            profile: self.profile,
+            custom: self.custom,
+            memory_limit: self.memory_limit.unwrap_or(base.memory_limit),
+        };
         let exec = Executor::new(self.model.graph().clone(), options)?;
         let start = Clock::now();
         let (gpu, note) = match gpu::acquire(self.device, &self.gpu_options, self.gpu.as_ref()).await {
@@ -279,7 +298,6 @@ impl Builder {
         if let (Some(why), Device::Gpu) = (&note, self.device) {
             log::warn!("the CPU runs everything: {why}");
         }
-        let wish = self.wish();
         let timings = Timings { device_ms: start.ms(), ..Timings::default() };
         let mut session = Session {
             model: self.model,
@@ -430,6 +448,8 @@ impl Session {
             keep_all: false,
             everything: false,
             budget: None,
+            memory_limit: None,
+            custom: CustomOperators::new(),
             gpu: None,
             shapes: Vec::new(),
         }

@@ -133,16 +133,14 @@ impl Executor {
         let model = self.model.clone();
         let graph = model.subgraphs.get(subgraph).ok_or_else(|| no_subgraph(subgraph))?;
         for n in nodes {
-            let frame = self.frame(subgraph)?;
             let Some(node) = graph.nodes.get(n) else { return Err(Error::invalid(format!("no operator {n}"))) };
-            if is_control(&node.op) {
+            let missing = self.frame(subgraph)?.nodes.get(n).is_some_and(|s| s.kernel.is_none());
+            if is_control(&node.op) || !missing {
                 continue;
             }
-            if let Some(state) = frame.nodes.get_mut(n)
-                && state.kernel.is_none()
-            {
-                state.kernel =
-                    Some(ops::prepare(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?);
+            let kernel = self.make(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?;
+            if let Some(state) = self.frame(subgraph)?.nodes.get_mut(n) {
+                state.kernel = Some(kernel);
             }
         }
         Ok(())

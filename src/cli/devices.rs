@@ -71,7 +71,11 @@ impl Devices {
             out += &format!("  operator times     {}\n", yes(d.timestamps));
             out += &format!("  direct read-back   {}\n", yes(d.mapped_buffers));
             out += &format!("  64-bit integers    {}\n", yes(d.int64));
-            out += &format!("  largest buffer     {} MiB, bound at once {} MiB\n", d.max_buffer >> 20, d.max_binding >> 20);
+            out += &format!(
+                "  largest buffer     {} MiB, bound at once {} MiB\n",
+                d.max_buffer >> 20,
+                d.max_binding >> 20
+            );
             out += &format!(
                 "  workgroups         {} invocations, {} KiB of memory\n",
                 d.workgroup_invocations,

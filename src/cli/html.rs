@@ -306,10 +306,8 @@ fn arrange(vertices: &mut [Vertex]) -> usize {
                 let xs: Vec<f64> = near.iter().filter_map(|&n| vertices.get(n)).map(|n| n.x).collect();
                 (!xs.is_empty()).then(|| xs.iter().sum::<f64>() / xs.len() as f64)
             };
-            let wishes: HashMap<usize, f64> = layer
-                .iter()
-                .map(|&i| (i, vertices.get(i).map_or(0.0, |v| wish(v).unwrap_or(v.x))))
-                .collect();
+            let wishes: HashMap<usize, f64> =
+                layer.iter().map(|&i| (i, vertices.get(i).map_or(0.0, |v| wish(v).unwrap_or(v.x)))).collect();
             let get = |i: &usize| wishes.get(i).copied().unwrap_or(0.0);
             layer.sort_by(|a, b| get(a).total_cmp(&get(b)));
             settle(vertices, layer, |i| wishes.get(&i).copied());

@@ -286,7 +286,9 @@ fn operators(g: &Graph) -> Table {
     let mut table = Table::new(&["#", "operator", "version", "inputs (* constant)", "outputs"]).right(&[0, 2]);
     for (n, node) in g.nodes.iter().enumerate() {
         let one = |t: Option<usize>| match t.and_then(|t| Some((t, g.tensors.get(t)?))) {
-            Some((i, t)) => format!("{i}:{}{:?}{}", t.dtype, t.shape.as_slice(), if t.is_constant() { "*" } else { "" }),
+            Some((i, t)) => {
+                format!("{i}:{}{:?}{}", t.dtype, t.shape.as_slice(), if t.is_constant() { "*" } else { "" })
+            }
             None => "-".to_string(),
         };
         let inputs: Vec<_> = node.inputs.iter().map(|&t| one(t)).collect();

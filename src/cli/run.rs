@@ -103,9 +103,12 @@ impl Run {
         // Shapes first, so that the model is planned once.
         let ports = Session::inputs_of(&model, self.signature.as_deref())?;
         let seen = match photo {
-            Some(_) => Some(ports.iter().position(|i| Layout::of(i).is_some()).ok_or_else(|| {
-                Failure::usage(format!("{}: no input can hold a picture", self.model.display()))
-            })?),
+            Some(_) => Some(
+                ports
+                    .iter()
+                    .position(|i| Layout::of(i).is_some())
+                    .ok_or_else(|| Failure::usage(format!("{}: no input can hold a picture", self.model.display())))?,
+            ),
             None => None,
         };
         let find = |i: usize, info: &TensorInfo| {
@@ -160,7 +163,8 @@ impl Run {
                 "model": self.model, "outputs": rows, "picture": self.picture, "report": report,
             }));
         }
-        let mut table = Table::new(&["output", "name", "type", "shape", "min", "max", "mean", "first"]).right(&[4, 5, 6]);
+        let mut table =
+            Table::new(&["output", "name", "type", "shape", "min", "max", "mean", "first"]).right(&[4, 5, 6]);
         for (i, r) in rows.iter().enumerate() {
             let n = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.5}"));
             table.row(vec![
