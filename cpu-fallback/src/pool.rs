@@ -48,16 +48,24 @@ impl Pool {
     /// parallel when `parallel` and there is more than one thread. Results do not depend on the number of threads.
     pub fn chunks<T: Send>(&self, out: &mut [T], chunk: usize, parallel: bool, f: impl Fn(usize, &mut [T]) + Sync) {
         let chunk = chunk.max(1);
+        if self.threads() > 1 && parallel && out.len() > chunk {
+            // The pool's machinery is compiled once per element type, not once per kernel: the call through a pointer
+            // is nothing beside a chunk's work.
+            self.scatter(out, chunk, &f);
+        } else {
+            for (i, c) in out.chunks_mut(chunk).enumerate() {
+                f(i, c);
+            }
+        }
+    }
+
+    fn scatter<T: Send>(&self, out: &mut [T], chunk: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
         #[cfg(not(target_family = "wasm"))]
-        if let Some(p) = &self.threads
-            && parallel
-            && out.len() > chunk
-        {
+        if let Some(p) = &self.threads {
             use rayon::prelude::*;
             p.install(|| out.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c)));
             return;
         }
-        let _ = parallel;
         for (i, c) in out.chunks_mut(chunk).enumerate() {
             f(i, c);
         }
