@@ -536,3 +536,82 @@ fn sums<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> 
         Ok(())
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use litegpu_graph::schema::*;
+
+    #[test]
+    fn rank_six_empty_and_scalar() {
+        let add = Op::Add(AddOptionsT::default());
+        let a: Vec<f32> = (0..8).map(|v| v as f32).collect();
+        let args = [f(&[2, 1, 2, 1, 2, 1], &a), f(&[1, 2, 1, 2, 1, 1], &[0.0, 10.0, 20.0, 30.0])];
+        let (s, v) = one::<f32>(add.clone(), &args, DType::F32);
+        assert_eq!(s, [2, 2, 2, 2, 2, 1]);
+        assert_eq!(v[..8], [0.0, 1.0, 10.0, 11.0, 2.0, 3.0, 12.0, 13.0]);
+        assert_eq!(one::<f32>(add.clone(), &[f(&[], &[1.0]), f(&[], &[2.0])], DType::F32), (vec![], vec![3.0]));
+        assert_eq!(one::<f32>(add.clone(), &[f(&[0, 3], &[]), f(&[1, 1], &[2.0])], DType::F32), (vec![0, 3], vec![]));
+        assert!(run(add, &[f(&[2], &[1.0; 2]), f(&[3], &[1.0; 3])], &[out(DType::F32)]).is_err());
+    }
+
+    #[test]
+    fn fused_activations() {
+        let act = |a| Op::Sub(SubOptionsT { fused_activation_function: a, ..Default::default() });
+        let args = [f(&[3], &[9.0, -9.0, f32::NAN]), f(&[1], &[1.0])];
+        let (_, v) = one::<f32>(act(ActivationFunctionType::RELU6), &args, DType::F32);
+        assert!(v[0] == 6.0 && v[1] == 0.0 && v[2].is_nan());
+        let (_, v) = one::<i32>(act(ActivationFunctionType::RELU_N1_TO_1), &[i(&[2], &[9, -9]), i(&[], &[1])], DType::I32);
+        assert_eq!(v, [1, -1]);
+        assert!(run(act(ActivationFunctionType::TANH), &args, &[out(DType::F32)]).is_err());
+    }
+
+    #[test]
+    fn divisions() {
+        let (_, v) = one::<i32>(Op::FloorDiv, &[i(&[4], &[7, -7, 7, i32::MIN]), i(&[4], &[2, 2, -2, -1])], DType::I32);
+        assert_eq!(v, [3, -4, -4, i32::MIN]);
+        let (_, v) = one::<i32>(Op::FloorMod, &[i(&[4], &[7, -7, 7, i32::MIN]), i(&[4], &[3, 3, -3, -1])], DType::I32);
+        assert_eq!(v, [1, 2, -2, 0]);
+        for op in [Op::FloorDiv, Op::FloorMod, Op::Div(DivOptionsT::default())] {
+            assert!(run(op, &[i(&[1], &[1]), i(&[1], &[0])], &[out(DType::I32)]).is_err());
+        }
+        assert!(run(Op::Pow, &[i(&[1], &[2]), i(&[1], &[-1])], &[out(DType::I32)]).is_err());
+        let shift = [i(&[3], &[-8, -8, 8]), i(&[3], &[1, 99, -1])];
+        assert_eq!(one::<i32>(Op::RightShift, &shift, DType::I32).1, [-4, -1, 8]);
+    }
+
+    #[test]
+    fn quantized_sums_and_products() {
+        let a = q(x(DType::I8, &[2], &[10i8, -128]), 0.5, 0);
+        let b = q(x(DType::I8, &[1], &[20i8]), 0.25, 4);
+        // 5 + 4 = 9 and -64 + 4 = -60.
+        let v = run(Op::Add(AddOptionsT::default()), &[a.clone(), b.clone()], &[q(out(DType::I8), 0.5, -10)]).unwrap();
+        assert_eq!(v[0].as_slice::<i8>().unwrap(), [8, -128]);
+        let v = run(Op::Mul(MulOptionsT::default()), &[a.clone(), b], &[q(out(DType::I8), 1.0, 0)]).unwrap();
+        assert_eq!(v[0].as_slice::<i8>().unwrap(), [20, -128]);
+        assert!(run(Op::Mul(MulOptionsT::default()), &[a, x(DType::I8, &[1], &[1i8])], &[q(out(DType::I8), 1.0, 0)]).is_err());
+    }
+
+    #[test]
+    fn comparisons() {
+        let nan = [f(&[3], &[1.0, f32::NAN, 3.0]), f(&[], &[1.0])];
+        assert_eq!(one::<u8>(Op::GreaterEqual, &nan, DType::Bool).1, [1, 0, 1]);
+        assert_eq!(one::<u8>(Op::NotEqual, &nan, DType::Bool).1, [0, 1, 1]);
+        let text = |s: &[&str]| Tensor::constant("", DType::String, &[s.len()], strings::encode(s).unwrap());
+        assert_eq!(one::<u8>(Op::Equal, &[text(&["a", "b", ""]), text(&["b"])], DType::Bool).1, [0, 1, 0]);
+        // The same numbers in other scales.
+        let a = q(x(DType::U8, &[2], &[130u8, 140]), 0.5, 128);
+        let b = q(x(DType::U8, &[2], &[4u8, 4]), 0.25, 0);
+        assert_eq!(one::<u8>(Op::Equal, &[a, b], DType::Bool).1, [1, 0]);
+    }
+
+    #[test]
+    fn half_precision() {
+        let h = |v: &[f32]| v.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>();
+        let long: Vec<f32> = (0..300).map(|v| v as f32).collect();
+        let args = [x(DType::F16, &[300], &h(&long)), x(DType::F16, &[], &h(&[0.5]))];
+        let (_, v) = one::<f16>(Op::Mul(MulOptionsT::default()), &args, DType::F16);
+        assert!(v.iter().enumerate().all(|(i, v)| v.to_f32() == i as f32 * 0.5));
+    }
+}

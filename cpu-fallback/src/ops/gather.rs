@@ -300,3 +300,47 @@ fn hashtable(call: &mut Call<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use litegpu_graph::schema::*;
+
+    #[test]
+    fn gathers_with_batches() {
+        let o = |axis, batch_dims| Op::Gather(GatherOptionsT { axis, batch_dims });
+        let data = i(&[2, 3, 2], &(0..12).collect::<Vec<_>>());
+        let (s, v) = one::<i32>(o(-1, 0), &[data.clone(), i(&[1], &[1])], DType::I32);
+        assert_eq!((s, v), (vec![2, 3, 1], vec![1, 3, 5, 7, 9, 11]));
+        let (s, v) = one::<i32>(o(1, 1), &[data.clone(), i(&[2, 2], &[0, 2, 1, 1])], DType::I32);
+        assert_eq!((s, v), (vec![2, 2, 2], vec![0, 1, 4, 5, 8, 9, 8, 9]));
+        for bad in [3, -1, i32::MIN] {
+            assert!(run(o(1, 0), &[data.clone(), i(&[1], &[bad])], &[out(DType::I32)]).is_err());
+        }
+        assert_eq!(one::<i32>(o(0, 0), &[data, i(&[0], &[])], DType::I32).0, [0, 3, 2]);
+    }
+
+    #[test]
+    fn gathers_and_scatters_by_coordinates() {
+        let data = i(&[2, 2], &[1, 2, 3, 4]);
+        assert_eq!(one::<i32>(Op::GatherNd, &[data.clone(), i(&[2, 2], &[1, 1, 0, 1])], DType::I32).1, [4, 2]);
+        assert_eq!(one::<i32>(Op::GatherNd, &[data.clone(), i(&[1, 0], &[])], DType::I32).0, [1, 2, 2]);
+        assert!(run(Op::GatherNd, &[data, i(&[1, 1], &[2])], &[out(DType::I32)]).is_err());
+        let args = |at: i32| [i(&[2, 1], &[1, at]), i(&[2, 2], &[1, 2, 3, 4]), i(&[2], &[3, 2])];
+        assert_eq!(one::<i32>(Op::ScatterNd, &args(1), DType::I32).1, [0, 0, 4, 6, 0, 0]);
+        assert!(run(Op::ScatterNd, &args(3), &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn tables() {
+        let keys = [i(&[3], &[5, 9, 1]), i(&[2], &[1, 5]), i(&[2, 2], &[10, 11, 50, 51])];
+        let v = run(Op::HashtableLookup, &keys, &[out(DType::I32), out(DType::U8)]).unwrap();
+        assert_eq!(v[0].as_slice::<i32>().unwrap(), [50, 51, 0, 0, 10, 11]);
+        assert_eq!(v[1].bytes(), [1, 0, 1]);
+        let table = q(x(DType::I4, &[2, 3], &[0xF1u8, 0x72, 0x8E]), 0.5, 0);
+        let (_, v) = one::<f32>(Op::EmbeddingLookup, &[i(&[1], &[1]), table.clone()], DType::F32);
+        assert_eq!(v, [3.5, -1.0, -4.0]);
+        assert!(run(Op::EmbeddingLookup, &[i(&[1], &[2]), table], &[out(DType::F32)]).is_err());
+    }
+}

@@ -573,3 +573,129 @@ impl Move for Dilate<'_> {
         copy(s.shape, s.data, &Steps::dense(s.shape), d.data, &to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use litegpu_graph::schema::*;
+
+    fn ramp(shape: &[usize]) -> litegpu_graph::Tensor {
+        i(shape, &(0..elements(shape) as i32).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn transposes_of_rank_six_and_zero() {
+        let shape = [2, 3, 1, 2, 3, 2];
+        let perm = [5, 0, 3, 1, 4, 2];
+        let (s, v) = one::<i32>(Op::Transpose, &[ramp(&shape), i(&[6], &perm)], DType::I32);
+        let want: Vec<usize> = perm.iter().map(|&p| shape[p as usize]).collect();
+        assert_eq!(s, want);
+        let (own, new) = (strides(&shape), strides(&want));
+        for (at, &x) in v.iter().enumerate() {
+            let from: usize = (0..6).map(|d| at / new[d] % want[d] * own[perm[d] as usize]).sum();
+            assert_eq!(x as usize, from);
+        }
+        assert_eq!(one::<i32>(Op::Transpose, &[ramp(&[]), i(&[0], &[])], DType::I32), (vec![], vec![0]));
+        assert!(run(Op::Transpose, &[ramp(&[2, 2]), i(&[2], &[0, 0])], &[out(DType::I32)]).is_err());
+        // Four bits per element: packed before and after.
+        let x4 = x(DType::I4, &[2, 3], &[0x21u8, 0x43, 0x65]);
+        let (_, v) = one::<u8>(Op::Transpose, &[x4, i(&[2], &[-1, 0])], DType::I4);
+        assert_eq!(v, [0x41, 0x52, 0x63]);
+    }
+
+    #[test]
+    fn slices_with_nothing_in_them() {
+        let (s, v) = one::<i32>(Op::Slice, &[ramp(&[3, 4]), i(&[2], &[3, 0]), i(&[2], &[0, -1])], DType::I32);
+        assert_eq!((s, v.len()), (vec![0, 4], 0));
+        assert!(run(Op::Slice, &[ramp(&[3]), i(&[1], &[2]), i(&[1], &[2])], &[out(DType::I32)]).is_err());
+        let o = StridedSliceOptionsT { begin_mask: 3, end_mask: 3, ..Default::default() };
+        let args = [ramp(&[2, 3]), i(&[2], &[0, 0]), i(&[2], &[0, 0]), i(&[2], &[-1, -2])];
+        assert_eq!(one::<i32>(Op::StridedSlice(o), &args, DType::I32), (vec![2, 2], vec![5, 3, 2, 0]));
+    }
+
+    #[test]
+    fn strings_move_as_a_whole() {
+        let text = crate::strings::encode(&["a", "bb", "", "dddd"]).unwrap();
+        let t = litegpu_graph::Tensor::constant("", DType::String, &[2, 2], text);
+        let v = run(Op::Transpose, &[t, i(&[2], &[1, 0])], &[out(DType::String)]).unwrap();
+        assert_eq!(crate::strings::decode(v[0].bytes()).unwrap(), [b"a".as_slice(), b"", b"bb", b"dddd"]);
+    }
+
+    #[test]
+    fn pads() {
+        let (s, v) = one::<i32>(Op::Pad, &[ramp(&[2]), i(&[1, 2], &[1, 2])], DType::I32);
+        assert_eq!((s, v), (vec![5], vec![0, 0, 1, 0, 0]));
+        let value = i(&[], &[7]);
+        let (_, v) = one::<i32>(Op::Padv2, &[ramp(&[0]), i(&[1, 2], &[1, 1]), value], DType::I32);
+        assert_eq!(v, [7, 7]);
+        let mode = |mode| Op::MirrorPad(MirrorPadOptionsT { mode });
+        let (_, v) = one::<i32>(mode(MirrorPadMode::REFLECT), &[ramp(&[3]), i(&[1, 2], &[2, 1])], DType::I32);
+        assert_eq!(v, [2, 1, 0, 1, 2, 1]);
+        let (_, v) = one::<i32>(mode(MirrorPadMode::SYMMETRIC), &[ramp(&[3]), i(&[1, 2], &[2, 1])], DType::I32);
+        assert_eq!(v, [1, 0, 0, 1, 2, 2]);
+        let far = [ramp(&[3]), i(&[1, 2], &[3, 0])];
+        assert!(run(mode(MirrorPadMode::REFLECT), &far, &[out(DType::I32)]).is_err());
+        assert!(run(Op::Pad, &[ramp(&[2]), i(&[1, 2], &[-1, 0])], &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn space_and_batch_are_inverse() {
+        let (blocks, edges) = (i(&[2], &[3, 2]), i(&[2, 2], &[1, 1, 0, 1]));
+        let x = ramp(&[2, 4, 5, 2]);
+        let (s, v) = one::<i32>(Op::SpaceToBatchNd, &[x.clone(), blocks.clone(), edges.clone()], DType::I32);
+        assert_eq!(s, [12, 2, 3, 2]);
+        let (s, v) = one::<i32>(Op::BatchToSpaceNd, &[i(&s, &v), blocks, edges], DType::I32);
+        assert_eq!((s, v), (vec![2, 4, 5, 2], (0..80).collect()));
+        let o = |block_size| DepthToSpaceOptionsT { block_size };
+        let (s, v) = one::<i32>(Op::DepthToSpace(o(2)), &[ramp(&[1, 1, 2, 8])], DType::I32);
+        assert_eq!((s.as_slice(), &v[..4]), ([1, 2, 4, 2].as_slice(), [0, 1, 2, 3].as_slice()));
+        let back = Op::SpaceToDepth(SpaceToDepthOptionsT { block_size: 2 });
+        assert_eq!(one::<i32>(back, &[i(&s, &v)], DType::I32).1, (0..16).collect::<Vec<_>>());
+        assert!(run(Op::DepthToSpace(o(0)), &[ramp(&[1, 1, 2, 8])], &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn joins_and_splits() {
+        let o = |axis| Op::Concatenation(ConcatenationOptionsT { axis, ..Default::default() });
+        let (s, v) = one::<i32>(o(-1), &[ramp(&[2, 1]), ramp(&[2, 0]), ramp(&[2, 2])], DType::I32);
+        assert_eq!((s, v), (vec![2, 3], vec![0, 0, 1, 1, 2, 3]));
+        assert!(run(o(2), &[ramp(&[2, 1])], &[out(DType::I32)]).is_err());
+        let a = q(x(DType::I8, &[2], &[10i8, -10]), 0.5, 0);
+        let b = q(x(DType::I8, &[1], &[10i8]), 1.0, 5);
+        let joined = run(o(0), &[a, b], &[q(out(DType::I8), 0.5, 0)]).unwrap();
+        assert_eq!(joined[0].bytes(), [10, 246, 10]);
+        let outs = [out(DType::I32), out(DType::I32)];
+        let v = run(Op::SplitV(Default::default()), &[ramp(&[2, 3]), i(&[2], &[-1, 1]), i(&[], &[1])], &outs).unwrap();
+        assert_eq!(v[0].as_slice::<i32>().unwrap(), [0, 1, 3, 4]);
+        assert_eq!(v[1].as_slice::<i32>().unwrap(), [2, 5]);
+        assert!(run(Op::Split(Default::default()), &[i(&[], &[0]), ramp(&[3])], &outs).is_err());
+        let (s, v) = one::<i32>(Op::Pack(PackOptionsT { values_count: 2, axis: -1 }), &[ramp(&[2]), ramp(&[2])], DType::I32);
+        assert_eq!((s, v), (vec![2, 2], vec![0, 0, 1, 1]));
+        let v = run(Op::Unpack(UnpackOptionsT { num: 2, axis: 1 }), &[ramp(&[2, 2])], &outs).unwrap();
+        assert_eq!(v[1].as_slice::<i32>().unwrap(), [1, 3]);
+    }
+
+    #[test]
+    fn repeats_and_reversals() {
+        let (s, v) = one::<i32>(Op::Tile, &[ramp(&[2, 2]), i(&[2], &[1, 2])], DType::I32);
+        assert_eq!((s, v), (vec![2, 4], vec![0, 1, 0, 1, 2, 3, 2, 3]));
+        assert_eq!(one::<i32>(Op::Tile, &[ramp(&[2]), i(&[1], &[0])], DType::I32).0, [0]);
+        let (_, v) = one::<i32>(Op::BroadcastTo, &[ramp(&[2, 1]), i(&[3], &[2, 2, 3])], DType::I32);
+        assert_eq!(v, [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]);
+        assert!(run(Op::BroadcastTo, &[ramp(&[2]), i(&[1], &[3])], &[out(DType::I32)]).is_err());
+        let (_, v) = one::<i32>(Op::ReverseV2, &[ramp(&[2, 3]), i(&[2], &[0, -1])], DType::I32);
+        assert_eq!(v, [5, 4, 3, 2, 1, 0]);
+        let o = ReverseSequenceOptionsT { seq_dim: 1, batch_dim: 0 };
+        let (_, v) = one::<i32>(Op::ReverseSequence(o.clone()), &[ramp(&[2, 3]), i(&[2], &[2, 3])], DType::I32);
+        assert_eq!(v, [1, 0, 2, 5, 4, 3]);
+        assert!(run(Op::ReverseSequence(o), &[ramp(&[2, 3]), i(&[2], &[4, 3])], &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn updates_are_moved_inside() {
+        let args = |at: i32| [ramp(&[4]), i(&[2], &[-1, -2]), i(&[1], &[at])];
+        assert_eq!(one::<i32>(Op::DynamicUpdateSlice, &args(99), DType::I32).1, [0, 1, -1, -2]);
+        assert_eq!(one::<i32>(Op::DynamicUpdateSlice, &args(-5), DType::I32).1, [-1, -2, 2, 3]);
+    }
+}

@@ -21,6 +21,8 @@ mod sort;
 mod stablehlo;
 mod text;
 mod unary;
+#[cfg(test)]
+mod testing;
 
 use crate::kernel::{Kernel, Site};
 use litegpu_graph::{Error, Family, Result};

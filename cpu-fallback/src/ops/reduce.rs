@@ -574,3 +574,84 @@ fn window<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + 'static) -> Resul
         Ok(())
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use litegpu_graph::schema::*;
+
+    fn keep(keep_dims: bool) -> ReducerOptionsT {
+        ReducerOptionsT { keep_dims }
+    }
+
+    #[test]
+    fn every_choice_of_axes_of_rank_five() {
+        let shape = [2, 3, 1, 4, 2];
+        let data: Vec<i32> = (0..48).map(|v| v * 7 % 31 - 9).collect();
+        let own = strides(&shape);
+        for mask in 0..32u32 {
+            let axes: Vec<i32> = (0..5).filter(|a| mask >> a & 1 == 1).collect();
+            let mut want = vec![0i32; 48];
+            for (at, &v) in data.iter().enumerate() {
+                let to: usize = (0..5).filter(|a| mask >> a & 1 == 0).map(|d| at / own[d] % shape[d] * own[d]).sum();
+                want[to] += v;
+            }
+            // Positions of reduced dimensions are zero: what remains is in order.
+            let zero = |at: &usize| (0..5).all(|d| mask >> d & 1 == 0 || at / own[d] % shape[d] == 0);
+            let want: Vec<i32> = (0..48).filter(zero).map(|at| want[at]).collect();
+            let args = [i(&shape, &data), i(&[axes.len()], &axes)];
+            let (s, v) = one::<i32>(Op::Sum(keep(true)), &args, DType::I32);
+            assert_eq!((s.len(), v), (5, want.clone()), "{axes:?}");
+            let real: Vec<f32> = data.iter().map(|&v| v as f32).collect();
+            let (_, v) = one::<f32>(Op::Sum(keep(false)), &[f(&shape, &real), i(&[axes.len()], &axes)], DType::F32);
+            assert_eq!(v.iter().map(|&v| v as i32).collect::<Vec<_>>(), want, "{axes:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_reduce() {
+        let none = [f(&[0, 2], &[]), i(&[1], &[0])];
+        assert_eq!(one::<f32>(Op::Sum(keep(false)), &none, DType::F32).1, [0.0, 0.0]);
+        assert_eq!(one::<f32>(Op::ReduceProd(keep(false)), &none, DType::F32).1, [1.0, 1.0]);
+        assert!(one::<f32>(Op::Mean(keep(false)), &none, DType::F32).1[0].is_nan());
+        let scalar = [f(&[], &[3.0]), i(&[1], &[-1])];
+        assert_eq!(one::<f32>(Op::ReduceMax(keep(false)), &scalar, DType::F32), (vec![], vec![3.0]));
+        assert!(run(Op::Sum(keep(false)), &[f(&[2], &[1.0; 2]), i(&[1], &[1])], &[out(DType::F32)]).is_err());
+        assert!(run(Op::Sum(keep(false)), &[f(&[2], &[1.0; 2]), i(&[1], &[-2])], &[out(DType::F32)]).is_err());
+        let empty = [f(&[0], &[]), i(&[], &[0])];
+        assert!(run(Op::ArgMax(ArgMaxOptionsT::default()), &empty, &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn extremes_come_first() {
+        let args = [f(&[2, 3], &[1.0, 5.0, 5.0, -2.0, -2.0, 0.0]), i(&[], &[-1])];
+        assert_eq!(one::<i64>(Op::ArgMax(ArgMaxOptionsT::default()), &args, DType::I64).1, [1, 2]);
+        let args = [args[0].clone(), i(&[], &[0])];
+        assert_eq!(one::<i32>(Op::ArgMin(ArgMinOptionsT::default()), &args, DType::I32).1, [1, 1, 1]);
+    }
+
+    #[test]
+    fn scans_and_segments() {
+        let o = CumsumOptionsT { exclusive: true, reverse: true };
+        let (_, v) = one::<i32>(Op::Cumsum(o), &[i(&[2, 3], &[1, 2, 3, 4, 5, 6]), i(&[], &[1])], DType::I32);
+        assert_eq!(v, [5, 3, 0, 11, 6, 0]);
+        let data = i(&[3, 2], &[1, 2, 3, 4, 5, 6]);
+        let (s, v) = one::<i32>(Op::SegmentSum, &[data.clone(), i(&[3], &[0, 0, 2])], DType::I32);
+        assert_eq!((s, v), (vec![3, 2], vec![4, 6, 0, 0, 5, 6]));
+        assert!(run(Op::SegmentSum, &[data.clone(), i(&[3], &[1, 0, 2])], &[out(DType::I32)]).is_err());
+        let (_, v) = one::<i32>(Op::UnsortedSegmentMax, &[data.clone(), i(&[3], &[1, -1, 1]), i(&[], &[2])], DType::I32);
+        assert_eq!(v, [i32::MIN, i32::MIN, 5, 6]);
+        assert!(run(Op::UnsortedSegmentSum, &[data, i(&[3], &[0, 2, 1]), i(&[], &[2])], &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn windows_of_any_rank() {
+        let o = ReduceWindowOptionsT { reduce_function: Window::MAXIMUM };
+        let l = |v: &[i64]| x(DType::I64, &[v.len()], v);
+        let args = [i(&[2, 5], &[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]), i(&[], &[0]), l(&[1, 2]), l(&[1, 2]), l(&[1, 2])];
+        assert_eq!(one::<i32>(Op::ReduceWindow(o.clone()), &args, DType::I32), (vec![2, 2], vec![4, 5, 9, 6]));
+        let args = [args[0].clone(), i(&[], &[0]), l(&[1, 0]), l(&[1, 1]), l(&[1, 1])];
+        assert!(run(Op::ReduceWindow(o), &args, &[out(DType::I32)]).is_err());
+    }
+}

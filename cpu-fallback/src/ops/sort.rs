@@ -252,3 +252,61 @@ fn intersection_over_union(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     let shared = (by.min(dy) - ay.max(cy)).max(0.0) * (bx.min(dx) - ax.max(cx)).max(0.0);
     shared / (area_a + area_b - shared)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use litegpu_graph::schema::*;
+
+    #[test]
+    fn largest_with_ties_and_nan() {
+        let outs = [out(DType::F32), out(DType::I32)];
+        let v = run(Op::TopkV2, &[f(&[5], &[2.0, f32::NAN, 3.0, 3.0, -1.0]), i(&[], &[4])], &outs).unwrap();
+        assert_eq!(v[0].as_slice::<f32>().unwrap(), [3.0, 3.0, 2.0, -1.0]);
+        assert_eq!(v[1].as_slice::<i32>().unwrap(), [2, 3, 0, 4]);
+        assert!(run(Op::TopkV2, &[f(&[2], &[1.0, 2.0]), i(&[], &[3])], &outs).is_err());
+        assert_eq!(run(Op::TopkV2, &[f(&[2], &[1.0, 2.0]), i(&[], &[0])], &outs).unwrap()[0].shape.as_slice(), [0]);
+    }
+
+    #[test]
+    fn distinct() {
+        let outs = [out(DType::F32), out(DType::I64)];
+        let v = run(Op::Unique(UniqueOptionsT::default()), &[f(&[4], &[2.0, 0.0, -0.0, 2.0])], &outs).unwrap();
+        assert_eq!(v[0].as_slice::<f32>().unwrap(), [2.0, 0.0]);
+        assert_eq!(v[1].as_slice::<i64>().unwrap(), [0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn suppression() {
+        let boxes = f(&[3, 4], &[0., 0., 1., 1., 0., 0.1, 1., 1.1, 0., 5., 1., 6.]);
+        let args = |limit| {
+            [boxes.clone(), f(&[3], &[0.5, 0.9, 0.1]), i(&[], &[limit]), f(&[], &[0.5]), f(&[], &[0.0])]
+        };
+        let outs = [out(DType::I32), out(DType::I32)];
+        let v = run(Op::NonMaxSuppressionV4, &args(3), &outs).unwrap();
+        assert_eq!(v[0].as_slice::<i32>().unwrap(), [1, 2, 0]);
+        assert_eq!(v[1].as_slice::<i32>().unwrap(), [2]);
+        assert!(run(Op::NonMaxSuppressionV4, &args(-1), &outs).is_err());
+    }
+
+    #[test]
+    fn positions_and_buckets() {
+        let c = x(DType::Bool, &[2, 2], &[0u8, 1, 1, 0]);
+        assert_eq!(one::<i64>(Op::Where, &[c], DType::I64), (vec![2, 2], vec![0, 1, 1, 0]));
+        assert_eq!(one::<i64>(Op::Where, &[x(DType::Bool, &[], &[1u8])], DType::I64).0, [1, 0]);
+        let o = |b: &[f32]| Op::Bucketize(BucketizeOptionsT { boundaries: Some(b.to_vec()) });
+        assert_eq!(one::<i32>(o(&[0.0, 10.0]), &[i(&[4], &[-1, 0, 9, 10])], DType::I32).1, [0, 1, 1, 2]);
+        assert!(run(o(&[1.0, 0.0]), &[i(&[1], &[0])], &[out(DType::I32)]).is_err());
+    }
+
+    #[test]
+    fn choices() {
+        let c = x(DType::Bool, &[2], &[1u8, 0]);
+        let (a, b) = (i(&[2, 2], &[1, 2, 3, 4]), i(&[2, 2], &[5, 6, 7, 8]));
+        assert_eq!(one::<i32>(Op::Select, &[c.clone(), a.clone(), b.clone()], DType::I32).1, [1, 2, 7, 8]);
+        assert_eq!(one::<i32>(Op::SelectV2, &[c, a.clone(), b.clone()], DType::I32).1, [1, 6, 3, 8]);
+        let yes = x(DType::Bool, &[], &[1u8]);
+        assert_eq!(one::<i32>(Op::Select, &[yes, a, b], DType::I32).1, [1, 2, 3, 4]);
+    }
+}
