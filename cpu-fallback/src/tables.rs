@@ -9,9 +9,16 @@ use litegpu_graph::{DType, Error, Result, Tensor};
 /// `Invalid` when it is not.
 pub(crate) fn quantization(t: &Tensor) -> Result<(f32, i32)> {
     match t.per_tensor() {
-        Some((s, z)) if s > 0.0 => Ok((s, z)),
-        _ => Err(Error::invalid(format!("the {} tensor '{}' has no per-tensor quantization", t.dtype, t.name))),
+        Some(q) => Ok(q),
+        None => Err(Error::invalid(format!("the {} tensor '{}' has no per-tensor quantization", t.dtype, t.name))),
     }
+}
+
+/// A real number as an integer, truncated. What does not fit (or is no number) becomes the smallest integer, as in the
+/// reference, whose results for such values are those of its conversion instruction.
+#[inline]
+pub(crate) fn to_int(x: f32) -> i32 {
+    if x >= i32::MIN as f32 && x < -(i32::MIN as f32) { x as i32 } else { i32::MIN }
 }
 
 /// The results of `f` for every 8-bit value of `dtype` (int8 or uint8), by the value's byte.
@@ -31,7 +38,7 @@ pub(crate) fn real_bytes(
     let inverse = 1.0 / s_out;
     bytes(dtype, |v| {
         let y = f(s_in * v.wrapping_sub(z_in) as f32);
-        ((y * inverse).round() + z_out as f32) as i32
+        to_int((y * inverse).round() + z_out as f32)
     })
 }
 

@@ -413,7 +413,12 @@ fn quotient(v: i32, w: i32, m: Multiplier) -> i32 {
     let (inverse, shift) = fixed::reciprocal(w, 31);
     let headroom = (v ^ (v >> 31)).leading_zeros() as i32 - 1;
     let q = fixed::high_mul(v.wrapping_shl(headroom as u32), inverse);
-    Multiplier { value: m.value, shift: m.shift - shift - headroom }.apply(q)
+    let (x, right) = (fixed::high_mul(q, m.value), shift + headroom - m.shift);
+    // Shifts leave the range of int32 for small numerators and for a zero divisor. The reference's rounding then gives
+    // what its shift instructions make of such counts, e.g. 1 for 0/x.
+    let mask = 1i64.wrapping_shl(right as u32).wrapping_sub(1) as i32;
+    let threshold = (mask >> 1) + (x < 0) as i32;
+    x.wrapping_shr(right as u32) + ((x & mask) > threshold) as i32
 }
 
 /// MUL of int16 with an 8-bit result: the product of two fractions, rounded to its high byte.
@@ -541,6 +546,7 @@ fn sums<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> 
 mod tests {
     use super::super::testing::*;
     use super::*;
+    use litegpu_graph::Tensor;
     use litegpu_graph::schema::*;
 
     #[test]

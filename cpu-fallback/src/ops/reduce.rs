@@ -5,7 +5,7 @@ use crate::kernel::Call;
 use crate::moves::{int, ints};
 use crate::pool::Pool;
 use crate::strided::{PARALLEL, strides};
-use crate::tables::quantization;
+use crate::tables::{quantization, to_int};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use litegpu_graph::fixed::{self, Multiplier};
@@ -351,7 +351,7 @@ fn quantized_sum(site: &Site<'_>) -> Result<Kernel> {
             _ => sums(call, n, |v: i16| v as i64),
         }?;
         let bias = -zx as f32 * scale * count as f32;
-        let value = |a: i64| ((a as i32 as f32 * scale + bias).round() as i32).saturating_add(zy).clamp(low, high);
+        let value = |a: i64| to_int((a as i32 as f32 * scale + bias).round()).saturating_add(zy).clamp(low, high);
         let out = call.output(0)?;
         match dtype {
             DType::I8 => out.as_mut_slice::<i8>()?.iter_mut().zip(acc).for_each(|(o, a)| *o = value(a) as i8),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::kernel::Call;
 use crate::strided::{Line, line, map};
-use crate::tables::{self, Sigmoid, Words, quantization};
+use crate::tables::{self, Sigmoid, Words, quantization, to_int};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use litegpu_graph::fixed::{self, Multiplier};
@@ -233,7 +233,7 @@ fn partial_bytes(
 /// The clamping activations: rescale, then clamp. The limits are quantized without the fused activations' checks.
 fn relu_limits(d: DType, (sy, zy): (f32, i32), low: f32, high: f32) -> Result<(i32, i32)> {
     let (min, max) = fixed::type_range(d)?;
-    let q = |v: f32| zy.saturating_add((v / sy).round() as i32);
+    let q = |v: f32| zy.saturating_add(to_int((v / sy).round()));
     let high = if high.is_finite() { max.min(q(high)) } else { max };
     Ok((min.max(q(low)).min(high), high))
 }
@@ -263,7 +263,7 @@ fn leaky(sx: f32, sy: f32, alpha: f32) -> impl Fn(i32) -> i32 + Send + Sync + 's
 }
 
 fn sqrt(v: i32, sx: f32, sy: f32) -> i32 {
-    ((sx * v as f32).sqrt() / sy) as i32
+    to_int((sx * v as f32).sqrt() / sy)
 }
 
 /// RSQRT of a value less its zero point; `None` (the largest output) for zero.

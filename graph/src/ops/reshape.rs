@@ -70,10 +70,33 @@ pub fn reshaped(x: &[usize], wanted: &[i64]) -> Result<Shape> {
     if let Some(slot) = rest.and_then(|i| out.get_mut(i)) {
         *slot = 1;
         let known = elements(&out);
-        let d = if known == 0 { (n == 0).then_some(0) } else { Some(n / known) };
+        // Where a zero leaves the rest open, it is what the other dimensions would give.
+        let whole = |s: &[usize]| s.iter().filter(|&&d| d != 0).fold(1usize, |n, &d| n.saturating_mul(d));
+        let d = match (known, n) {
+            (0, 0) => whole(x) / whole(&out),
+            (0, _) => return Err(bad()),
+            _ => n / known,
+        };
         if let Some(slot) = rest.and_then(|i| out.get_mut(i)) {
-            *slot = d.ok_or_else(bad)?;
+            *slot = d;
         }
     }
     if elements(&out) == n { Ok(out) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reshapes() {
+        let to = |x: &[usize], wanted: &[i64]| reshaped(x, wanted).map(|s| s.to_vec());
+        assert_eq!(to(&[2, 6], &[-1, 4]), Ok(vec![3, 4]));
+        assert_eq!(to(&[1], &[]), Ok(vec![]));
+        assert_eq!(to(&[1, 4, 0], &[2, 0, -1]), Ok(vec![2, 0, 2]));
+        assert_eq!(to(&[0, 4], &[-1, 4]), Ok(vec![0, 4]));
+        for bad in [[5, -1], [-1, -1], [0, -1], [-2, 6]] {
+            assert!(to(&[2, 6], &bad).is_err(), "{bad:?}");
+        }
+    }
 }
