@@ -855,6 +855,15 @@ impl Loaded {
         Ok(Some(view.to_vec()))
     }
 
+    /// [`Loaded::peek`], blocking.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn peek_blocking(&mut self, slot: SlotId) -> Result<Option<Vec<u8>>> {
+        pollster::block_on(self.peek(slot))
+    }
+
     /// Fills a slot with a byte before a run. For tests.
     pub fn poke(&mut self, slot: SlotId, byte: u8) {
         if let Some((buffer, bytes)) = self.places.get(slot).copied().flatten()

@@ -22,6 +22,7 @@ mod caps;
 mod convert;
 mod cost;
 mod engine;
+mod fuse;
 mod lower;
 mod ops;
 mod plan;

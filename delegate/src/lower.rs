@@ -202,6 +202,19 @@ impl<'a> Scene<'a> {
                 folded.insert(*to, from);
             }
         }
+        // A graph that converts between floats and 8 bits keeps its floats whole: f16 would round before the
+        // conversion does, and integers would differ from the CPU's.
+        let converts = |node: &Node| {
+            let byte = |t: Option<TensorId>| {
+                t.and_then(|t| graph.tensors.get(t)).is_some_and(|t| matches!(t.dtype, DType::I8 | DType::U8))
+            };
+            match node.op {
+                Op::Quantize => byte(node.outputs.first().copied()),
+                Op::Dequantize => byte(node.input(0)),
+                _ => false,
+            }
+        };
+        let precision = if graph.nodes.iter().any(converts) { Precision::F32 } else { precision };
         Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded })
     }
 
@@ -514,7 +527,7 @@ impl<'a, 'e> Lower<'a, 'e> {
     }
 
     /// Finishes the part: ports for `outputs`, and memory.
-    pub(crate) fn finish(mut self, outputs: &[TensorId], _fuse: bool) -> Lowered<Program> {
+    pub(crate) fn finish(mut self, outputs: &[TensorId], fuse: bool) -> Lowered<Program> {
         for &t in &self.inputs {
             let port = port(self.scene, t, self.tensors.get(&t).copied(), self.scene.elem(t)?)?;
             self.program.inputs.push(port);
@@ -526,6 +539,10 @@ impl<'a, 'e> Lower<'a, 'e> {
             };
             let port = port(self.scene, t, self.tensors.get(&t).copied(), elem)?;
             self.program.outputs.push(port);
+        }
+        if fuse {
+            let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).collect();
+            crate::fuse::fuse(&mut self.program, &pinned, self.scene.caps.max_storage_buffers);
         }
         plan_memory(&mut self.program);
         Ok(self.program)

@@ -1,0 +1,204 @@
+//! Fusing element-wise dispatches into the dispatch that makes their operand.
+//!
+//! A `unary` or `binary` dispatch that alone reads what one other dispatch alone writes becomes epilogue steps of that
+//! dispatch: its memory is never written, and one dispatch less is recorded. The other operand of a binary one must be
+//! there already, and be laid out as the result is, or be one element, or one row.
+
+use crate::program::{Access, Dispatch, Program, SlotId};
+use litegpu_shaders::{At, EPILOGUE_BINDING, Elem, KernelKey, Step, kernel};
+use std::collections::HashMap;
+
+/// Operands that an epilogue may have, over which a further one is not fused.
+const MAX_OPERANDS: usize = 3;
+/// Steps over which a chain is cut: every distinct chain is a pipeline of its own.
+const MAX_STEPS: usize = 12;
+
+struct Uses {
+    writers: Vec<usize>,
+    readers: Vec<usize>,
+}
+
+fn uses(dispatches: &[Option<Dispatch>], slots: usize) -> Vec<Uses> {
+    let mut all: Vec<Uses> = (0..slots).map(|_| Uses { writers: Vec::new(), readers: Vec::new() }).collect();
+    for (i, d) in dispatches.iter().enumerate() {
+        for b in d.iter().flat_map(|d| &d.bindings) {
+            if let Some(u) = all.get_mut(b.slot) {
+                match b.access {
+                    Access::Read => u.readers.push(i),
+                    Access::Write => u.writers.push(i),
+                }
+            }
+        }
+    }
+    all
+}
+
+/// What a dispatch is to fusing: its operand slots, its result.
+fn slots(d: &Dispatch, access: Access) -> impl Iterator<Item = SlotId> + '_ {
+    d.bindings.iter().filter(move |b| b.access == access && b.binding < EPILOGUE_BINDING).map(|b| b.slot)
+}
+
+fn extras(d: &Dispatch) -> impl Iterator<Item = SlotId> + '_ {
+    d.bindings.iter().filter(|b| b.binding >= EPILOGUE_BINDING).map(|b| b.slot)
+}
+
+fn constant(key: &KernelKey, name: &str) -> i32 {
+    key.constants.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
+}
+
+fn role(key: &KernelKey, name: &str) -> Option<Elem> {
+    key.roles.iter().find(|(r, _)| *r == name).map(|(_, e)| *e)
+}
+
+/// Fuses what can be fused. `pinned` slots are read by the host.
+pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers: u32) {
+    let mut dispatches: Vec<Option<Dispatch>> = program.dispatches.drain(..).map(Some).collect();
+    let mut keys: Vec<Option<KernelKey>> =
+        dispatches.iter().map(|d| d.as_ref().and_then(|d| program.kernels.get(d.kernel).cloned())).collect();
+    let mut at = 0;
+    while at < dispatches.len() {
+        let table = uses(&dispatches, program.slots.len());
+        match merge(&dispatches, &keys, &table, pinned, at, max_storage_buffers) {
+            Some((into, key, dispatch)) => {
+                dispatches[at] = None;
+                keys[at] = None;
+                dispatches[into] = Some(dispatch);
+                keys[into] = Some(key);
+                // The merged dispatch may itself be fusable into its own producer only as it was before: go on.
+            }
+            None => at += 1,
+        }
+    }
+    // Kernels again, in the order of their first use.
+    let mut kernels: Vec<KernelKey> = Vec::new();
+    let mut numbers: HashMap<KernelKey, usize> = HashMap::new();
+    for (d, key) in dispatches.into_iter().zip(keys) {
+        if let (Some(mut d), Some(key)) = (d, key) {
+            d.kernel = *numbers.entry(key.clone()).or_insert_with(|| {
+                kernels.push(key);
+                kernels.len() - 1
+            });
+            program.dispatches.push(d);
+        }
+    }
+    program.kernels = kernels;
+}
+
+/// Tries to make dispatch `at` part of the producer of one of its operands: that producer's number, key and dispatch.
+fn merge(
+    dispatches: &[Option<Dispatch>],
+    keys: &[Option<KernelKey>],
+    table: &[Uses],
+    pinned: &[SlotId],
+    at: usize,
+    max_storage_buffers: u32,
+) -> Option<(usize, KernelKey, Dispatch)> {
+    let d = dispatches.get(at)?.as_ref()?;
+    let key = keys.get(at)?.as_ref()?;
+    let unary = key.kernel == "unary";
+    if !unary && key.kernel != "binary" {
+        return None;
+    }
+    let operands: Vec<SlotId> = slots(d, Access::Read).collect();
+    let result = slots(d, Access::Write).next()?;
+    // Later producers first: the other operand is then more likely to be there.
+    let mut order: Vec<usize> = (0..operands.len()).collect();
+    order.sort_by_key(|&i| {
+        let last = operands.get(i).and_then(|s| table.get(*s)?.writers.last().copied());
+        std::cmp::Reverse(last.map_or(0, |w| w + 1))
+    });
+    for i in order {
+        let slot = *operands.get(i)?;
+        let (Some([into]), Some(readers)) =
+            (table.get(slot).map(|u| u.writers.as_slice()), table.get(slot).map(|u| u.readers.as_slice()))
+        else {
+            continue;
+        };
+        if readers != [at] || pinned.contains(&slot) || *into >= at {
+            continue;
+        }
+        let (Some(p), Some(pk)) = (dispatches.get(*into)?.as_ref(), keys.get(*into)?.as_ref()) else { continue };
+        if !kernel(pk.kernel).is_some_and(|k| k.text.contains("finish(")) {
+            continue;
+        }
+        let mut steps = Vec::new();
+        let mut more: Vec<SlotId> = Vec::new();
+        if !unary {
+            let other = operands.iter().position(|s| *s != slot)?;
+            let splat = constant(key, "SPLAT");
+            let f = key.functions.iter().find(|(a, _)| *a == "OP").map(|(_, f)| *f)?;
+            let Some(place) = place(d, constant(key, "SAME") == 1, splat, i, other) else { continue };
+            let elem = role(key, if other == 0 { "in0" } else { "in1" })?;
+            let source = *operands.get(other)?;
+            let ready = table.get(source).is_some_and(|u| u.writers.iter().all(|w| w < into));
+            if !ready {
+                continue;
+            }
+            steps.push(Step { f, operand: Some((elem, place)), swap: i == 1, args: Vec::new() });
+            more.push(source);
+        }
+        // The chain's own operands must be there as well.
+        let tail: Vec<SlotId> = extras(d).collect();
+        if !tail.iter().all(|s| table.get(*s).is_some_and(|u| u.writers.iter().all(|w| w < into))) {
+            continue;
+        }
+        more.extend(tail);
+        steps.extend(key.epilogue.iter().cloned());
+        let had = extras(p).count();
+        if had + more.len() > MAX_OPERANDS
+            || pk.epilogue.len() + steps.len() > MAX_STEPS
+            || (p.bindings.len() + more.len()) as u32 > max_storage_buffers
+        {
+            continue;
+        }
+        let mut merged = p.clone();
+        for b in &mut merged.bindings {
+            if b.access == Access::Write && b.slot == slot {
+                b.slot = result;
+            }
+        }
+        for (k, s) in more.into_iter().enumerate() {
+            let binding = EPILOGUE_BINDING + (had + k) as u32;
+            merged.bindings.push(crate::program::Binding { binding, slot: s, access: Access::Read });
+        }
+        let mut merged_key = pk.clone();
+        merged_key.epilogue.extend(steps);
+        let out = role(key, "out")?;
+        for (r, e) in &mut merged_key.roles {
+            if *r == "out" {
+                *e = out;
+            }
+        }
+        return Some((*into, merged_key, merged));
+    }
+    None
+}
+
+/// Where the other operand of a binary dispatch is read, if the fused one is laid out as the result.
+fn place(d: &Dispatch, same: bool, splat: i32, fused: usize, other: usize) -> Option<At> {
+    if same {
+        return Some(At::Same);
+    }
+    // The dispatch's uniform: quads, row, tail, dimensions, then (size, stride, stride, -) for each.
+    let row = *d.params.get(1)?;
+    let count = *d.params.get(3)? as usize;
+    let dims = d.params.get(4..4 + count.min(6) * 4)?;
+    if splat >> fused & 1 == 1 {
+        return None;
+    }
+    let mut want = row;
+    let mut still = true;
+    for dim in dims.chunks_exact(4) {
+        let (n, of_fused, of_other) = (*dim.first()?, *dim.get(1 + fused)?, *dim.get(1 + other)?);
+        if of_fused != want {
+            return None;
+        }
+        want = want.checked_mul(n)?;
+        still &= of_other == 0;
+    }
+    match (still, splat >> other & 1 == 1) {
+        (true, true) => Some(At::Scalar),
+        (true, false) => Some(At::Mod(row)),
+        _ => None,
+    }
+}
