@@ -11,8 +11,7 @@ use litegpu_delegate::*;
 use litegpu_graph::ops::Fact;
 use litegpu_graph::shapes::{Shapes, propagate};
 use litegpu_graph::{DType, Graph, Model, Node, Op, Quant, Shape, Tensor, TensorId, elements};
-use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// How a result may differ from the CPU's.
 #[derive(Debug, Clone, Copy)]
@@ -56,9 +55,7 @@ impl Config {
     }
 }
 
-thread_local! {
-    static ENGINES: RefCell<Vec<(Config, Arc<Engine>)>> = const { RefCell::new(Vec::new()) };
-}
+static ENGINES: Mutex<Vec<(Config, Arc<Engine>)>> = Mutex::new(Vec::new());
 
 /// The engine of a configuration; `None` when `NO_GPU=1` says that there need be none.
 pub fn engine(config: Config) -> Option<Arc<Engine>> {
@@ -66,16 +63,14 @@ pub fn engine(config: Config) -> Option<Arc<Engine>> {
         eprintln!("skipped: NO_GPU=1");
         return None;
     }
-    ENGINES.with(|list| {
-        let mut list = list.borrow_mut();
-        if let Some((_, e)) = list.iter().find(|(c, _)| *c == config) {
-            return Some(e.clone());
-        }
-        let e = Engine::open_blocking(config.options());
-        let e = Arc::new(e.expect("no adapter; set NO_GPU=1 to run without, or VK_DRIVER_FILES to name a driver"));
-        list.push((config, e.clone()));
-        Some(e)
-    })
+    let mut list = ENGINES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((_, e)) = list.iter().find(|(c, _)| *c == config) {
+        return Some(e.clone());
+    }
+    let e = Engine::open_blocking(config.options());
+    let e = Arc::new(e.expect("no adapter; set NO_GPU=1 to run without, or VK_DRIVER_FILES to name a driver"));
+    list.push((config, e.clone()));
+    Some(e)
 }
 
 /// A small deterministic generator.
