@@ -199,7 +199,10 @@ fn f_pow(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let whole = b == floor(b);
     let odd = whole & (abs(b % 2.0) == vec4<f32>(1.0));
     let signed = select(size, -size, odd & (a < vec4<f32>()));
-    return select(signed, vec4<f32>(1.0), b == vec4<f32>());
+    // A root of a negative number is none. The value is made from an operand: as a constant it is no valid program.
+    let none = bitcast<vec4<f32>>((bitcast<vec4<u32>>(a) & vec4<u32>(0u)) | vec4<u32>(0x7fc00000u));
+    let real = select(none, signed, whole | (a >= vec4<f32>()) | (a != a));
+    return select(real, vec4<f32>(1.0), b == vec4<f32>());
 }
 
 //@ f_floor_div:
