@@ -195,7 +195,8 @@ fn main(
         switch KIND {
             case 0u: {
                 let e = vec4<i32>(entry(top - v.x).x, entry(top - v.y).x, entry(top - v.z).x, entry(top - v.w).x);
-                let bits = vec4<u32>(12u + 23u - zeros);
+                // Sums of 512 and more would shift further; all that is left is zero.
+                let bits = vec4<u32>(min(12u + 23u - zeros, 31u));
                 y = i_rounding_shift(i_high_mul(e, vec4<i32>(scale)), bits) + p.least;
             }
             case 1u: {
