@@ -248,20 +248,29 @@ impl Suite {
         #[cfg(feature = "gpu")]
         let shared = match options.device {
             Device::Gpu => Some(crate::Gpu::open(options.gpu.clone())?),
-            Device::Auto | Device::Cpu => None,
+            Device::Auto => {
+                let mut gpu = options.gpu.clone();
+                gpu.allow_software &= gpu.adapter.is_some();
+                crate::Gpu::open(gpu).ok()
+            }
+            Device::Cpu => None,
         };
+        #[cfg(feature = "gpu")]
+        let device = if shared.is_some() { options.device } else { Device::Cpu };
+        #[cfg(not(feature = "gpu"))]
+        let device = options.device;
         let setup = |model: &Model| {
-            let b = Session::builder(model).device(options.device).precision(options.precision);
-            let b = b.threads(options.threads).require_gpu(options.device == Device::Gpu);
+            let b = Session::builder(model).device(device).precision(options.precision);
+            let b = b.threads(options.threads).require_gpu(device == Device::Gpu);
             let b = b.everything_on_gpu(options.everything_on_gpu);
             #[cfg(feature = "gpu")]
             let b = match &shared {
-                Some(gpu) => b.gpu(gpu),
-                None => b.gpu_options(options.gpu.clone()),
+                Some(gpu) => b.gpu(gpu).gpu_options(options.gpu.clone()),
+                None => b,
             };
             b
         };
-        let jobs = match (options.jobs, options.device) {
+        let jobs = match (options.jobs, device) {
             (0, Device::Cpu) => std::thread::available_parallelism().map_or(1, |n| n.get()),
             (0, _) => 1,
             (n, _) => n,

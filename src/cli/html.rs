@@ -175,6 +175,18 @@ fn draw(index: usize, g: &Graph, operators: &[Detail]) -> String {
             }
         }
     }
+    // What hangs on constants alone (a DEQUANTIZE of weights) belongs beside its reader, not at the top.
+    let mut first_reader: HashMap<usize, usize> = HashMap::new();
+    for &(from, to, _) in &links {
+        let layer = vertices.get(to).map_or(0, |v| v.layer);
+        first_reader.entry(from).and_modify(|l| *l = layer.min(*l)).or_insert(layer);
+    }
+    let fed: std::collections::HashSet<usize> = links.iter().map(|&(_, to, _)| to).collect();
+    for n in (0..g.nodes.len()).map(op_at).filter(|v| !fed.contains(v)) {
+        if let (Some(v), Some(&reader)) = (vertices.get_mut(n), first_reader.get(&n)) {
+            v.layer = reader.saturating_sub(1);
+        }
+    }
     let edges = route(&mut vertices, &links);
     let layers = arrange(&mut vertices);
     let (mut left, mut right) = (f64::MAX, f64::MIN);

@@ -5,7 +5,7 @@ use super::table::Table;
 use super::{DeviceArgs, Failed, Failure, Outcome, arrays, emit, emit_json, open, progress, read, write};
 use clap::Args;
 use litegpu::picture::{self, Layout};
-use litegpu::{Model, Session, Target, Tensor, TensorInfo};
+use litegpu::{Model, Report, Session, Target, Tensor, TensorInfo};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -192,16 +192,8 @@ impl Run {
         if given.is_none() && photo.is_none() {
             out += "\nno --inputs and no --image: the inputs were made up\n";
         }
-        out += &format!(
-            "\n{} operators on the GPU{}, {} on the CPU, {:.1} ms\n",
-            report.count(Target::Gpu),
-            report.adapter.as_ref().map(|a| format!(" ({a})")).unwrap_or_default(),
-            report.count(Target::Cpu),
-            report.timings.last_run_ms
-        );
-        if let Some(n) = &report.note {
-            out += &format!("note: {n}\n");
-        }
+        out += &format!("\n{}", placed(&report));
+        out += &format!("one run took {:.1} ms\n", report.timings.last_run_ms);
         emit(out);
         Ok(())
     }
@@ -246,20 +238,15 @@ impl Run {
             }));
         }
         emit(format!(
-            "{}x{} became {} ({}x{}) in {} tiles, {ms:.0} ms; {} operators on the GPU{}, {} on the CPU\n",
+            "{}x{} became {} ({}x{}) in {} tile(s), {ms:.0} ms\n\n{}",
             photo.width(),
             photo.height(),
             to.display(),
             result.width(),
             result.height(),
             report.timings.runs,
-            report.count(Target::Gpu),
-            report.adapter.as_ref().map(|a| format!(" ({a})")).unwrap_or_default(),
-            report.count(Target::Cpu),
+            placed(&report)
         ));
-        if let Some(n) = &report.note {
-            emit(format!("note: {n}\n"));
-        }
         Ok(())
     }
 
@@ -312,6 +299,35 @@ impl Run {
             preview: preview(t),
         }
     }
+}
+
+/// Where the operators ran, by kind.
+fn placed(report: &Report) -> String {
+    let mut out = String::new();
+    for target in [Target::Gpu, Target::Cpu, Target::Folded] {
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for p in report.placements.iter().filter(|p| p.target == target) {
+            match kinds.iter_mut().find(|(k, _)| *k == p.op) {
+                Some((_, n)) => *n += 1,
+                None => kinds.push((&p.op, 1)),
+            }
+        }
+        if kinds.is_empty() {
+            continue;
+        }
+        let place = match (target, &report.adapter) {
+            (Target::Gpu, Some(a)) => format!("on the GPU, {a}"),
+            (Target::Gpu, None) => "on the GPU".to_string(),
+            (Target::Cpu, _) => format!("on the CPU, {} thread(s)", report.threads),
+            (Target::Folded, _) => "folded away".to_string(),
+        };
+        let list: Vec<_> = kinds.iter().map(|(k, n)| if *n > 1 { format!("{n} {k}") } else { k.to_string() }).collect();
+        out += &format!("{} operators {place}: {}\n", report.count(target), list.join(", "));
+    }
+    if let Some(n) = &report.note {
+        out += &format!("note: {n}\n");
+    }
+    out
 }
 
 fn outputs(session: &Session) -> litegpu::Result<Vec<Tensor>> {

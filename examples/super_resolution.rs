@@ -1,6 +1,6 @@
 //! Makes a picture twice as large, tile by tile.
 //!
-//!     cargo run --release --example superres -- [PICTURE [RESULT [MODEL]]]
+//!     cargo run --release --example super_resolution -- [PICTURE [RESULT [MODEL]]]
 
 use litegpu::{Model, Session, Target, picture};
 use std::path::Path;

@@ -1,0 +1,63 @@
+//! Plans of the shipped models for the least adapter, as text. `BLESS=1 cargo test --test plans` writes them anew.
+#![cfg(feature = "gpu")]
+
+mod common;
+
+use litegpu::{Caps, Device, Model, Precision, Session, Target};
+use std::fmt::Write;
+
+fn text(model: &Model, everything: bool) -> String {
+    let report = Session::builder(model)
+        .device(Device::Gpu)
+        .precision(Precision::F16)
+        .everything_on_gpu(everything)
+        .threads(1)
+        .plan_for(&Caps::baseline())
+        .unwrap();
+    // Names of kernels change with every tuning; where an operator runs, and why it does not run on the GPU, is what
+    // this pins down.
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "gpu {} in {}, cpu {} in {}, folded {}",
+        report.count(Target::Gpu),
+        report.partition_count(Target::Gpu),
+        report.count(Target::Cpu),
+        report.partition_count(Target::Cpu),
+        report.count(Target::Folded)
+    );
+    for (i, part) in report.partitions.iter().enumerate() {
+        let _ = writeln!(out, "\npart {i} {}", part.target);
+        for c in &part.inputs {
+            let _ = writeln!(out, "  in {c}");
+        }
+        for &n in &part.nodes {
+            let p = report.placements.iter().find(|p| p.node == n).unwrap();
+            let reason = if p.target == Target::Gpu { "" } else { &p.reason };
+            let _ = writeln!(out, "{}", format!("  {n} {} {} {reason}", p.op, p.output).trim_end());
+        }
+        for c in &part.outputs {
+            let _ = writeln!(out, "  out {c}");
+        }
+    }
+    out
+}
+
+#[test]
+fn shipped_models() {
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut wrong = Vec::new();
+    for path in common::shipped() {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let model = Model::open(&path).unwrap();
+        let now = format!("# as it pays\n{}\n# all that can\n{}", text(&model, false), text(&model, true));
+        let file = common::repo(&format!("tests/plans/{name}.txt"));
+        if bless {
+            std::fs::write(&file, &now).unwrap();
+        } else if std::fs::read_to_string(&file).unwrap_or_default() != now {
+            eprintln!("{name}: the plan is now\n{now}");
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "plans have changed: {wrong:?} (BLESS=1 accepts them)");
+}

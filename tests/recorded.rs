@@ -1,0 +1,57 @@
+//! Models and operator cases with recorded outputs, through the library.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use litegpu::verify::{Options, Outcome, Status, Suite};
+use litegpu::{Device, Precision};
+use std::path::PathBuf;
+
+fn check(paths: &[PathBuf], options: &Options) -> Vec<Outcome> {
+    let suite = Suite::open(paths, &options.filter).unwrap();
+    let results = suite.run(options, |_| {}).unwrap();
+    let failed: Vec<_> = results.iter().filter(|r| r.status == Status::Failed).collect();
+    for r in &failed {
+        eprintln!("FAIL {}/{} [{}] {}", r.suite, r.case, r.class, r.message.as_deref().unwrap_or_default());
+    }
+    assert!(failed.is_empty(), "{} of {} failed", failed.len(), results.len());
+    results
+}
+
+fn cpu() -> Options {
+    Options { device: Device::Cpu, ..Options::default() }
+}
+
+#[test]
+fn shipped_models_on_the_cpu() {
+    let all = check(&[common::repo("models")], &cpu());
+    assert!(all.iter().all(|r| r.status == Status::Passed), "nothing is skipped");
+    assert_eq!(all.len(), common::shipped().len());
+}
+
+#[test]
+fn shipped_models_on_the_gpu() {
+    if !common::gpu() {
+        return;
+    }
+    for (precision, hide_f16) in [(Precision::F16, false), (Precision::F16, true), (Precision::F32, false)] {
+        let mut options = Options { device: Device::Gpu, precision, everything_on_gpu: true, ..Options::default() };
+        options.gpu.hide_f16 = hide_f16;
+        let all = check(&[common::repo("models")], &options);
+        assert!(all.iter().all(|r| r.status == Status::Passed), "nothing is skipped");
+    }
+}
+
+#[test]
+fn real_networks_on_the_cpu() {
+    let Some(models) = common::shared("models") else { return };
+    check(&[models], &cpu());
+}
+
+#[test]
+fn conformance_on_the_cpu() {
+    let Some(cases) = common::shared("conformance") else { return };
+    let all = check(&[cases], &cpu());
+    let skipped = all.iter().filter(|r| r.status == Status::Skipped).count();
+    eprintln!("{} passed, {skipped} skipped", all.len() - skipped);
+}
