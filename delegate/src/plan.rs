@@ -120,7 +120,11 @@ pub fn plan<'e>(
     let folded: Vec<bool> = graph
         .nodes
         .iter()
-        .map(|node| shapes.is_known(node) || node.outputs.iter().all(|t| scene.folded.contains_key(t)))
+        .map(|node| {
+            // An operator without results has an effect instead: it is never folded.
+            let all = !node.outputs.is_empty() && node.outputs.iter().all(|t| scene.folded.contains_key(t));
+            shapes.is_known(node) || all
+        })
         .map(|f| f && !options.force_cpu)
         .collect();
     let _ = &mut eval;
