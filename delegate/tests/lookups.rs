@@ -394,6 +394,27 @@ fn embedding() {
 }
 
 #[test]
+fn quantized_embedding() {
+    for shape in [&[9usize, 6][..], &[5, 3, 7], &[20, 8]] {
+        for per_row in [false, true] {
+            for d in [DType::I8, DType::I4] {
+                let mut c = Case::new(format!("EMBEDDING_LOOKUP {d} {shape:?} {per_row}"), Tolerance::Exact);
+                let i = c.input(DType::I32, &[7], 0.0, shape[0] as f64 - 1.0);
+                let scales = if per_row { shape[0] } else { 1 };
+                let scale = (0..scales).map(|i| 0.01 + i as f32 * 0.003).collect();
+                let q = Quant { scale, zero_point: vec![0; scales], ..Quant::default() };
+                let t = match d {
+                    DType::I8 => c.weights(d, shape, -127.0, 127.0, Some(q)),
+                    _ => c.nibbles(shape, q),
+                };
+                c.op(Op::EmbeddingLookup, &[i, t], DType::F32, None);
+                c.run();
+            }
+        }
+    }
+}
+
+#[test]
 fn fill() {
     for shape in [&[3i32, 5][..], &[2, 4], &[7], &[2, 1, 3, 1, 2]] {
         types(&[DType::F32, DType::I32, DType::I8], |d, q, configs| {

@@ -62,6 +62,7 @@ kernels! {
     }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "embedding" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }

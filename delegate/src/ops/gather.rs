@@ -3,10 +3,10 @@
 use super::{WG, acc};
 use crate::convert;
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
-use crate::program::{SlotId, row_quads};
+use crate::program::{SlotId, quads, row_quads, tail};
 use litegpu_graph::ops::axis;
 use litegpu_graph::{DType, Op, Shape, elements};
-use litegpu_shaders::{Elem, KernelKey, Lit, Step};
+use litegpu_shaders::{Elem, KernelKey, Step};
 
 /// The kernel's view: which dimensions are gathered, and what lies before and behind them.
 struct Gather {
@@ -57,6 +57,9 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     if cx.node.op == Op::ScatterNd {
         return scatter(cx);
     }
+    if cx.node.op == Op::EmbeddingLookup && matches!(cx.tensor(1)?.dtype, DType::I8 | DType::I4) {
+        return quantized_table(cx);
+    }
     let (values, indices) = match cx.node.op {
         Op::EmbeddingLookup => (1, 0),
         _ => (0, 1),
@@ -103,17 +106,10 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     let sizes: Vec<usize> = how.dims.iter().map(|(n, _)| *n).collect();
     check(cx, indices, &sizes)?;
     let y = cx.result(0)?;
-    let mut step = None;
-    if cx.node.op == Op::EmbeddingLookup && x.elem == Elem::I8 && y.elem.is_float() {
-        let (scale, zero) = x.scale_zero()?;
-        if zero != 0 {
-            return no("a quantized table with a zero point");
-        }
-        step = Some(Step::call("dequantize", &[Lit::f(scale), Lit::I(0)]));
-    } else if x.elem.is_float() != y.elem.is_float() || (!x.elem.is_float() && x.elem != y.elem) {
+    if x.elem.is_float() != y.elem.is_float() || (!x.elem.is_float() && x.elem != y.elem) {
         return no(format!("{} to {}", x.dtype, y.dtype));
     }
-    emit(cx, &how, &x, (slot, &i), &y, step)
+    emit(cx, &how, &x, (slot, &i), &y)
 }
 
 fn emit(
@@ -122,14 +118,12 @@ fn emit(
     x: &Operand<'_>,
     (slot, i): (SlotId, &[usize]),
     y: &Operand<'_>,
-    step: Option<Step>,
 ) -> Lowered {
     // Where the innermost dimension is not gathered, an output row is a piece of an operand row.
     let kept = g.inner % x.inner() == 0 && g.dims.iter().all(|(_, s)| s % 4 == 0) && y.inner() == x.inner();
     let vec = kept && (g.inner > 1 || x.inner() > 1 || x.shape.len() > g.dims.len());
-    let mut key =
+    let key =
         KernelKey::new("gather", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)]).set("VEC", vec as i32);
-    key.epilogue.extend(step);
     // Gathered down to single elements, the operand has no row of its own to step through.
     let (width, pitch) = if g.inner == 1 { (1, 1) } else { (x.inner(), row_quads(&x.shape) * 4) };
     let mut params = Params::new()
@@ -197,4 +191,60 @@ fn scatter(cx: &mut Lower<'_, '_>) -> Lowered {
         params = params.u(n).u(elements(y.shape.get(k + 1..).unwrap_or_default())).u(0).u(0);
     }
     cx.dispatch(key, &[slot, u.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// EMBEDDING_LOOKUP in a constant table of int8 or int4, which stays that small.
+fn quantized_table(cx: &mut Lower<'_, '_>) -> Lowered {
+    let (Some(t), Some(c)) = (cx.node.input(1), cx.constant(1)?) else { return no("a computed quantized table") };
+    let Some((&rows, rest)) = c.shape.split_first().filter(|(_, rest)| !rest.is_empty()) else {
+        return no("a table without rows");
+    };
+    let y = cx.result(0)?;
+    let quant = cx.tensor(1)?.quant.as_ref();
+    let scale = quant.map(|q| q.scale.clone()).unwrap_or_default();
+    if !y.elem.is_float() {
+        return no(format!("{} to {}", c.dtype, y.dtype));
+    }
+    if scale.is_empty() || !(scale.len() == 1 || scale.len() == rows) {
+        return no("a quantized table that has neither one scale nor one a row");
+    }
+    if quant.is_some_and(|q| q.zero_point.iter().any(|&z| z != 0) || (scale.len() > 1 && q.axis != 0)) {
+        return no("a quantized table with zero points, or with scales that are not a row's");
+    }
+    let block = quads(rest);
+    let (bits, words) = if c.dtype == DType::I4 { (4, block.div_ceil(2)) } else { (8, block) };
+    check(cx, 0, &[rows])?;
+    let (slot, _) = indices(cx, 0)?;
+    let table = cx.packed(t, Elem::I8, if bits == 4 { "int4 rows" } else { "" }, || match bits {
+        4 => Ok(nibbles(&c.bytes, rows, rest, words)),
+        _ => convert::pad(&c, Elem::I8),
+    })?;
+    let scales = cx.weight(|| Ok(scale.iter().flat_map(|s| s.to_le_bytes()).collect()))?;
+    let key = KernelKey::new("embedding", &[("acc", Elem::F32), ("out", y.elem)]).set("BITS", bits);
+    let params = Params::new()
+        .u(y.quads())
+        .u(y.row_quads())
+        .u(tail(&y.shape))
+        .u(block)
+        .u(words)
+        .u(rows)
+        .u(usize::from(scale.len() > 1));
+    cx.dispatch(key, &[slot, table, scales], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// A table of int4 (dense, low nibble first) with every row from a new word on, its innermost dimension padded to
+/// quads.
+fn nibbles(bytes: &[u8], rows: usize, rest: &[usize], words: usize) -> Vec<u8> {
+    let (inner, pitch) = (rest.last().copied().unwrap_or(1).max(1), row_quads(rest) * 4);
+    let count = elements(rest).max(1);
+    let mut out = vec![0u8; rows * words * 4];
+    for e in 0..rows * count {
+        let (row, at) = (e / count, e % count);
+        let at = (at / inner) * pitch + at % inner;
+        let nibble = (bytes.get(e / 2).copied().unwrap_or(0) >> (e % 2 * 4)) & 15;
+        if let Some(b) = out.get_mut(row * words * 4 + at / 2) {
+            *b |= nibble << (at % 2 * 4);
+        }
+    }
+    out
 }

@@ -163,6 +163,14 @@ impl Case {
         self.add(t)
     }
 
+    /// A constant of random int4.
+    pub fn nibbles(&mut self, shape: &[usize], quant: Quant) -> TensorId {
+        let data = fill(&mut self.random, DType::U8, elements(shape).div_ceil(2), 0.0, 255.0);
+        let mut t = Tensor::constant("const", DType::I4, shape, data);
+        t.quant = Some(quant);
+        self.add(t)
+    }
+
     pub fn i32s(&mut self, values: &[i32]) -> TensorId {
         self.i32s_of(&[values.len()], values)
     }
