@@ -120,7 +120,8 @@ fn emit(
     y: &Operand<'_>,
 ) -> Lowered {
     // Where the innermost dimension is not gathered, an output row is a piece of an operand row.
-    let kept = g.inner % x.inner() == 0 && g.dims.iter().all(|(_, s)| s % 4 == 0) && y.inner() == x.inner();
+    let kept =
+        g.inner.is_multiple_of(x.inner()) && g.dims.iter().all(|(_, s)| s.is_multiple_of(4)) && y.inner() == x.inner();
     let vec = kept && (g.inner > 1 || x.inner() > 1 || x.shape.len() > g.dims.len());
     let key =
         KernelKey::new("gather", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)]).set("VEC", vec as i32);
