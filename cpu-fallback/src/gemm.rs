@@ -24,18 +24,40 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `len` elements of scratch, contents unspecified, kept by the thread for the next call.
-pub(crate) fn scratch<T: Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
-    let words = len.checked_mul(size_of::<T>()).map(|b| b.div_ceil(8));
-    let words = words.ok_or_else(|| Error::invalid(format!("{len} elements of scratch")))?;
-    let mut v = SCRATCH.with(|s| s.borrow_mut().pop()).unwrap_or_default();
-    if v.len() < words {
-        v.try_reserve(words - v.len()).map_err(|_| Error::invalid(format!("cannot allocate {len} elements")))?;
-        v.resize(words, 0);
+/// Scratch memory on loan from its thread. A guard rather than a closure: what uses it must stay inlined in the
+/// function that is compiled for the instruction set.
+pub(crate) struct Scratch<T> {
+    words: Vec<u64>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Scratch<T> {
+    /// `len` elements, contents unspecified.
+    pub(crate) fn new(len: usize) -> Result<Scratch<T>> {
+        let count = len.checked_mul(size_of::<T>()).map(|b| b.div_ceil(8));
+        let count = count.ok_or_else(|| Error::invalid(format!("{len} elements of scratch")))?;
+        let mut words = SCRATCH.with(|s| s.borrow_mut().pop()).unwrap_or_default();
+        if words.len() < count {
+            let more = words.try_reserve(count - words.len());
+            more.map_err(|_| Error::invalid(format!("cannot allocate {len} elements")))?;
+            words.resize(count, 0);
+        }
+        Ok(Scratch { words, len, of: PhantomData })
     }
-    let out = bytemuck::try_cast_slice_mut::<u64, T>(&mut v).ok().and_then(|s| s.get_mut(..len)).map(f);
-    SCRATCH.with(|s| s.borrow_mut().push(v));
-    out.ok_or_else(|| Error::internal("scratch element type"))
+    /// The elements.
+    #[inline(always)]
+    pub(crate) fn get(&mut self) -> &mut [T] {
+        bytemuck::try_cast_slice_mut(&mut self.words).ok().and_then(|s| s.get_mut(..self.len)).unwrap_or_default()
+    }
+}
+
+impl<T> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        let words = std::mem::take(&mut self.words);
+        // The thread may be ending: then there is nobody to keep it for.
+        let _ = SCRATCH.try_with(|s| s.borrow_mut().push(words));
+    }
 }
 
 /// Makes `v` hold `len` copies of `value`.
@@ -64,16 +86,17 @@ impl PackedF32 {
         if depth == 0 {
             return Ok(());
         }
-        scratch(depth, |row: &mut [f32]| {
-            for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
-                for j in 0..NR.min(columns - p * NR) {
-                    column(p * NR + j, row);
-                    for (line, x) in panel.iter_mut().zip(&*row) {
-                        line.0[j] = *x;
-                    }
+        let mut scratch = Scratch::<f32>::new(depth)?;
+        let row = scratch.get();
+        for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
+            for j in 0..NR.min(columns - p * NR) {
+                column(p * NR + j, row);
+                for (line, x) in panel.iter_mut().zip(&*row) {
+                    line.0[j] = *x;
                 }
             }
-        })
+        }
+        Ok(())
     }
 
     /// Packs a matrix given row by row (depth by columns).
@@ -111,8 +134,6 @@ pub(crate) struct PackedInt {
     pub columns: usize,
     /// Pairs that can be summed in 32 bits for any 16-bit left operand.
     pub block: usize,
-    /// The sum of each column.
-    pub sums: Vec<i32>,
 }
 
 impl PackedInt {
@@ -130,30 +151,28 @@ impl PackedInt {
         (self.depth, self.columns, self.is_wide) = (depth, columns, wide);
         refill(&mut self.narrow, if wide { 0 } else { lines }, LineI8([[0; 2]; NR]))?;
         refill(&mut self.wide, if wide { lines } else { 0 }, LineI16([[0; 2]; NR]))?;
-        refill(&mut self.sums, columns, 0)?;
         let mut largest = 0i64;
         let pairs = self.pairs;
-        scratch(2 * pairs, |row: &mut [i16]| {
-            if let Some(last) = row.last_mut() {
-                *last = 0;
-            }
-            for n in 0..columns {
-                column(n, &mut row[..depth]);
-                let (p, j) = (n / NR, n % NR);
-                largest = largest.max(row.iter().map(|w| w.unsigned_abs() as i64).sum());
-                self.sums[n] = row.iter().fold(0i32, |s, &w| s.wrapping_add(w as i32));
-                let values = row.as_chunks::<2>().0.iter();
-                if wide {
-                    for (line, x) in self.wide[p * pairs..].iter_mut().zip(values) {
-                        line.0[j] = *x;
-                    }
-                } else {
-                    for (line, x) in self.narrow[p * pairs..].iter_mut().zip(values) {
-                        line.0[j] = [x[0] as i8, x[1] as i8];
-                    }
+        let mut scratch = Scratch::<i16>::new(2 * pairs)?;
+        let row = scratch.get();
+        if let Some(last) = row.last_mut() {
+            *last = 0;
+        }
+        for n in 0..columns {
+            column(n, &mut row[..depth]);
+            let (p, j) = (n / NR, n % NR);
+            largest = largest.max(row.iter().map(|w| w.unsigned_abs() as i64).sum());
+            let values = row.as_chunks::<2>().0.iter();
+            if wide {
+                for (line, x) in self.wide[p * pairs..].iter_mut().zip(values) {
+                    line.0[j] = *x;
+                }
+            } else {
+                for (line, x) in self.narrow[p * pairs..].iter_mut().zip(values) {
+                    line.0[j] = [x[0] as i8, x[1] as i8];
                 }
             }
-        })?;
+        }
         // One pair of a 16-bit and an 8-bit number reaches 2^23, of two 16-bit numbers 2^31.
         let fits = largest <= 65_535;
         self.block = if fits {
@@ -219,6 +238,23 @@ pub(crate) fn keep(failed: &OnceLock<Error>, done: Result<()>) {
     if let Err(e) = done {
         // A second error says nothing new.
         let _ = failed.set(e);
+    }
+}
+
+/// Rows in memory that a function converts all alike (it is told batch 0): many at once where they are packed alike.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flat<'a, X, F>(pub &'a [X], pub usize, pub F);
+
+impl<X: Sync, T, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Flat<'_, X, F> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
+        let (x, n) = (&self.0[first * self.1..][..count * self.1], self.1);
+        if stride == n {
+            return (self.2)(x, &mut into[..count * n], 0);
+        }
+        for r in 0..count {
+            (self.2)(&x[r * n..][..n], &mut into[r * stride..][..n], 0);
+        }
     }
 }
 
@@ -338,23 +374,15 @@ impl<A: Rows<f32>> Task for ProductF32<'_, A> {
             return Ok(());
         }
         let step = block_rows(4 * depth).min(self.rows.next_multiple_of(MAX_MR));
-        scratch(step * depth, |buffer: &mut [f32]| {
-            for r in (0..self.rows).step_by(step) {
-                let count = step.min(self.rows - r);
-                self.a.fill::<S>(self.first + r, count, buffer, depth);
-                block_f32::<S>(
-                    buffer,
-                    depth,
-                    count,
-                    self.b,
-                    self.finish,
-                    &self.panels,
-                    self.columns,
-                    &mut self.out[r * self.place.stride..],
-                    self.place,
-                );
-            }
-        })
+        let mut scratch = Scratch::<f32>::new(step * depth)?;
+        let buffer = scratch.get();
+        for r in (0..self.rows).step_by(step) {
+            let count = step.min(self.rows - r);
+            self.a.fill::<S>(self.first + r, count, buffer, depth);
+            let out = &mut self.out[r * self.place.stride..];
+            block_f32::<S>(buffer, depth, count, self.b, self.finish, &self.panels, self.columns, out, self.place);
+        }
+        Ok(())
     }
 }
 
@@ -383,9 +411,25 @@ fn block_f32<S: Isa>(
 }
 
 /// What becomes of the sums of an integer product.
-pub(crate) trait Finish<Sum, Out>: Sync {
+pub(crate) trait Finish<U, Out>: Sync {
     /// Turns the sums of row `row`, columns `column` to `column + out.len()`, into outputs. `#[inline(always)]`.
-    fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[Sum; NR], out: &mut [Out]);
+    fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[U; NR], out: &mut [Out]);
+
+    /// The same for several rows whose sums fit 32 bits; their outputs are `stride` apart, `n` columns each. `acc` is
+    /// scratch afterwards. `#[inline(always)]`.
+    #[inline(always)]
+    fn tile<S: Isa>(&self, row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [Out], stride: usize, n: usize)
+    where
+        U: Sum,
+    {
+        for (l, acc) in acc.iter().enumerate() {
+            let mut sums = [U::ZERO; NR];
+            for j in 0..NR {
+                sums[j] = sums[j].add(acc[j]);
+            }
+            self.finish::<S>(row + l, column, &sums, &mut out[l * stride..][..n]);
+        }
+    }
 }
 
 /// Sums of an integer product: 32 bits, wrapping, or 64 bits, exact for 16-bit left operands.
@@ -490,46 +534,53 @@ impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, 
         // In place only when pairs do not cross from one row into the next.
         let direct = self.a.direct().filter(|(_, lda)| *lda == stride);
         let step = block_rows(2 * stride).min(self.rows.next_multiple_of(MAX_MR));
-        let buffer = if direct.is_some() { 0 } else { step * stride };
-        scratch(buffer, |buffer: &mut [i16]| {
-            buffer.fill(0);
-            for r in (0..self.rows).step_by(step) {
-                let count = step.min(self.rows - r);
-                let a = match direct {
-                    Some((a, _)) => &a[(self.first + r) * stride..],
-                    None => {
-                        self.a.fill::<S>(self.first + r, count, buffer, stride);
-                        &*buffer
+        let mut scratch = Scratch::<i16>::new(if direct.is_some() { 0 } else { step * stride })?;
+        let buffer = scratch.get();
+        // An odd depth leaves the last element of each row unwritten.
+        buffer.fill(0);
+        for r in (0..self.rows).step_by(step) {
+            let count = step.min(self.rows - r);
+            let a = match direct {
+                Some((a, _)) => &a[(self.first + r) * stride..],
+                None => {
+                    self.a.fill::<S>(self.first + r, count, buffer, stride);
+                    &*buffer
+                }
+            };
+            for p in self.panels.clone() {
+                let column = (p - self.panels.start) * NR;
+                let n = NR.min(self.columns - column);
+                let panel = b.panel(p);
+                for i in (0..count).step_by(S::MR) {
+                    let m = S::MR.min(count - i);
+                    let mut acc = [[0i32; NR]; MAX_MR];
+                    let at = (r + i) * place.stride + place.column + column;
+                    let row = self.first + r + i;
+                    let block = if U::EXACT { b.block } else { b.pairs.max(1) };
+                    if block >= b.pairs {
+                        S::tile_i16(&a[i * stride..], stride, m, panel, n, &mut acc);
+                        self.finish.tile::<S>(row, p * NR, &mut acc[..m], &mut self.out[at..], place.stride, n);
+                        continue;
                     }
-                };
-                for p in self.panels.clone() {
-                    let column = (p - self.panels.start) * NR;
-                    let n = NR.min(self.columns - column);
-                    let panel = b.panel(p);
-                    for i in (0..count).step_by(S::MR) {
-                        let m = S::MR.min(count - i);
-                        let mut acc = [[0i32; NR]; MAX_MR];
-                        let mut sums = [[U::ZERO; NR]; MAX_MR];
-                        let block = if U::EXACT { b.block } else { b.pairs.max(1) };
-                        let mut k = 0;
-                        while k < b.pairs {
-                            let end = (k + block).min(b.pairs);
-                            S::tile_i16(&a[i * stride + 2 * k..], stride, m, panel.part(k..end), &mut acc);
-                            for (s, x) in sums.iter_mut().zip(&acc).take(m) {
-                                for j in 0..NR {
-                                    s[j] = s[j].add(x[j]);
-                                }
+                    let mut sums = [[U::ZERO; NR]; MAX_MR];
+                    let mut k = 0;
+                    while k < b.pairs {
+                        let end = (k + block).min(b.pairs);
+                        S::tile_i16(&a[i * stride + 2 * k..], stride, m, panel.part(k..end), n, &mut acc);
+                        for (s, x) in sums.iter_mut().zip(&acc).take(m) {
+                            for j in 0..NR {
+                                s[j] = s[j].add(x[j]);
                             }
-                            k = end;
                         }
-                        for (l, s) in sums.iter().enumerate().take(m) {
-                            let at = (r + i + l) * place.stride + place.column + column;
-                            let row = self.first + r + i + l;
-                            self.finish.finish::<S>(row, p * NR, s, &mut self.out[at..][..n]);
-                        }
+                        k = end;
+                    }
+                    for (l, s) in sums.iter().enumerate().take(m) {
+                        let out = &mut self.out[at + l * place.stride..][..n];
+                        self.finish.finish::<S>(row + l, p * NR, s, out);
                     }
                 }
             }
-        })
+        }
+        Ok(())
     }
 }

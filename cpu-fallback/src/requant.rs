@@ -1,7 +1,7 @@
 //! What follows an integer product: bias, scale, zero point, activation.
 
 use crate::gemm::{Finish, refill};
-use crate::simd::{Isa, NR, Requant, clamp};
+use crate::simd::{Isa, NR, Requant, RequantWide, clamp};
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
@@ -11,11 +11,17 @@ use litegpu_graph::{DType, Error, Result};
 pub(crate) trait Quantized: Copy + Send + Sync + bytemuck::Pod + Into<i32> {
     /// From a value already within the type's range.
     fn narrow(x: i32) -> Self;
+    /// The same for 16.
+    fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [Self; NR]);
 }
 impl Quantized for i8 {
     #[inline(always)]
     fn narrow(x: i32) -> i8 {
         x as i8
+    }
+    #[inline(always)]
+    fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [i8; NR]) {
+        S::narrow_i8(x, to);
     }
 }
 impl Quantized for u8 {
@@ -23,11 +29,19 @@ impl Quantized for u8 {
     fn narrow(x: i32) -> u8 {
         x as u8
     }
+    #[inline(always)]
+    fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [u8; NR]) {
+        S::narrow_u8(x, to);
+    }
 }
 impl Quantized for i16 {
     #[inline(always)]
     fn narrow(x: i32) -> i16 {
         x as i16
+    }
+    #[inline(always)]
+    fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [i16; NR]) {
+        S::narrow_i16(x, to);
     }
 }
 
@@ -73,9 +87,29 @@ impl Rounded {
     }
 }
 
+/// Narrows rows of 16 values to the first `n` of outputs `stride` apart.
+#[inline(always)]
+fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O], stride: usize, n: usize) {
+    for (l, row) in rows.iter().enumerate() {
+        let out = &mut out[l * stride..][..n];
+        if let Some(out) = out.first_chunk_mut::<NR>() {
+            O::narrow_all::<S>(row, out);
+        } else {
+            for (o, x) in out.iter_mut().zip(row) {
+                *o = O::narrow(*x);
+            }
+        }
+    }
+}
+
 impl<O: Quantized> Finish<i32, O> for Rounded {
     #[inline(always)]
-    fn finish<S: Isa>(&self, _row: usize, column: usize, sums: &[i32; NR], out: &mut [O]) {
+    fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[i32; NR], out: &mut [O]) {
+        let n = out.len();
+        self.tile::<S>(row, column, &mut [*sums], out, n, n);
+    }
+    #[inline(always)]
+    fn tile<S: Isa>(&self, _row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [O], stride: usize, n: usize) {
         let q = Requant {
             bias: lanes(&self.bias, column),
             value: lanes(&self.value, column),
@@ -84,10 +118,8 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
             low: self.low,
             high: self.high,
         };
-        let x = S::requantize(sums, &q);
-        for (o, x) in out.iter_mut().zip(x) {
-            *o = O::narrow(x);
-        }
+        S::requantize(acc, &q);
+        narrow_rows::<S, O>(acc, out, stride, n);
     }
 }
 
@@ -96,6 +128,11 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
 pub(crate) struct Wide {
     bias: Vec<i64>,
     multipliers: Vec<Multiplier>,
+    /// The multipliers reduced to 15 bits, and how far the product is shifted.
+    value: Vec<i64>,
+    shift: Vec<i64>,
+    /// Whether every shift suits the vector kernel.
+    shallow: bool,
     pub low: i32,
     pub high: i32,
 }
@@ -107,6 +144,12 @@ impl Wide {
         refill(&mut self.bias, n.next_multiple_of(NR), 0)?;
         refill(&mut self.multipliers, n.next_multiple_of(NR), Multiplier::default())?;
         self.multipliers[..n].copy_from_slice(multipliers);
+        refill(&mut self.value, n.next_multiple_of(NR), 0)?;
+        refill(&mut self.shift, n.next_multiple_of(NR), 1)?;
+        for (i, m) in multipliers.iter().enumerate() {
+            (self.value[i], self.shift[i]) = (m.reduced() as i64, 15 - m.shift as i64);
+        }
+        self.shallow = self.shift.iter().all(|s| (1..=32).contains(s));
         for (to, b) in self.bias.iter_mut().zip(bias.unwrap_or_default()) {
             *to = *b;
         }
@@ -122,6 +165,28 @@ impl<O: Quantized> Finish<i64, O> for Wide {
             let x = m[j].apply_wide(sums[j].wrapping_add(bias[j]));
             *o = O::narrow(x.max(self.low).min(self.high));
         }
+    }
+    #[inline(always)]
+    fn tile<S: Isa>(&self, row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [O], stride: usize, n: usize) {
+        if !self.shallow {
+            for (l, acc) in acc.iter().enumerate() {
+                let mut sums = [0i64; NR];
+                for j in 0..NR {
+                    sums[j] = acc[j] as i64;
+                }
+                self.finish::<S>(row + l, column, &sums, &mut out[l * stride..][..n]);
+            }
+            return;
+        }
+        let q = RequantWide {
+            bias: lanes(&self.bias, column),
+            value: lanes(&self.value, column),
+            shift: lanes(&self.shift, column),
+            low: self.low,
+            high: self.high,
+        };
+        S::requantize_wide(acc, &q);
+        narrow_rows::<S, O>(acc, out, stride, n);
     }
 }
 

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use bytemuck::{Pod, Zeroable};
+use smallvec::SmallVec;
 
 /// Columns of a packed panel.
 pub(crate) const NR: usize = 16;
@@ -63,16 +64,300 @@ pub(crate) struct Requant<'a> {
     pub high: i32,
 }
 
+/// Constants of the requantization of 16 columns of 64-bit sums, rounded once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequantWide<'a> {
+    pub bias: &'a [i64; NR],
+    /// Fractions of 15 bits.
+    pub value: &'a [i64; NR],
+    /// How far the product is shifted to the right: at most 32.
+    pub shift: &'a [i64; NR],
+    pub low: i32,
+    pub high: i32,
+}
+
 /// An instruction set.
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Rows of a tile.
     const MR: usize;
+    /// 8 floats.
+    type F: Copy;
+    /// 16 words.
+    type W: Copy;
+    /// 8 32-bit sums.
+    type I: Copy;
 
     /// a * b + c, fused where the set has it.
     fn fma(a: f32, b: f32, c: f32) -> f32;
 
+    fn load(x: &[f32; 8]) -> Self::F;
+    fn store(x: Self::F, to: &mut [f32; 8]);
+    /// a * b + c on each lane, fused where the set has it.
+    fn fma8(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Clamps each lane.
+    fn clamp8(x: Self::F, range: (f32, f32)) -> Self::F;
+
+    fn load_words(x: &[i16; NR]) -> Self::W;
+    fn widen_i8(x: &[i8; NR]) -> Self::W;
+    fn widen_u8(x: &[u8; NR]) -> Self::W;
+    /// The words of two vectors side by side, in an order that only [`Isa::sums`] undoes.
+    fn pair(a: Self::W, b: Self::W) -> [Self::W; 2];
+    fn zero() -> Self::I;
+    /// sum + a0 * b0 + a1 * b1 for each pair of words, modulo 2^32.
+    fn dot(sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
+    /// The sums of 16 lanes in their order.
+    fn sums(x: [Self::I; 2]) -> [i32; NR];
+
     /// One tile of a product: `rows` (at most MR) rows of `a`, `lda` apart, times a panel, plus `bias`, clamped, into
     /// the first `columns` columns of the rows of `out`, `ldc` apart.
+    fn tile_f32(
+        a: &[f32],
+        lda: usize,
+        rows: usize,
+        b: &[LineF32],
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        ldc: usize,
+        columns: usize,
+    );
+
+    /// One tile of an integer product, in pairs of depth steps: `acc` receives the sums, modulo 2^32. Only the first
+    /// `columns` matter.
+    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]);
+
+    /// Accumulators of 16 columns to quantized values, which the caller narrows.
+    fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>);
+
+    /// The same with 64-bit biases and reduced multipliers.
+    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>);
+
+    /// Values within the type's range, narrowed.
+    fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]);
+    fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]);
+    fn narrow_i16(x: &[i32; NR], to: &mut [i16; NR]);
+}
+
+/// Elements that depthwise convolutions of integers read, as words.
+pub(crate) trait Word: Copy + Send + Sync + 'static {
+    fn load<S: Isa>(x: &[Self; NR]) -> S::W;
+    fn word(self) -> i16;
+}
+impl Word for i8 {
+    #[inline(always)]
+    fn load<S: Isa>(x: &[i8; NR]) -> S::W {
+        S::widen_i8(x)
+    }
+    #[inline(always)]
+    fn word(self) -> i16 {
+        self as i16
+    }
+}
+impl Word for u8 {
+    #[inline(always)]
+    fn load<S: Isa>(x: &[u8; NR]) -> S::W {
+        S::widen_u8(x)
+    }
+    #[inline(always)]
+    fn word(self) -> i16 {
+        self as i16
+    }
+}
+impl Word for i16 {
+    #[inline(always)]
+    fn load<S: Isa>(x: &[i16; NR]) -> S::W {
+        S::load_words(x)
+    }
+    #[inline(always)]
+    fn word(self) -> i16 {
+        self
+    }
+}
+
+/// Taps of a depthwise filter that lie inside the image: how far each reads from the first element under the window,
+/// and which line of the filter it multiplies. An odd one is paired with the line of zeros that ends each filter.
+#[derive(Debug, Default)]
+pub(crate) struct Taps {
+    list: SmallVec<[(isize, usize); 26]>,
+    count: usize,
+    low: isize,
+    high: isize,
+    /// One past the last line that is read.
+    lines: usize,
+}
+
+impl Taps {
+    /// From (offset, line) pairs; `zero` is the line of zeros.
+    pub(crate) fn set(&mut self, taps: impl Iterator<Item = (isize, usize)>, zero: usize) {
+        self.list.clear();
+        self.list.extend(taps);
+        self.count = self.list.len();
+        if self.count % 2 == 1 {
+            let (offset, _) = self.list[0];
+            self.list.push((offset, zero));
+        }
+        self.low = self.list.iter().map(|t| t.0).min().unwrap_or(0);
+        self.high = self.list.iter().map(|t| t.0).max().unwrap_or(0);
+        self.lines = self.list.iter().map(|t| t.1 + 1).max().unwrap_or(0);
+    }
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+    /// (offset, line) of each tap.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (isize, usize)> + '_ {
+        self.list.iter().take(self.count).copied()
+    }
+    /// Whether windows from `first` on, `pixels` of them `step` apart, can be read `lanes` elements at a time.
+    #[inline(always)]
+    pub(crate) fn readable(&self, len: usize, first: isize, step: usize, pixels: usize, lanes: usize) -> bool {
+        let end = first + self.high + ((pixels - 1) * step + lanes) as isize;
+        first + self.low >= 0 && end >= 0 && end as usize <= len
+    }
+}
+
+/// Depthwise sums of P pixels, `step` apart, of 8 H channels from lane `lane` of the lines on.
+///
+/// # Panics
+/// When `taps` are not [readable](Taps::readable) or the lines are too few.
+#[inline(always)]
+pub(crate) fn depthwise_f32<S: Isa, const P: usize, const H: usize>(
+    image: &[f32],
+    first: isize,
+    step: usize,
+    taps: &Taps,
+    lines: &[[f32; NR]],
+    bias: &[f32; NR],
+    lane: usize,
+) -> [[S::F; H]; P] {
+    assert!(taps.readable(image.len(), first, step, P, 8 * H) && taps.lines <= lines.len() && lane + 8 * H <= NR);
+    let mut acc = [[S::load(&[0.0; 8]); H]; P];
+    // SAFETY: the assert covers the lowest and the highest element that any tap of any pixel reads, every line, and
+    // the lanes of lines and bias.
+    unsafe {
+        for h in 0..H {
+            let b = S::load(&*bias.as_ptr().add(lane + 8 * h).cast());
+            for acc in &mut acc {
+                acc[h] = b;
+            }
+        }
+        for &(offset, line) in taps.list.iter().take(taps.count) {
+            let w = lines.as_ptr().add(line).cast::<f32>().add(lane);
+            let x = image.as_ptr().offset(first + offset);
+            for h in 0..H {
+                let w = S::load(&*w.add(8 * h).cast());
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    acc[h] = S::fma8(S::load(&*x.add(p * step + 8 * h).cast()), w, acc[h]);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// Depthwise sums of P pixels, `step` apart, of 16 channels, modulo 2^32.
+///
+/// # Panics
+/// When `taps` are not [readable](Taps::readable) or the lines are too few.
+#[inline(always)]
+pub(crate) fn depthwise_int<S: Isa, X: Word, const P: usize>(
+    image: &[X],
+    first: isize,
+    step: usize,
+    taps: &Taps,
+    lines: &[[i16; NR]],
+) -> [[i32; NR]; P] {
+    assert!(taps.readable(image.len(), first, step, P, NR) && taps.lines <= lines.len());
+    let mut acc = [[S::zero(); 2]; P];
+    // SAFETY: the assert covers the lowest and the highest element that any tap of any pixel reads, and every line.
+    unsafe {
+        for &[(o0, l0), (o1, l1)] in taps.list.as_chunks::<2>().0 {
+            let w = S::pair(S::load_words(lines.get_unchecked(l0)), S::load_words(lines.get_unchecked(l1)));
+            let (x0, x1) = (image.as_ptr().offset(first + o0), image.as_ptr().offset(first + o1));
+            for (p, acc) in acc.iter_mut().enumerate() {
+                let x = S::pair(X::load::<S>(&*x0.add(p * step).cast()), X::load::<S>(&*x1.add(p * step).cast()));
+                acc[0] = S::dot(acc[0], x[0], w[0]);
+                acc[1] = S::dot(acc[1], x[1], w[1]);
+            }
+        }
+    }
+    let mut out = [[0; NR]; P];
+    for p in 0..P {
+        out[p] = S::sums(acc[p]);
+    }
+    out
+}
+
+/// `x` clamped; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn clamp(x: f32, range: (f32, f32)) -> f32 {
+    let x = if x < range.0 { range.0 } else { x };
+    if x > range.1 { range.1 } else { x }
+}
+
+/// No instruction beyond what the compiler may use anyway.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Isa for Portable {
+    const MR: usize = 4;
+    type F = [f32; 8];
+    type W = [i16; NR];
+    type I = [i32; 8];
+
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+    #[inline(always)]
+    fn load(x: &[f32; 8]) -> [f32; 8] {
+        *x
+    }
+    #[inline(always)]
+    fn store(x: [f32; 8], to: &mut [f32; 8]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn fma8(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|j| a[j] * b[j] + c[j])
+    }
+    #[inline(always)]
+    fn clamp8(x: [f32; 8], range: (f32, f32)) -> [f32; 8] {
+        x.map(|x| clamp(x, range))
+    }
+    #[inline(always)]
+    fn load_words(x: &[i16; NR]) -> [i16; NR] {
+        *x
+    }
+    #[inline(always)]
+    fn widen_i8(x: &[i8; NR]) -> [i16; NR] {
+        x.map(|x| x as i16)
+    }
+    #[inline(always)]
+    fn widen_u8(x: &[u8; NR]) -> [i16; NR] {
+        x.map(|x| x as i16)
+    }
+    #[inline(always)]
+    fn pair(a: [i16; NR], b: [i16; NR]) -> [[i16; NR]; 2] {
+        let at = |from: usize| std::array::from_fn(|j| if j % 2 == 0 { a[from + j / 2] } else { b[from + j / 2] });
+        [at(0), at(8)]
+    }
+    #[inline(always)]
+    fn zero() -> [i32; 8] {
+        [0; 8]
+    }
+    #[inline(always)]
+    fn dot(sum: [i32; 8], a: [i16; NR], b: [i16; NR]) -> [i32; 8] {
+        std::array::from_fn(|j| {
+            let even = a[2 * j] as i32 * b[2 * j] as i32;
+            sum[j].wrapping_add(even.wrapping_add(a[2 * j + 1] as i32 * b[2 * j + 1] as i32))
+        })
+    }
+    #[inline(always)]
+    fn sums(x: [[i32; 8]; 2]) -> [i32; NR] {
+        std::array::from_fn(|j| x[j / 8][j % 8])
+    }
+
     #[inline(always)]
     fn tile_f32(
         a: &[f32],
@@ -89,7 +374,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             let mut acc = *bias;
             for (x, line) in a[r * lda..].iter().zip(b) {
                 for j in 0..NR {
-                    acc[j] = Self::fma(*x, line.0[j], acc[j]);
+                    acc[j] += x * line.0[j];
                 }
             }
             for (o, v) in out[r * ldc..][..columns].iter_mut().zip(acc) {
@@ -98,64 +383,60 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         }
     }
 
-    /// One tile of an integer product, in pairs of depth steps: `acc` receives the sums, modulo 2^32.
     #[inline(always)]
-    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, acc: &mut [[i32; NR]; MAX_MR]) {
-        for r in 0..rows {
+    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, _columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+        for (r, acc) in acc.iter_mut().enumerate().take(rows) {
             let mut sum = [0i32; NR];
-            let row = &a[r * lda..][..2 * b.len()];
+            let row = a[r * lda..][..2 * b.len()].as_chunks::<2>().0;
+            let mut step = |x: &[i16; 2], w: [[i32; 2]; NR]| {
+                for j in 0..NR {
+                    let dot = (x[0] as i32 * w[j][0]).wrapping_add(x[1] as i32 * w[j][1]);
+                    sum[j] = sum[j].wrapping_add(dot);
+                }
+            };
             match b {
                 Panel::Narrow(lines) => {
-                    for (x, line) in row.as_chunks::<2>().0.iter().zip(lines) {
-                        for j in 0..NR {
-                            let [w0, w1] = line.0[j];
-                            let dot = (x[0] as i32 * w0 as i32).wrapping_add(x[1] as i32 * w1 as i32);
-                            sum[j] = sum[j].wrapping_add(dot);
-                        }
-                    }
+                    row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
                 }
                 Panel::Wide(lines) => {
-                    for (x, line) in row.as_chunks::<2>().0.iter().zip(lines) {
-                        for j in 0..NR {
-                            let [w0, w1] = line.0[j];
-                            let dot = (x[0] as i32 * w0 as i32).wrapping_add(x[1] as i32 * w1 as i32);
-                            sum[j] = sum[j].wrapping_add(dot);
-                        }
-                    }
+                    row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
                 }
             }
-            acc[r] = sum;
+            *acc = sum;
         }
     }
 
-    /// Accumulators of 16 columns to quantized values, which the caller narrows.
     #[inline(always)]
-    fn requantize(acc: &[i32; NR], q: &Requant<'_>) -> [i32; NR] {
-        let mut out = [0; NR];
-        for j in 0..NR {
-            let m = litegpu_graph::fixed::Multiplier { value: q.value[j], shift: q.shift[j] };
-            out[j] = m.apply(acc[j].wrapping_add(q.bias[j])).wrapping_add(q.zero).max(q.low).min(q.high);
+    fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
+        for acc in acc {
+            for j in 0..NR {
+                let m = litegpu_graph::fixed::Multiplier { value: q.value[j], shift: q.shift[j] };
+                let x = m.apply(acc[j].wrapping_add(q.bias[j]));
+                acc[j] = x.wrapping_add(q.zero).max(q.low).min(q.high);
+            }
         }
-        out
     }
-}
-
-/// `x` clamped; NaN stays NaN.
-#[inline(always)]
-pub(crate) fn clamp(x: f32, range: (f32, f32)) -> f32 {
-    let x = if x < range.0 { range.0 } else { x };
-    if x > range.1 { range.1 } else { x }
-}
-
-/// No instruction beyond what the compiler may use anyway.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Portable;
-
-impl Isa for Portable {
-    const MR: usize = 4;
     #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
+    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
+        for acc in acc {
+            for j in 0..NR {
+                let x = (acc[j] as i64).wrapping_add(q.bias[j]).wrapping_mul(q.value[j]);
+                let x = x.wrapping_add(1i64 << (q.shift[j] - 1)) >> q.shift[j];
+                acc[j] = (x as i32).max(q.low).min(q.high);
+            }
+        }
+    }
+    #[inline(always)]
+    fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
+        *to = x.map(|x| x as i8);
+    }
+    #[inline(always)]
+    fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]) {
+        *to = x.map(|x| x as u8);
+    }
+    #[inline(always)]
+    fn narrow_i16(x: &[i32; NR], to: &mut [i16; NR]) {
+        *to = x.map(|x| x as i16);
     }
 }
 
@@ -168,5 +449,583 @@ pub(crate) trait Task {
 /// Runs a task with the best instruction set that the machine has.
 #[inline]
 pub(crate) fn dispatch<T: Task>(task: T) -> T::Output {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the machine has the features that the function is compiled for.
+        return unsafe { avx2::enter(task) };
+    }
     task.run::<Portable>()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// 256-bit vectors with fused multiply-add. Its methods are used inside [`enter`] only.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Avx2;
+
+    /// Compiles a task for AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn enter<T: Task>(task: T) -> T::Output {
+        task.run::<Avx2>()
+    }
+
+    // SAFETY, for every block in this implementation: intrinsics without pointers only need their instruction set,
+    // which `enter` guarantees; loads and stores stay inside the arrays or the ranges that the asserts check.
+    impl Isa for Avx2 {
+        const MR: usize = 6;
+        type F = __m256;
+        type W = __m256i;
+        type I = __m256i;
+
+        #[inline(always)]
+        fn fma(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+        #[inline(always)]
+        fn load(x: &[f32; 8]) -> __m256 {
+            // SAFETY: 32 bytes of an array of 32.
+            unsafe { _mm256_loadu_ps(x.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(x: __m256, to: &mut [f32; 8]) {
+            // SAFETY: 32 bytes of an array of 32.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
+        }
+        #[inline(always)]
+        fn fma8(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn clamp8(x: __m256, range: (f32, f32)) -> __m256 {
+            // SAFETY: see above. The value is the second operand: NaN stays NaN.
+            unsafe { _mm256_min_ps(_mm256_set1_ps(range.1), _mm256_max_ps(_mm256_set1_ps(range.0), x)) }
+        }
+        #[inline(always)]
+        fn load_words(x: &[i16; NR]) -> __m256i {
+            // SAFETY: 32 bytes of an array of 32.
+            unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn widen_i8(x: &[i8; NR]) -> __m256i {
+            // SAFETY: 16 bytes of an array of 16.
+            unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn widen_u8(x: &[u8; NR]) -> __m256i {
+            // SAFETY: 16 bytes of an array of 16.
+            unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn pair(a: __m256i, b: __m256i) -> [__m256i; 2] {
+            // SAFETY: see above.
+            unsafe { [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)] }
+        }
+        #[inline(always)]
+        fn zero() -> __m256i {
+            // SAFETY: see above.
+            unsafe { _mm256_setzero_si256() }
+        }
+        #[inline(always)]
+        fn dot(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: see above.
+            unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+        }
+        #[inline(always)]
+        fn sums(x: [__m256i; 2]) -> [i32; NR] {
+            let mut out = [0i32; NR];
+            // SAFETY: the two stores fill the array's 64 bytes.
+            unsafe {
+                // Pairing works within halves: the first sums hold lanes 0 to 3 and 8 to 11.
+                let low = _mm256_permute2x128_si256::<0x20>(x[0], x[1]);
+                let high = _mm256_permute2x128_si256::<0x31>(x[0], x[1]);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), low);
+                _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), high);
+            }
+            out
+        }
+
+        #[inline(always)]
+        fn tile_f32(
+            a: &[f32],
+            lda: usize,
+            rows: usize,
+            b: &[LineF32],
+            bias: &[f32; NR],
+            range: (f32, f32),
+            out: &mut [f32],
+            ldc: usize,
+            columns: usize,
+        ) {
+            assert!((1..=6).contains(&rows) && (1..=NR).contains(&columns));
+            assert!(a.len() >= (rows - 1) * lda + b.len() && out.len() >= (rows - 1) * ldc + columns);
+            // SAFETY: the asserts cover every row of `a` and `out`; `b` is read line by line.
+            unsafe {
+                match (rows, columns > 8) {
+                    (1, false) => float_tile::<1, 1, 4>(a, lda, b, bias, range, out, ldc, columns),
+                    (2, false) => float_tile::<2, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
+                    (3, false) => float_tile::<3, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
+                    (4, false) => float_tile::<4, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
+                    (5, false) => float_tile::<5, 1, 1>(a, lda, b, bias, range, out, ldc, columns),
+                    (_, false) => float_tile::<6, 1, 1>(a, lda, b, bias, range, out, ldc, columns),
+                    (1, true) => float_tile::<1, 2, 4>(a, lda, b, bias, range, out, ldc, columns),
+                    (2, true) => float_tile::<2, 2, 2>(a, lda, b, bias, range, out, ldc, columns),
+                    (3, true) => float_tile::<3, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
+                    (4, true) => float_tile::<4, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
+                    (5, true) => float_tile::<5, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
+                    (_, true) => float_tile::<6, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+            assert!((1..=6).contains(&rows) && a.len() >= (rows - 1) * lda + 2 * b.len());
+            // SAFETY: the assert covers every row of `a`; `b` is read line by line.
+            unsafe {
+                match (b, rows, columns > 8) {
+                    (Panel::Narrow(b), 1, false) => int_tile::<1, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 2, false) => int_tile::<2, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 3, false) => int_tile::<3, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 4, false) => int_tile::<4, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 5, false) => int_tile::<5, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), _, false) => int_tile::<6, 1, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 1, true) => int_tile::<1, 2, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 2, true) => int_tile::<2, 2, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 3, true) => int_tile::<3, 2, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 4, true) => int_tile::<4, 2, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), 5, true) => int_tile::<5, 2, _>(a, lda, b, acc),
+                    (Panel::Narrow(b), _, true) => int_tile::<6, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), 1, _) => int_tile::<1, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), 2, _) => int_tile::<2, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), 3, _) => int_tile::<3, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), 4, _) => int_tile::<4, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), 5, _) => int_tile::<5, 2, _>(a, lda, b, acc),
+                    (Panel::Wide(b), _, _) => int_tile::<6, 2, _>(a, lda, b, acc),
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
+            for half in 0..2 {
+                let at = 8 * half;
+                // SAFETY: each load and store covers lanes `at` to `at + 8` of arrays of 16.
+                unsafe {
+                    let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
+                    let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
+                    let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
+                    let zero = _mm256_setzero_si256();
+                    let one = _mm256_set1_epi32(1);
+                    let odd_value = _mm256_srli_epi64::<32>(value);
+                    let left = _mm256_max_epi32(shift, zero);
+                    let right = _mm256_max_epi32(_mm256_sub_epi32(zero, shift), zero);
+                    let mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
+                    let half_mask = _mm256_srli_epi32::<1>(mask);
+                    let round = _mm256_set1_epi64x(1 << 30);
+                    let (low, high) = (_mm256_set1_epi32(q.low), _mm256_set1_epi32(q.high));
+                    let offset = _mm256_set1_epi32(q.zero);
+                    for acc in &mut *acc {
+                        let place = acc.as_mut_ptr().add(at).cast::<__m256i>();
+                        let x = _mm256_add_epi32(_mm256_loadu_si256(place), bias);
+                        let x = _mm256_sllv_epi32(x, left);
+                        // The doubled product's high half, rounded half up: (x * value + 2^30) >> 31, which is what
+                        // rounding half away from zero with a truncating division comes to.
+                        let even = _mm256_add_epi64(_mm256_mul_epi32(x, value), round);
+                        let odd = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), odd_value);
+                        let odd = _mm256_add_epi64(odd, round);
+                        let x = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<31>(even), _mm256_slli_epi64::<1>(odd));
+                        // Division by a power of two, half away from zero.
+                        let rest = _mm256_and_si256(x, mask);
+                        let threshold = _mm256_sub_epi32(half_mask, _mm256_srai_epi32::<31>(x));
+                        let up = _mm256_cmpgt_epi32(rest, threshold);
+                        let x = _mm256_sub_epi32(_mm256_srav_epi32(x, right), up);
+                        let x = _mm256_add_epi32(x, offset);
+                        let x = _mm256_min_epi32(_mm256_max_epi32(x, low), high);
+                        _mm256_storeu_si256(place, x);
+                    }
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
+            for quarter in 0..4 {
+                let at = 4 * quarter;
+                // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
+                unsafe {
+                    let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
+                    let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
+                    let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
+                    let one = _mm256_set1_epi64x(1);
+                    let round = _mm256_sllv_epi64(one, _mm256_sub_epi64(shift, one));
+                    let (low, high) = (_mm_set1_epi32(q.low), _mm_set1_epi32(q.high));
+                    let even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+                    for acc in &mut *acc {
+                        let place = acc.as_mut_ptr().add(at).cast::<__m128i>();
+                        let x = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_loadu_si128(place)), bias);
+                        // 64 by 15 bits, from two products of 32.
+                        let bottom = _mm256_mul_epu32(x, value);
+                        let top = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), value);
+                        let x = _mm256_add_epi64(bottom, _mm256_slli_epi64::<32>(top));
+                        // Only the low half of the quotient counts: a logical shift by at most 32 gives it.
+                        let x = _mm256_srlv_epi64(_mm256_add_epi64(x, round), shift);
+                        let x = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even));
+                        _mm_storeu_si128(place, _mm_min_epi32(_mm_max_epi32(x, low), high));
+                    }
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
+            // SAFETY: the store fills the array's 16 bytes.
+            unsafe {
+                let words = words_of(x);
+                let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+            }
+        }
+        #[inline(always)]
+        fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]) {
+            // SAFETY: the store fills the array's 16 bytes.
+            unsafe {
+                let words = words_of(x);
+                let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
+            }
+        }
+        #[inline(always)]
+        fn narrow_i16(x: &[i32; NR], to: &mut [i16; NR]) {
+            // SAFETY: the store fills the array's 32 bytes.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), words_of(x)) }
+        }
+    }
+
+    /// 16 values as words, saturated.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline(always)]
+    unsafe fn words_of(x: &[i32; NR]) -> __m256i {
+        // SAFETY: the loads cover the array's 64 bytes.
+        unsafe {
+            let low = _mm256_loadu_si256(x.as_ptr().cast());
+            let high = _mm256_loadu_si256(x.as_ptr().add(8).cast());
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high))
+        }
+    }
+
+    /// R rows by 8 C columns, the depth in U interleaved sums (so that few rows still keep the multipliers busy).
+    ///
+    /// # Safety
+    /// AVX2 and FMA; `a` holds R rows of `b.len()` elements, `lda` apart, `out` R rows of `columns`, `ldc` apart.
+    #[inline(always)]
+    unsafe fn float_tile<const R: usize, const C: usize, const U: usize>(
+        a: &[f32],
+        lda: usize,
+        b: &[LineF32],
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        ldc: usize,
+        columns: usize,
+    ) {
+        // SAFETY: the caller's promise bounds every pointer below.
+        unsafe {
+            let mut acc = [[[_mm256_setzero_ps(); C]; R]; U];
+            for r in 0..R {
+                for c in 0..C {
+                    acc[0][r][c] = _mm256_loadu_ps(bias.as_ptr().add(8 * c));
+                }
+            }
+            let (ap, bp) = (a.as_ptr(), b.as_ptr().cast::<f32>());
+            let depth = b.len();
+            let mut k = 0;
+            while k + U <= depth {
+                for u in 0..U {
+                    let line = bp.add((k + u) * NR);
+                    let mut w = [_mm256_setzero_ps(); C];
+                    for c in 0..C {
+                        w[c] = _mm256_load_ps(line.add(8 * c));
+                    }
+                    for r in 0..R {
+                        let x = _mm256_broadcast_ss(&*ap.add(r * lda + k + u));
+                        for c in 0..C {
+                            acc[u][r][c] = _mm256_fmadd_ps(x, w[c], acc[u][r][c]);
+                        }
+                    }
+                }
+                k += U;
+            }
+            while k < depth {
+                let line = bp.add(k * NR);
+                for r in 0..R {
+                    let x = _mm256_broadcast_ss(&*ap.add(r * lda + k));
+                    for c in 0..C {
+                        acc[0][r][c] = _mm256_fmadd_ps(x, _mm256_load_ps(line.add(8 * c)), acc[0][r][c]);
+                    }
+                }
+                k += 1;
+            }
+            let (low, high) = (_mm256_set1_ps(range.0), _mm256_set1_ps(range.1));
+            for r in 0..R {
+                for c in 0..C {
+                    let mut v = acc[0][r][c];
+                    for u in 1..U {
+                        v = _mm256_add_ps(v, acc[u][r][c]);
+                    }
+                    let v = _mm256_min_ps(high, _mm256_max_ps(low, v));
+                    let to = r * ldc + 8 * c;
+                    if columns >= 8 * (c + 1) {
+                        _mm256_storeu_ps(out.as_mut_ptr().add(to), v);
+                    } else {
+                        let mut part = [0f32; 8];
+                        _mm256_storeu_ps(part.as_mut_ptr(), v);
+                        let n = columns - 8 * c;
+                        std::ptr::copy_nonoverlapping(part.as_ptr(), out.as_mut_ptr().add(to), n);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A line of packed integers, as words.
+    trait Line: Copy {
+        /// # Safety
+        /// AVX2.
+        unsafe fn words(&self, c: usize) -> __m256i;
+    }
+    impl Line for LineI8 {
+        #[inline(always)]
+        unsafe fn words(&self, c: usize) -> __m256i {
+            // SAFETY: half `c` of a line's 32 bytes.
+            unsafe { _mm256_cvtepi8_epi16(_mm_load_si128(self.0.as_ptr().cast::<__m128i>().add(c))) }
+        }
+    }
+    impl Line for LineI16 {
+        #[inline(always)]
+        unsafe fn words(&self, c: usize) -> __m256i {
+            // SAFETY: half `c` of a line's 64 bytes.
+            unsafe { _mm256_load_si256(self.0.as_ptr().cast::<__m256i>().add(c)) }
+        }
+    }
+
+    /// R rows by 8 C columns.
+    ///
+    /// # Safety
+    /// AVX2; `a` holds R rows of `2 * b.len()` elements, `lda` apart.
+    #[inline(always)]
+    unsafe fn int_tile<const R: usize, const C: usize, L: Line>(
+        a: &[i16],
+        lda: usize,
+        b: &[L],
+        acc: &mut [[i32; NR]; MAX_MR],
+    ) {
+        // SAFETY: the caller's promise bounds every pointer below.
+        unsafe {
+            let mut sum = [[_mm256_setzero_si256(); C]; R];
+            let ap = a.as_ptr();
+            for (k, line) in b.iter().enumerate() {
+                let mut w = [_mm256_setzero_si256(); C];
+                for c in 0..C {
+                    w[c] = line.words(c);
+                }
+                for r in 0..R {
+                    let x = _mm256_set1_epi32(ap.add(r * lda + 2 * k).cast::<i32>().read_unaligned());
+                    for c in 0..C {
+                        sum[r][c] = _mm256_add_epi32(sum[r][c], _mm256_madd_epi16(x, w[c]));
+                    }
+                }
+            }
+            for r in 0..R {
+                for c in 0..C {
+                    _mm256_storeu_si256(acc[r].as_mut_ptr().add(8 * c).cast(), sum[r][c]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern, the same in every run.
+    fn numbers(n: usize, seed: u32) -> Vec<u32> {
+        let mut x = seed.wrapping_mul(2_654_435_761).max(1);
+        (0..n)
+            .map(|_| {
+                x ^= x << 13;
+                x ^= x >> 17;
+                x ^= x << 5;
+                x
+            })
+            .collect()
+    }
+
+    struct FloatTile<'a>(&'a [f32], usize, usize, &'a [LineF32], usize);
+    impl Task for FloatTile<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<f32> {
+            let FloatTile(a, lda, rows, b, columns) = self;
+            let mut out = vec![9.0; 6 * 20];
+            let bias = std::array::from_fn(|j| j as f32);
+            for r in (0..rows).step_by(S::MR) {
+                let m = S::MR.min(rows - r);
+                S::tile_f32(&a[r * lda..], lda, m, b, &bias, (-50.0, 50.0), &mut out[r * 20..], 20, columns);
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn float_tiles_agree() {
+        for depth in [0, 1, 3, 4, 17] {
+            let x = |v: u32| (v % 1000) as f32 / 100.0 - 5.0;
+            let a: Vec<f32> = numbers(6 * 20, 3).into_iter().map(x).collect();
+            let w: Vec<f32> = numbers(depth * NR, 5).into_iter().map(x).collect();
+            let b: Vec<LineF32> = w.as_chunks::<NR>().0.iter().map(|c| LineF32(*c)).collect();
+            for rows in 1..=6 {
+                for columns in [1, 7, 8, 9, 15, 16] {
+                    let fast = dispatch(FloatTile(&a, 20, rows, &b, columns));
+                    let slow = FloatTile(&a, 20, rows, &b, columns).run::<Portable>();
+                    for (i, (f, s)) in fast.iter().zip(&slow).enumerate() {
+                        assert!((f - s).abs() < 1e-3, "{depth} {rows} {columns} [{i}]: {f} {s}");
+                    }
+                }
+            }
+        }
+    }
+
+    struct IntTile<'a>(&'a [i16], usize, usize, Panel<'a>, usize);
+    impl Task for IntTile<'_> {
+        type Output = Vec<i32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<i32> {
+            let IntTile(a, lda, rows, b, columns) = self;
+            let mut out = Vec::new();
+            for r in (0..rows).step_by(S::MR) {
+                let m = S::MR.min(rows - r);
+                let mut acc = [[0; NR]; MAX_MR];
+                S::tile_i16(&a[r * lda..], lda, m, b, columns, &mut acc);
+                out.extend(acc.iter().take(m).flat_map(|a| a[..columns].to_vec()));
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn integer_tiles_are_equal() {
+        for pairs in [0, 1, 2, 9] {
+            let a: Vec<i16> = numbers(6 * 2 * 9, 7).into_iter().map(|v| v as i16).collect();
+            let w: Vec<i16> = numbers(pairs * 2 * NR, 11).into_iter().map(|v| v as i16).collect();
+            let wide: Vec<LineI16> =
+                w.as_chunks::<{ 2 * NR }>().0.iter().map(|c| LineI16(bytemuck::cast(*c))).collect();
+            let narrow: Vec<LineI8> = wide.iter().map(|l| LineI8(l.0.map(|p| p.map(|w| w as i8)))).collect();
+            for rows in 1..=6 {
+                for columns in [1, 8, 9, 16] {
+                    for panel in [Panel::Wide(&wide), Panel::Narrow(&narrow)] {
+                        let fast = dispatch(IntTile(&a, 18, rows, panel, columns));
+                        assert_eq!(fast, IntTile(&a, 18, rows, panel, columns).run::<Portable>());
+                    }
+                }
+            }
+        }
+    }
+
+    struct Requantize<'a>(&'a [i32; NR], Requant<'a>);
+    impl Task for Requantize<'_> {
+        type Output = [i32; NR];
+        #[inline(always)]
+        fn run<S: Isa>(self) -> [i32; NR] {
+            let mut acc = [*self.0; 2];
+            S::requantize(&mut acc, &self.1);
+            assert_eq!(acc[0], acc[1]);
+            acc[0]
+        }
+    }
+
+    struct RequantizeWide<'a>(&'a [i32; NR], RequantWide<'a>);
+    impl Task for RequantizeWide<'_> {
+        type Output = [i32; NR];
+        #[inline(always)]
+        fn run<S: Isa>(self) -> [i32; NR] {
+            let mut acc = [*self.0];
+            S::requantize_wide(&mut acc, &self.1);
+            acc[0]
+        }
+    }
+
+    #[test]
+    fn wide_requantization_is_equal() {
+        for seed in 1..400u32 {
+            let n = numbers(4 * NR, seed);
+            let acc = std::array::from_fn(|j| n[j] as i32 >> (n[j] % 24));
+            let bias = std::array::from_fn(|j| (n[NR + j] as i32 as i64) << (n[j] % 16));
+            let value = std::array::from_fn(|j| (n[2 * NR + j] % 0x8000) as i64);
+            let shift = std::array::from_fn(|j| (n[3 * NR + j] % 32) as i64 + 1);
+            let q = RequantWide { bias: &bias, value: &value, shift: &shift, low: i32::MIN, high: i32::MAX };
+            assert_eq!(dispatch(RequantizeWide(&acc, q)), RequantizeWide(&acc, q).run::<Portable>(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn requantization_is_equal() {
+        let edge = [i32::MIN, i32::MAX, 0, 1, -1, 1 << 30, -(1 << 30), i32::MIN + 1];
+        for seed in 1..400u32 {
+            let n = numbers(4 * NR, seed);
+            let acc = std::array::from_fn(|j| if n[j] % 5 == 0 { edge[j % 8] } else { n[j] as i32 >> (n[j] % 24) });
+            let bias = std::array::from_fn(|j| n[NR + j] as i32 >> 12);
+            let value = std::array::from_fn(|j| (1 << 30) | (n[2 * NR + j] >> 2) as i32);
+            let shift = std::array::from_fn(|j| (n[3 * NR + j] % 40) as i32 - 31);
+            let (bias, value, shift) = (&bias, &value, &shift);
+            let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX };
+            assert_eq!(dispatch(Requantize(&acc, q)), Requantize(&acc, q).run::<Portable>(), "seed {seed}");
+        }
+    }
+
+    struct Narrow<'a>(&'a [i32; NR]);
+    impl Task for Narrow<'_> {
+        type Output = ([i8; NR], [u8; NR], [i16; NR]);
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Self::Output {
+            let mut out = Self::Output::default();
+            S::narrow_i8(&self.0.map(|x| x / 512), &mut out.0);
+            S::narrow_u8(&self.0.map(|x| (x + 32768) / 256), &mut out.1);
+            S::narrow_i16(self.0, &mut out.2);
+            out
+        }
+    }
+
+    #[test]
+    fn narrowing_is_equal() {
+        let x = std::array::from_fn(|j| [-32768, 32767, 0, -1, 777, -12345][j % 6]);
+        assert_eq!(dispatch(Narrow(&x)), Narrow(&x).run::<Portable>());
+    }
+
+    struct Dots<'a>(&'a [i16; NR], &'a [i8; NR], &'a [u8; NR]);
+    impl Task for Dots<'_> {
+        type Output = [i32; NR];
+        #[inline(always)]
+        fn run<S: Isa>(self) -> [i32; NR] {
+            let a = S::pair(S::load_words(self.0), S::widen_i8(self.1));
+            let b = S::pair(S::widen_u8(self.2), S::load_words(self.0));
+            S::sums([S::dot(S::zero(), a[0], b[0]), S::dot(S::zero(), a[1], b[1])])
+        }
+    }
+
+    #[test]
+    fn paired_products_are_equal() {
+        let n = numbers(3 * NR, 23);
+        let w = std::array::from_fn(|j| n[j] as i16);
+        let (i, u) = (std::array::from_fn(|j| n[NR + j] as i8), std::array::from_fn(|j| n[2 * NR + j] as u8));
+        let want = std::array::from_fn(|j| w[j] as i32 * u[j] as i32 + i[j] as i32 * w[j] as i32);
+        assert_eq!(dispatch(Dots(&w, &i, &u)), want);
+        assert_eq!(Dots(&w, &i, &u).run::<Portable>(), want);
+    }
 }

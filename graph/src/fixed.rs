@@ -48,10 +48,16 @@ impl Multiplier {
         rounding_shift(high_mul(x, self.value), -self.shift)
     }
 
+    /// The fraction reduced to 16 bits, as the 16x8 kernels use it.
+    #[inline]
+    pub fn reduced(self) -> i32 {
+        if self.value < 0x7FFF_0000 { (self.value + (1 << 15)) >> 16 } else { 0x7FFF }
+    }
+
     /// A 48-bit accumulator times the multiplier, reduced to 16 bits, rounded once (half up): the 16x8 kernels.
     #[inline]
     pub fn apply_wide(self, x: i64) -> i32 {
-        let reduced = if self.value < 0x7FFF_0000 { (self.value + (1 << 15)) >> 16 } else { 0x7FFF };
+        let reduced = self.reduced();
         let total = (15 - self.shift).clamp(1, 62);
         (x.wrapping_mul(reduced as i64).wrapping_add(1i64 << (total - 1)) >> total) as i32
     }

@@ -6,7 +6,7 @@
 
 use super::*;
 use crate::gemm::{
-    Direct, Finish, FinishF32, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
+    Direct, Finish, FinishF32, Flat, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
 };
 use crate::kernel::Call;
 use crate::pool::Pool;
@@ -20,6 +20,8 @@ use litegpu_graph::schema::{ActivationFunctionType, Padding, TensorType};
 use litegpu_graph::{DType, Op};
 use smallvec::SmallVec;
 use std::marker::PhantomData;
+
+mod depthwise;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     match &site.node.op {
@@ -76,7 +78,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 bias_type: TensorType::FLOAT32,
                 form: Form::Conv2d,
             };
-            depthwise(site, frame)
+            depthwise::prepare(site, frame)
         }
         _ => no_kernel(site),
     }
@@ -281,6 +283,24 @@ struct Gather<'a, X, F> {
     convert: F,
 }
 
+impl<X, F> Gather<'_, X, F> {
+    /// Converts `n` elements. Short runs are done 16 at a time, past their end, where both sides have room: a fixed
+    /// length is vector code, and a call for a handful of elements would cost more than they do.
+    #[inline(always)]
+    fn copy<T>(&self, from: &[X], n: usize, to: &mut [T], batch: usize)
+    where
+        F: Fn(&[X], &mut [T], usize),
+    {
+        let blocks = n.div_ceil(NR);
+        if n > 16 * NR || from.len() < blocks * NR || to.len() < blocks * NR {
+            return (self.convert)(&from[..n], &mut to[..n], batch);
+        }
+        for (from, to) in from.as_chunks::<NR>().0.iter().zip(to.as_chunks_mut::<NR>().0).take(blocks) {
+            (self.convert)(from, to, batch);
+        }
+    }
+}
+
 impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, F> {
     #[inline(always)]
     fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
@@ -297,7 +317,8 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
         }
         at[0] = rest;
         for r in 0..count {
-            let row = &mut into[r * stride..][..depth];
+            // Copies may run past the row: what follows is written later.
+            let row = &mut into[r * stride..];
             let mut done = 0;
             let width = ax.taps.len() * self.group;
             let image = &self.x[at[0] * pixels..][..pixels];
@@ -306,10 +327,10 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
                 let z = (az.stride * at[1]) as i64 + dz;
                 for (_, dy) in &ay.taps {
                     let y = (ay.stride * at[2]) as i64 + dy;
-                    let line = &mut row[done..][..width];
+                    let line = done..done + width;
                     done += width;
                     if z < 0 || y < 0 || z >= az.input as i64 || y >= ay.input as i64 {
-                        line.fill(T::default());
+                        row[line].fill(T::default());
                         continue;
                     }
                     let base = (z as usize * ay.input + y as usize) * ax.input;
@@ -317,26 +338,29 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
                         let from = x0 + ax.taps.first().map_or(0, |t| t.1);
                         let low = (-from).clamp(0, ax.taps.len() as i64) as usize;
                         let high = (ax.input as i64 - from).clamp(low as i64, ax.taps.len() as i64) as usize;
-                        line[..low * self.channels].fill(T::default());
-                        line[high * self.channels..].fill(T::default());
+                        let (low, high) = (low * self.channels, high * self.channels);
+                        row[line.start..line.start + low].fill(T::default());
                         if low < high {
-                            let start = (base as i64 + from + low as i64) as usize * self.channels;
-                            let source = &image[start..][..(high - low) * self.channels];
-                            (self.convert)(source, &mut line[low * self.channels..high * self.channels], at[0]);
+                            let start = ((base as i64 + from) * self.channels as i64 + low as i64) as usize;
+                            self.copy(&image[start..], high - low, &mut row[line.start + low..], at[0]);
                         }
+                        row[line.start + high..line.end].fill(T::default());
                         continue;
                     }
-                    for ((_, dx), to) in ax.taps.iter().zip(line.chunks_exact_mut(self.group)) {
+                    for (t, (_, dx)) in ax.taps.iter().enumerate() {
                         let x = x0 + dx;
+                        let to = &mut row[line.start + t * self.group..];
                         if x < 0 || x >= ax.input as i64 {
-                            to.fill(T::default());
+                            to[..self.group].fill(T::default());
                             continue;
                         }
                         let start = (base + x as usize) * self.channels + self.first_channel;
-                        (self.convert)(&image[start..][..self.group], to, at[0]);
+                        self.copy(&image[start..], self.group, to, at[0]);
                     }
                 }
             }
+            // An odd depth is followed by a zero, which a copy may have run over.
+            into[r * stride + depth..(r + 1) * stride].fill(T::default());
             at[3] += 1;
             for (d, n) in [(3, ax.count), (2, ay.count), (1, az.count)] {
                 if at[d] == n {
@@ -487,6 +511,9 @@ where
             return product_int::<U, O>(pool, rows, &Direct(x, s.channels), pack, finish, out, place);
         }
         let convert = self.convert;
+        if self.plain {
+            return product_int::<U, O>(pool, rows, &Flat(self.x, s.channels, convert), pack, finish, out, place);
+        }
         let a =
             Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
         product_int::<U, O>(pool, rows, &a, pack, finish, out, place)
@@ -872,7 +899,9 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
                 *t = *f as i16 - zero;
             }
         };
-        let product = HybridProduct { x: &q, packs: &state.packs, finish: &state.finish, pieces: &pieces, convert };
+        let plain = s.batch == 1 && plain(&spatial, &s, &state.layout.phases);
+        let (packs, finish) = (&state.packs, &state.finish);
+        let product = HybridProduct { x: &q, packs, finish, pieces: &pieces, plain, convert };
         let pool = call.pool;
         run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
     }))
@@ -884,6 +913,8 @@ struct HybridProduct<'a, C> {
     finish: &'a [Hybrid],
     /// Scale of each batch.
     pieces: &'a [f32],
+    /// One batch, and nothing to gather.
+    plain: bool,
     convert: C,
 }
 
@@ -901,356 +932,12 @@ impl<C: Fn(&[i8], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProdu
     ) -> Result<()> {
         let finish = HybridRows { constants: &self.finish[group], pieces: self.pieces, rows: phase.rows(1) };
         let convert = self.convert;
+        if self.plain {
+            let a = Flat(self.x, s.channels, convert);
+            return product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place);
+        }
         let a =
             Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
         product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place)
     }
-}
-
-/// A depthwise filter, one line of 16 channels at a time: `[channels / 16][taps][16]`.
-#[derive(Default)]
-struct Lines<T> {
-    lines: Vec<[T; NR]>,
-    taps: usize,
-}
-
-impl<T: Pod> Lines<T> {
-    fn pack(&mut self, taps: usize, channels: usize, value: impl Fn(usize) -> T) -> Result<()> {
-        self.taps = taps;
-        let lines = channels.div_ceil(NR).checked_mul(taps).ok_or_else(|| Error::invalid("the filter is too large"))?;
-        refill(&mut self.lines, lines, [T::zeroed(); NR])?;
-        for (i, line) in self.lines.iter_mut().enumerate() {
-            let (block, tap) = (i / taps.max(1), i % taps.max(1));
-            for (j, v) in line.iter_mut().enumerate() {
-                let c = block * NR + j;
-                if c < channels {
-                    *v = value(tap * channels + c);
-                }
-            }
-        }
-        Ok(())
-    }
-    fn block(&self, b: usize) -> &[[T; NR]] {
-        &self.lines[b * self.taps..][..self.taps]
-    }
-}
-
-/// Sizes of a depthwise convolution.
-#[derive(Debug, Clone, Copy)]
-struct Depthwise {
-    input: [usize; 2],
-    output: [usize; 2],
-    taps: [usize; 2],
-    stride: [usize; 2],
-    dilation: [usize; 2],
-    before: [usize; 2],
-    channels: usize,
-    /// Output channels per input channel.
-    multiplier: usize,
-}
-
-impl Depthwise {
-    fn new(spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<Depthwise> {
-        let (&[_, h, w, c], &[_, kh, kw, n], &[_, oh, ow, _]) = (x, f, out) else {
-            return Err(Error::invalid(format!("input {x:?}, filter {f:?}, output {out:?}")));
-        };
-        if c == 0 || n % c != 0 {
-            return Err(Error::invalid(format!("a filter of shape {f:?} on an input of shape {x:?}")));
-        }
-        let wy = window(spatial.padding, h, kh, spatial.stride[1], spatial.dilation[1])?;
-        let wx = window(spatial.padding, w, kw, spatial.stride[2], spatial.dilation[2])?;
-        Ok(Depthwise {
-            input: [h, w],
-            output: [oh, ow],
-            taps: [kh, kw],
-            stride: [spatial.stride[1] as usize, spatial.stride[2] as usize],
-            dilation: [spatial.dilation[1] as usize, spatial.dilation[2] as usize],
-            before: [wy.before, wx.before],
-            channels: c,
-            multiplier: n / c,
-        })
-    }
-
-    fn filters(&self) -> usize {
-        self.channels * self.multiplier
-    }
-
-    /// The taps that lie inside the input along an axis, for an output position: first, end.
-    #[inline(always)]
-    fn inside(&self, axis: usize, at: usize) -> (usize, usize) {
-        let origin = at * self.stride[axis];
-        let (before, dilation) = (self.before[axis], self.dilation[axis]);
-        let first = before.saturating_sub(origin).div_ceil(dilation);
-        let room = (self.input[axis] + before).saturating_sub(origin);
-        (first, room.div_ceil(dilation).min(self.taps[axis]).max(first))
-    }
-}
-
-/// One output row of a depthwise convolution. `multiply(x, w, sum)` adds one product.
-struct DepthwiseRow<'a, X, T, A, O, M, F> {
-    d: &'a Depthwise,
-    /// The image.
-    x: &'a [X],
-    lines: &'a Lines<T>,
-    /// Output row.
-    y: usize,
-    out: &'a mut [O],
-    zero: A,
-    multiply: M,
-    /// (column, sums, output)
-    finish: F,
-}
-
-impl<X: Pod, T: Pod, A: Copy, O, M, F> Task for DepthwiseRow<'_, X, T, A, O, M, F>
-where
-    M: Fn(X, T, A) -> A,
-    F: Depth<A, O>,
-{
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Isa>(self) {
-        let d = self.d;
-        let n = d.filters();
-        let (ky0, ky1) = d.inside(0, self.y);
-        for (ox, out) in self.out.chunks_exact_mut(n).enumerate() {
-            let (kx0, kx1) = d.inside(1, ox);
-            for (block, out) in out.chunks_mut(NR).enumerate() {
-                let mut sum = [self.zero; NR];
-                let lines = self.lines.block(block);
-                let column = block * NR;
-                for ky in ky0..ky1 {
-                    let iy = self.y * d.stride[0] + ky * d.dilation[0] - d.before[0];
-                    for kx in kx0..kx1 {
-                        let ix = ox * d.stride[1] + kx * d.dilation[1] - d.before[1];
-                        let pixel = &self.x[(iy * d.input[1] + ix) * d.channels..][..d.channels];
-                        let line = &lines[ky * d.taps[1] + kx];
-                        if d.multiplier == 1 {
-                            let pixel = &pixel[column..][..out.len()];
-                            if let Some(pixel) = pixel.first_chunk::<NR>() {
-                                for j in 0..NR {
-                                    sum[j] = (self.multiply)(pixel[j], line[j], sum[j]);
-                                }
-                            } else {
-                                for (j, x) in pixel.iter().enumerate() {
-                                    sum[j] = (self.multiply)(*x, line[j], sum[j]);
-                                }
-                            }
-                        } else {
-                            for j in 0..out.len() {
-                                sum[j] = (self.multiply)(pixel[(column + j) / d.multiplier], line[j], sum[j]);
-                            }
-                        }
-                    }
-                }
-                self.finish.finish::<S>(column, &sum, out);
-            }
-        }
-    }
-}
-
-/// What becomes of a depthwise sum.
-trait Depth<A, O> {
-    fn finish<S: Isa>(&self, column: usize, sums: &[A; NR], out: &mut [O]);
-}
-
-struct FloatDepth<'a>(&'a FinishF32);
-impl Depth<f32, f32> for FloatDepth<'_> {
-    #[inline(always)]
-    fn finish<S: Isa>(&self, column: usize, sums: &[f32; NR], out: &mut [f32]) {
-        let bias = lanes(&self.0.bias, column);
-        for (j, o) in out.iter_mut().enumerate().take(NR) {
-            *o = clamp(sums[j] + bias[j], self.0.range);
-        }
-    }
-}
-
-/// Any integer finish; the row is the batch.
-struct IntDepth<'a, F>(&'a F, usize);
-impl<A, O, F: Finish<A, O>> Depth<A, O> for IntDepth<'_, F> {
-    #[inline(always)]
-    fn finish<S: Isa>(&self, column: usize, sums: &[A; NR], out: &mut [O]) {
-        self.0.finish::<S>(self.1, column, sums, out);
-    }
-}
-
-/// Runs all rows, in parallel where it pays; `row(batch, y, image, out)` computes one.
-fn depthwise_rows<X: Sync, O: Send>(
-    pool: &Pool,
-    d: &Depthwise,
-    x: &[X],
-    out: &mut [O],
-    row: impl Fn(usize, usize, &[X], &mut [O]) + Sync,
-) {
-    let width = d.output[1] * d.filters();
-    let image = d.input[0] * d.input[1] * d.channels;
-    if width == 0 || image == 0 || out.is_empty() {
-        return;
-    }
-    let rows = out.len() / width;
-    let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
-    let parallel = pool.threads() > 1 && work > 100_000;
-    let per = if parallel { rows.div_ceil(pool.threads() * 3).max(1) } else { rows };
-    pool.chunks(out, per * width, parallel, |i, piece| {
-        for (r, out) in piece.chunks_exact_mut(width).enumerate() {
-            let r = i * per + r;
-            let (batch, y) = (r / d.output[0], r % d.output[0]);
-            row(batch, y, &x[batch * image..][..image], out);
-        }
-    });
-}
-
-struct DepthwiseState<T, F> {
-    operands: Operands,
-    ready: bool,
-    lines: Lines<T>,
-    finish: F,
-}
-
-impl<T: Pod + Default, F: Default> DepthwiseState<T, F> {
-    fn new(site: &Site<'_>) -> Result<DepthwiseState<T, F>> {
-        Ok(DepthwiseState {
-            operands: Operands::new(site, [0, 1, 2])?,
-            ready: false,
-            lines: Lines { lines: Vec::new(), taps: 0 },
-            finish: F::default(),
-        })
-    }
-    /// Brings everything up to date; `set` packs the filter and makes the finish.
-    fn update(
-        &mut self,
-        call: &Call<'_>,
-        spatial: &Spatial,
-        x: &[usize],
-        out: &[usize],
-        set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Depthwise, &mut Lines<T>, &mut F) -> Result<()>,
-    ) -> Result<Depthwise> {
-        let (weights, bias) = self.operands.get(call)?;
-        let d = Depthwise::new(spatial, x, weights.shape, out)?;
-        if !self.ready {
-            set(&weights, bias.as_ref(), &d, &mut self.lines, &mut self.finish)?;
-            self.ready = self.operands.constant();
-        }
-        Ok(d)
-    }
-}
-
-fn pack_lines(w: &Weights<'_>, d: &Depthwise, lines: &mut Lines<i16>) -> Result<()> {
-    let bytes = w.bytes8()?;
-    let unsigned = w.dtype == DType::U8;
-    let zero = if unsigned { w.zero_point()? } else { 0 };
-    let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero as i16;
-    lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| bytes.get(i).map_or(0, |b| value(*b)))
-}
-
-fn depthwise(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
-    match kind(site, [0, 1, 2], spatial.bias_type)? {
-        Kind::Float => depthwise_float(site, spatial),
-        Kind::Hybrid => depthwise_hybrid(site, spatial),
-        // 16-bit activations have 64-bit sums here, whatever the bias.
-        Kind::Wide => depthwise_wide(site, spatial),
-        Kind::Int => match site.input(0)?.dtype {
-            DType::I8 => depthwise_int::<i8>(site, spatial),
-            DType::U8 => depthwise_int::<u8>(site, spatial),
-            _ => depthwise_wide(site, spatial),
-        },
-    }
-}
-
-fn depthwise_float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
-    let range = float_range(spatial.activation)?;
-    let mut state: DepthwiseState<f32, FinishF32> = DepthwiseState::new(site)?;
-    Ok(Box::new(move |call| {
-        let x = call.input(0)?;
-        let shape = call.output(0)?.shape.clone();
-        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
-            let values = w.floats()?;
-            lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| values.get(i).copied().unwrap_or(0.0))?;
-            finish.range = range;
-            finish.set(d.filters(), bias_floats(bias, d.filters())?.as_deref())
-        })?;
-        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
-        let out = call.output(0)?.as_mut_slice()?;
-        depthwise_rows(pool, &d, x.as_slice::<f32>()?, out, |_, y, x, out| {
-            let multiply = |x: f32, w: f32, sum: f32| x * w + sum;
-            dispatch(DepthwiseRow { d: &d, x, lines, y, out, zero: 0.0, multiply, finish: FloatDepth(finish) });
-        });
-        Ok(())
-    }))
-}
-
-fn depthwise_int<X: Quantized>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
-    let scales = scales(site, 0)?;
-    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
-    let mut state: DepthwiseState<i16, Rounded> = DepthwiseState::new(site)?;
-    Ok(Box::new(move |call| {
-        let x = call.input(0)?;
-        let shape = call.output(0)?.shape.clone();
-        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
-            pack_lines(w, d, lines)?;
-            (finish.zero, finish.low, finish.high) = (scales.output.1, low, high);
-            let multipliers = scales.multipliers(w, d.filters())?;
-            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
-        })?;
-        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
-        let out = call.output(0)?.as_mut_slice()?;
-        let input_zero = scales.input.1;
-        depthwise_rows(pool, &d, x.as_slice::<X>()?, out, |batch, y, x, out| {
-            let multiply = |x: X, w: i16, sum: i32| sum.wrapping_add((Into::<i32>::into(x) - input_zero) * w as i32);
-            let finish = IntDepth(finish, batch);
-            dispatch(DepthwiseRow::<X, i16, i32, X, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
-        });
-        Ok(())
-    }))
-}
-
-fn depthwise_wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
-    let scales = scales(site, 0)?;
-    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
-    let mut state: DepthwiseState<i16, Wide> = DepthwiseState::new(site)?;
-    Ok(Box::new(move |call| {
-        let x = call.input(0)?;
-        let shape = call.output(0)?.shape.clone();
-        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
-            pack_lines(w, d, lines)?;
-            (finish.low, finish.high) = (low, high);
-            let multipliers = scales.multipliers(w, d.filters())?;
-            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
-        })?;
-        let (pool, lines, finish) = (call.pool, &state.lines, &state.finish);
-        let out = call.output(0)?.as_mut_slice()?;
-        depthwise_rows(pool, &d, x.as_slice::<i16>()?, out, |batch, y, x, out| {
-            let multiply = |x: i16, w: i16, sum: i64| sum + x as i64 * w as i64;
-            let finish = IntDepth(finish, batch);
-            dispatch(DepthwiseRow::<i16, i16, i64, i16, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
-        });
-        Ok(())
-    }))
-}
-
-fn depthwise_hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
-    let range = float_range(spatial.activation)?;
-    let mut state: DepthwiseState<i16, Hybrid> = DepthwiseState::new(site)?;
-    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
-    Ok(Box::new(move |call| {
-        let x = call.input(0)?;
-        let shape = call.output(0)?.shape.clone();
-        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
-            let w = w.signed();
-            pack_lines(&w, d, lines)?;
-            finish.range = range;
-            finish.set(bias_floats(bias, d.filters())?.as_deref(), &w.scales(d.filters())?)
-        })?;
-        let batch = x.shape.first().copied().unwrap_or(0);
-        quantize_batches(x.as_slice()?, batch, false, &mut q, &mut pieces, &mut zeros)?;
-        let (pool, lines, zeros) = (call.pool, &state.lines, &zeros);
-        let finish = HybridRows { constants: &state.finish, pieces: &pieces, rows: 1 };
-        let out = call.output(0)?.as_mut_slice()?;
-        depthwise_rows(pool, &d, &q, out, |batch, y, x, out| {
-            let zero = zeros.get(batch).copied().unwrap_or(0) as i32;
-            let multiply = |x: i8, w: i16, sum: i32| sum.wrapping_add((x as i32 - zero) * w as i32);
-            let finish = IntDepth(&finish, batch);
-            dispatch(DepthwiseRow::<i8, i16, i32, f32, _, _> { d: &d, x, lines, y, out, zero: 0, multiply, finish });
-        });
-        Ok(())
-    }))
 }

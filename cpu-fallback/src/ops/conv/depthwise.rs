@@ -1,0 +1,465 @@
+//! Depthwise convolutions.
+//!
+//! A row of output is computed 16 channels at a time, four neighbouring pixels at once, so that a line of the filter
+//! is loaded once for four. Where the window hangs over an edge, the taps that are left are listed for that pixel.
+//! Zero points of integer inputs are taken out of the sums afterwards: they add the same to every pixel that sees the
+//! same taps.
+
+use super::*;
+use crate::simd::{Taps, Word, depthwise_f32, depthwise_int};
+
+/// Pixels computed at once.
+const PIXELS: usize = 4;
+
+/// Rows to a batch, as finishes count them: no fewer than pixels finished at once.
+const PIECE: usize = 16;
+
+/// Taps up to which sums of 16-bit activations and 8-bit weights fit 32 bits.
+const NARROW_TAPS: usize = 500;
+
+/// The filter, one line of 16 channels at a time: `[channels / 16][taps + 1][16]`; the line after the last tap is zero.
+#[derive(Default)]
+struct Lines<T> {
+    lines: Vec<[T; NR]>,
+    /// The sum of each channel's taps (integers only).
+    sums: Vec<[i32; NR]>,
+    taps: usize,
+}
+
+impl<T: Pod> Lines<T> {
+    fn pack(&mut self, taps: usize, channels: usize, value: impl Fn(usize) -> T) -> Result<()> {
+        self.taps = taps;
+        let lines = channels.div_ceil(NR).checked_mul(taps + 1);
+        let lines = lines.ok_or_else(|| Error::invalid("the filter is too large"))?;
+        refill(&mut self.lines, lines, [T::zeroed(); NR])?;
+        for (i, line) in self.lines.iter_mut().enumerate() {
+            let (block, tap) = (i / (taps + 1), i % (taps + 1));
+            for (j, v) in line.iter_mut().enumerate() {
+                let c = block * NR + j;
+                if c < channels && tap < taps {
+                    *v = value(tap * channels + c);
+                }
+            }
+        }
+        Ok(())
+    }
+    #[inline(always)]
+    fn block(&self, b: usize) -> &[[T; NR]] {
+        &self.lines[b * (self.taps + 1)..][..self.taps + 1]
+    }
+}
+
+/// Sizes of a depthwise convolution.
+#[derive(Debug, Clone, Copy)]
+struct Depthwise {
+    input: [usize; 2],
+    output: [usize; 2],
+    taps: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+    before: [usize; 2],
+    channels: usize,
+    /// Output channels per input channel.
+    multiplier: usize,
+}
+
+impl Depthwise {
+    fn new(spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<Depthwise> {
+        let (&[_, h, w, c], &[_, kh, kw, n], &[_, oh, ow, _]) = (x, f, out) else {
+            return Err(Error::invalid(format!("input {x:?}, filter {f:?}, output {out:?}")));
+        };
+        if c == 0 || n % c != 0 {
+            return Err(Error::invalid(format!("a filter of shape {f:?} on an input of shape {x:?}")));
+        }
+        let wy = window(spatial.padding, h, kh, spatial.stride[1], spatial.dilation[1])?;
+        let wx = window(spatial.padding, w, kw, spatial.stride[2], spatial.dilation[2])?;
+        Ok(Depthwise {
+            input: [h, w],
+            output: [oh, ow],
+            taps: [kh, kw],
+            stride: [spatial.stride[1] as usize, spatial.stride[2] as usize],
+            dilation: [spatial.dilation[1] as usize, spatial.dilation[2] as usize],
+            before: [wy.before, wx.before],
+            channels: c,
+            multiplier: n / c,
+        })
+    }
+
+    fn filters(&self) -> usize {
+        self.channels * self.multiplier
+    }
+
+    /// The taps that lie inside the input along an axis, for an output position: first, end.
+    fn inside(&self, axis: usize, at: usize) -> (usize, usize) {
+        let origin = at * self.stride[axis];
+        let (before, dilation) = (self.before[axis], self.dilation[axis]);
+        let first = before.saturating_sub(origin).div_ceil(dilation).min(self.taps[axis]);
+        let room = (self.input[axis] + before).saturating_sub(origin);
+        (first, room.div_ceil(dilation).min(self.taps[axis]).max(first))
+    }
+
+    /// Output columns whose windows lie inside the input from left to right.
+    fn interior(&self) -> std::ops::Range<usize> {
+        let whole = |x: usize| self.inside(1, x) == (0, self.taps[1]);
+        let n = self.output[1];
+        let first = self.before[1].div_ceil(self.stride[1]).min(n);
+        let reach = (self.taps[1] - 1) * self.dilation[1] + 1;
+        let end = (self.input[1] + self.before[1]).checked_sub(reach).map_or(0, |room| room / self.stride[1] + 1);
+        let end = end.clamp(first, n);
+        debug_assert!((first..end).all(whole));
+        first..end
+    }
+
+    /// Sets the taps of rows `ky` and columns `kx`.
+    fn taps(&self, taps: &mut Taps, ky: (usize, usize), kx: (usize, usize)) {
+        let pitch = self.channels as isize;
+        let line = self.input[1] as isize * pitch;
+        let list = (ky.0..ky.1).flat_map(|y| {
+            let dy = (y * self.dilation[0]) as isize * line;
+            (kx.0..kx.1).map(move |x| (dy + (x * self.dilation[1]) as isize * pitch, y * self.taps[1] + x))
+        });
+        taps.set(list, self.taps[0] * self.taps[1]);
+    }
+
+    /// Where the window of output (y, x) begins, relative to the image; taps outside have negative places.
+    fn origin(&self, y: usize, x: usize) -> isize {
+        let at = |axis: usize, p: usize| (p * self.stride[axis]) as isize - self.before[axis] as isize;
+        (at(0, y) * self.input[1] as isize + at(1, x)) * self.channels as isize
+    }
+}
+
+/// The rows of a depthwise convolution, in any element type.
+trait Rows<X, O>: Sync {
+    /// P pixels of a batch's image, `step` apart, from `first` on, whose windows hold the same taps.
+    /// `#[inline(always)]`.
+    fn pixels<S: Isa, const P: usize>(&self, d: &Depthwise, image: (&[X], usize), taps: &Taps, at: At, out: &mut [O]);
+}
+
+/// Where pixels begin, and their distance.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    first: isize,
+    step: usize,
+}
+
+struct RowTask<'a, X, O, R> {
+    d: &'a Depthwise,
+    rows: &'a R,
+    image: (&'a [X], usize),
+    y: usize,
+    out: &'a mut [O],
+}
+
+impl<X, O, R: Rows<X, O>> Task for RowTask<'_, X, O, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        let (d, y) = (self.d, self.y);
+        let (n, interior) = (d.filters(), d.interior());
+        let ky = d.inside(0, y);
+        let step = d.stride[1] * d.channels;
+        let mut taps = Taps::default();
+        d.taps(&mut taps, ky, (0, d.taps[1]));
+        let mut x = interior.start;
+        while x + PIXELS <= interior.end {
+            let at = At { first: d.origin(y, x), step };
+            self.rows.pixels::<S, PIXELS>(d, self.image, &taps, at, &mut self.out[x * n..(x + PIXELS) * n]);
+            x += PIXELS;
+        }
+        while x < interior.end {
+            let at = At { first: d.origin(y, x), step };
+            self.rows.pixels::<S, 1>(d, self.image, &taps, at, &mut self.out[x * n..(x + 1) * n]);
+            x += 1;
+        }
+        for x in (0..interior.start).chain(interior.end..d.output[1]) {
+            d.taps(&mut taps, ky, d.inside(1, x));
+            let at = At { first: d.origin(y, x), step };
+            self.rows.pixels::<S, 1>(d, self.image, &taps, at, &mut self.out[x * n..(x + 1) * n]);
+        }
+    }
+}
+
+struct FloatRows<'a> {
+    lines: &'a Lines<f32>,
+    finish: &'a FinishF32,
+}
+
+impl Rows<f32, f32> for FloatRows<'_> {
+    #[inline(always)]
+    fn pixels<S: Isa, const P: usize>(
+        &self,
+        d: &Depthwise,
+        (image, _): (&[f32], usize),
+        taps: &Taps,
+        At { first, step }: At,
+        out: &mut [f32],
+    ) {
+        let (n, range) = (d.filters(), self.finish.range);
+        let mut column = 0;
+        while column < n {
+            let (lines, lane) = (self.lines.block(column / NR), column % NR);
+            let bias = lanes(&self.finish.bias, column - lane);
+            let at = first + column as isize;
+            if d.multiplier == 1 && n - column >= NR && taps.readable(image.len(), at, step, P, NR) {
+                let acc = depthwise_f32::<S, P, 2>(image, at, step, taps, lines, bias, lane);
+                for (p, acc) in acc.into_iter().enumerate() {
+                    let to = &mut out[p * n + column..];
+                    for (acc, to) in acc.into_iter().zip(to.as_chunks_mut::<8>().0) {
+                        S::store(S::clamp8(acc, range), to);
+                    }
+                }
+                column += NR;
+            } else if d.multiplier == 1 && n - column >= 8 && taps.readable(image.len(), at, step, P, 8) {
+                let acc = depthwise_f32::<S, P, 1>(image, at, step, taps, lines, bias, lane);
+                for (p, acc) in acc.into_iter().enumerate() {
+                    if let Some(to) = out[p * n + column..].first_chunk_mut::<8>() {
+                        S::store(S::clamp8(acc[0], range), to);
+                    }
+                }
+                column += 8;
+            } else {
+                let from = first + (column / d.multiplier) as isize;
+                for p in 0..P {
+                    let mut sum = bias[lane];
+                    for (offset, line) in taps.iter() {
+                        let x = image[(from + offset) as usize + p * step];
+                        sum = S::fma(x, lines[line][lane], sum);
+                    }
+                    out[p * n + column] = clamp(sum, range);
+                }
+                column += 1;
+            }
+        }
+    }
+}
+
+/// Integers: `F` finishes sums of type `U`, whose row is the batch.
+struct IntRows<'a, F, U> {
+    lines: &'a Lines<i16>,
+    /// The zero point of each batch; the last one serves the rest.
+    zeros: &'a [i16],
+    finish: &'a F,
+    sum: PhantomData<U>,
+}
+
+impl<X: Word, O, U: Sum, F: Finish<U, O>> Rows<X, O> for IntRows<'_, F, U> {
+    #[inline(always)]
+    fn pixels<S: Isa, const P: usize>(
+        &self,
+        d: &Depthwise,
+        (image, batch): (&[X], usize),
+        taps: &Taps,
+        At { first, step }: At,
+        out: &mut [O],
+    ) {
+        let n = d.filters();
+        let zero = self.zeros.get(batch).or(self.zeros.last()).copied().unwrap_or(0) as i32;
+        for block in 0..n.div_ceil(NR) {
+            let (column, lines) = (block * NR, self.lines.block(block));
+            let width = NR.min(n - column);
+            let at = first + column as isize;
+            let narrow = !U::EXACT || self.lines.taps <= NARROW_TAPS;
+            if d.multiplier == 1 && narrow && taps.readable(image.len(), at, step, P, NR) {
+                let mut offset = [0i32; NR];
+                if zero != 0 {
+                    if taps.len() == self.lines.taps {
+                        offset = self.lines.sums[block];
+                    } else {
+                        for (_, line) in taps.iter() {
+                            for j in 0..NR {
+                                offset[j] = offset[j].wrapping_add(lines[line][j] as i32);
+                            }
+                        }
+                    }
+                    for o in &mut offset {
+                        *o = o.wrapping_mul(-zero);
+                    }
+                }
+                let mut acc = depthwise_int::<S, X, P>(image, at, step, taps, lines);
+                if zero != 0 {
+                    for acc in &mut acc {
+                        for j in 0..NR {
+                            acc[j] = acc[j].wrapping_add(offset[j]);
+                        }
+                    }
+                }
+                self.finish.tile::<S>(batch * PIECE, column, &mut acc, &mut out[column..], n, width);
+                continue;
+            }
+            for p in 0..P {
+                let mut sums = [U::ZERO; NR];
+                for (j, sum) in sums.iter_mut().enumerate().take(width) {
+                    let from = first + ((column + j) / d.multiplier) as isize;
+                    for (offset, line) in taps.iter() {
+                        let x = image[(from + offset) as usize + p * step].word() as i32;
+                        *sum = sum.add((x - zero).wrapping_mul(lines[line][j] as i32));
+                    }
+                }
+                self.finish.finish::<S>(batch * PIECE, column, &sums, &mut out[p * n + column..][..width]);
+            }
+        }
+    }
+}
+
+/// Runs all rows, in parallel where it pays.
+fn run<X: Sync, O: Send>(pool: &Pool, d: &Depthwise, x: &[X], out: &mut [O], rows: &impl Rows<X, O>) {
+    let width = d.output[1] * d.filters();
+    let image = d.input[0] * d.input[1] * d.channels;
+    if width == 0 || image == 0 || out.is_empty() {
+        return;
+    }
+    let count = out.len() / width;
+    let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
+    let parallel = pool.threads() > 1 && work > 200_000;
+    let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
+    pool.chunks(out, per * width, parallel, |i, piece| {
+        for (r, out) in piece.chunks_exact_mut(width).enumerate() {
+            let r = i * per + r;
+            let (batch, y) = (r / d.output[0], r % d.output[0]);
+            let image = (&x[batch * image..][..image], batch);
+            dispatch(RowTask { d, rows, image, y, out });
+        }
+    });
+}
+
+struct State<T, F> {
+    operands: Operands,
+    ready: bool,
+    lines: Lines<T>,
+    finish: F,
+}
+
+impl<T: Pod, F: Default> State<T, F> {
+    fn new(site: &Site<'_>) -> Result<State<T, F>> {
+        let lines = Lines { lines: Vec::new(), sums: Vec::new(), taps: 0 };
+        Ok(State { operands: Operands::new(site, [0, 1, 2])?, ready: false, lines, finish: F::default() })
+    }
+    /// Brings everything up to date; `set` packs the filter and makes the finish.
+    fn update(
+        &mut self,
+        call: &Call<'_>,
+        spatial: &Spatial,
+        x: &[usize],
+        out: &[usize],
+        set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Depthwise, &mut Lines<T>, &mut F) -> Result<()>,
+    ) -> Result<Depthwise> {
+        let (weights, bias) = self.operands.get(call)?;
+        let d = Depthwise::new(spatial, x, weights.shape, out)?;
+        if !self.ready {
+            set(&weights, bias.as_ref(), &d, &mut self.lines, &mut self.finish)?;
+            self.ready = self.operands.constant();
+        }
+        Ok(d)
+    }
+}
+
+fn pack_ints(w: &Weights<'_>, d: &Depthwise, lines: &mut Lines<i16>) -> Result<()> {
+    let bytes = w.bytes8()?;
+    let unsigned = w.dtype == DType::U8;
+    let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
+    let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
+    lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| bytes.get(i).map_or(0, |b| value(*b)))?;
+    let blocks = d.filters().div_ceil(NR);
+    refill(&mut lines.sums, blocks, [0; NR])?;
+    for b in 0..blocks {
+        let mut sums = [0i32; NR];
+        for line in lines.block(b) {
+            sums.iter_mut().zip(line).for_each(|(s, w)| *s = s.wrapping_add(*w as i32));
+        }
+        lines.sums[b] = sums;
+    }
+    Ok(())
+}
+
+pub(super) fn prepare(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    match kind(site, [0, 1, 2], spatial.bias_type)? {
+        Kind::Float => float(site, spatial),
+        Kind::Hybrid => hybrid(site, spatial),
+        // 16-bit activations have 64-bit sums here, whatever the bias.
+        Kind::Wide => wide(site, spatial),
+        Kind::Int => match site.input(0)?.dtype {
+            DType::I8 => int::<i8>(site, spatial),
+            DType::U8 => int::<u8>(site, spatial),
+            _ => wide(site, spatial),
+        },
+    }
+}
+
+fn float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: State<f32, FinishF32> = State::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            let values = w.floats()?;
+            lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| values.get(i).copied().unwrap_or(0.0))?;
+            finish.range = range;
+            finish.set(d.filters(), bias_floats(bias, d.filters())?.as_deref())
+        })?;
+        let rows = FloatRows { lines: &state.lines, finish: &state.finish };
+        run(call.pool, &d, x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?, &rows);
+        Ok(())
+    }))
+}
+
+fn int<X: Quantized + Word>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let scales = scales(site, 0)?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: State<i16, Rounded> = State::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            pack_ints(w, d, lines)?;
+            (finish.zero, finish.low, finish.high) = (scales.output.1, low, high);
+            let multipliers = scales.multipliers(w, d.filters())?;
+            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
+        })?;
+        let zeros = [scales.input.1 as i16];
+        let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &state.finish, sum: PhantomData };
+        run(call.pool, &d, x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<X>()?, &rows);
+        Ok(())
+    }))
+}
+
+fn wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let scales = scales(site, 0)?;
+    let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
+    let mut state: State<i16, Wide> = State::new(site)?;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            pack_ints(w, d, lines)?;
+            (finish.low, finish.high) = (low, high);
+            let multipliers = scales.multipliers(w, d.filters())?;
+            finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
+        })?;
+        let rows = IntRows::<_, i64> { lines: &state.lines, zeros: &[], finish: &state.finish, sum: PhantomData };
+        run(call.pool, &d, x.as_slice::<i16>()?, call.output(0)?.as_mut_slice::<i16>()?, &rows);
+        Ok(())
+    }))
+}
+
+fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
+    let range = float_range(spatial.activation)?;
+    let mut state: State<i16, Hybrid> = State::new(site)?;
+    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let shape = call.output(0)?.shape.clone();
+        let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
+            let w = w.signed();
+            pack_ints(&w, d, lines)?;
+            finish.range = range;
+            finish.set(bias_floats(bias, d.filters())?.as_deref(), &w.scales(d.filters())?)
+        })?;
+        let batch = x.shape.first().copied().unwrap_or(0);
+        quantize_batches(x.as_slice()?, batch, false, &mut q, &mut pieces, &mut zeros)?;
+        let finish = HybridRows { constants: &state.finish, pieces: &pieces, rows: PIECE };
+        let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &finish, sum: PhantomData };
+        run(call.pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, &rows);
+        Ok(())
+    }))
+}
