@@ -283,6 +283,9 @@ fn select(size: usize) -> Kernel {
 fn iota<T: Number>(axis: usize) -> Kernel {
     Box::new(move |call| {
         let out = call.output(0)?;
+        if out.is_empty() {
+            return Ok(());
+        }
         let inner: usize = out.shape.iter().skip(axis + 1).product();
         let n = out.shape.get(axis).copied().unwrap_or(1);
         for (i, y) in out.as_mut_slice::<T>()?.iter_mut().enumerate() {
@@ -303,6 +306,9 @@ fn reduce(site: &Site<'_>, dims: Vec<i64>, subgraph: i32) -> Result<Kernel> {
             let (x, start) = (call.input(0)?, call.input(1)?);
             let start = *start.as_slice::<T>()?.first().ok_or_else(|| Error::invalid("no initial value"))?;
             let out = call.output(0)?.as_mut_slice::<T>()?;
+            if out.is_empty() {
+                return Ok(());
+            }
             out.fill(start);
             // Strides of the result by dimensions of the operand; 0 along the reduced ones.
             let mut strides: SmallVec<[usize; 6]> = SmallVec::from_elem(0, x.shape.len());
@@ -310,7 +316,7 @@ fn reduce(site: &Site<'_>, dims: Vec<i64>, subgraph: i32) -> Result<Kernel> {
             for (d, s) in strides.iter_mut().enumerate().rev() {
                 if !dims.contains(&(d as i64)) {
                     *s = step;
-                    step *= x.shape[d];
+                    step = step.saturating_mul(x.shape[d]);
                 }
             }
             let data = x.as_slice::<T>()?;

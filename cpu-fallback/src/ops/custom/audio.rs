@@ -124,7 +124,7 @@ pub(super) fn mfcc(site: &Site<'_>, options: &[u8]) -> Result<Kernel> {
         let (x, rate) = (call.input(0)?, call.input(1)?);
         let Some(&rate) = rate.as_slice::<i32>()?.first() else { return Err(Error::invalid("no sample rate")) };
         let bins = x.shape.last().copied().unwrap_or(0);
-        if (bank.bins, bank.rate) != (bins, rate) {
+        if bank.bins == 0 || (bank.bins, bank.rate) != (bins, rate) {
             bank = FilterBank::new(&o, bins, rate)?;
         }
         let x = x.as_slice::<f32>()?;

@@ -81,6 +81,9 @@ pub(super) fn unpool(site: &Site<'_>, c: &CustomOp) -> Result<Kernel> {
         let indices = call.input(1)?;
         let out = call.output(0)?;
         let [_, rows, columns, _] = dims(&out.view())?;
+        if out.is_empty() {
+            return Ok(());
+        }
         let image = rows * columns * depth;
         let out = out.as_mut_slice::<f32>()?;
         out.fill(0.0);
@@ -96,8 +99,8 @@ pub(super) fn unpool(site: &Site<'_>, c: &CustomOp) -> Result<Kernel> {
             return Ok(());
         }
         let pad = |n: usize, axis: usize| {
-            let covered = n.saturating_sub(1) * p.stride[axis] + p.filter[axis];
-            covered.saturating_sub(n * p.filter[axis]) / 2
+            let covered = n.saturating_sub(1).saturating_mul(p.stride[axis]).saturating_add(p.filter[axis]);
+            covered.saturating_sub(n.saturating_mul(p.filter[axis])) / 2
         };
         let (top, left) = (pad(height, 0), pad(width, 1));
         for (i, (&v, &at)) in x.iter().zip(indices.as_slice::<f32>()?).enumerate() {

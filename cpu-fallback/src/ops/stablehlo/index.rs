@@ -67,6 +67,10 @@ fn starts(call: &Call<'_>, first: usize, shape: &[usize], slice: &[usize]) -> Re
 }
 
 pub(super) fn run(call: &mut Call<'_>, op: &Op, size: usize) -> Result<()> {
+    // Products of the other dimensions may overflow where one is 0.
+    if call.output(0)?.is_empty() {
+        return Ok(());
+    }
     let x = call.input(0)?;
     let from = strides(x.shape);
     let dot = |a: &[usize], b: &[usize]| a.iter().zip(b).map(|(a, b)| a * b).sum::<usize>();
@@ -283,6 +287,9 @@ pub(super) fn reduce_window<T: Number>(
         return Err(Error::unsupported(format!("windows of shape {window:?}")));
     }
     let out = call.output(0)?;
+    if out.is_empty() {
+        return Ok(());
+    }
     let shape = out.shape.clone();
     let out = out.as_mut_slice::<T>()?;
     each(&shape, |to, i| {
@@ -291,7 +298,8 @@ pub(super) fn reduce_window<T: Number>(
         each(&window, |w, _| {
             let mut flat = 0;
             for d in 0..to.len() {
-                let p = to[d] as i64 * at(&o.window_strides, d) + w[d] as i64 * at(&o.window_dilations, d) - low(d);
+                let p = to[d] as i64 * at(&o.window_strides, d) + w[d] as i64 * at(&o.window_dilations, d);
+                let p = p.saturating_sub(low(d));
                 let base = at(&o.base_dilations, d);
                 if p < 0 || p % base != 0 || p / base >= x.shape[d] as i64 {
                     sum = f(sum, start);
