@@ -76,7 +76,7 @@ pub fn dense(t: &Tensor) -> Result<Vec<u8>> {
         return Err(Error::invalid("no sparse constant"));
     };
     let width = t.dtype.bits() / 8;
-    if width == 0 || t.dtype.bits() % 8 != 0 {
+    if width == 0 || !t.dtype.bits().is_multiple_of(8) {
         return Err(Error::unsupported(format!("sparse {}", t.dtype)));
     }
     let rank = t.shape.len();

@@ -1,0 +1,233 @@
+//! How far a quantized model is from its float original: signal-to-noise ratio, cosine, error per layer in steps.
+
+use crate::calibrate::{Inputs, Sample};
+use litegpu_cpu::{Executor, Options, Value};
+use litegpu_graph::{DType, Error, Model, Quant, Result, TensorId, elements};
+use std::sync::Arc;
+
+/// Sums over pairs of values (wanted, got), from which the measures follow.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Distance {
+    /// Values compared.
+    pub count: u64,
+    signal: f64,
+    noise: f64,
+    got: f64,
+    product: f64,
+    /// Largest absolute difference.
+    pub max: f64,
+    sum: f64,
+}
+
+impl Distance {
+    /// Adds pairs.
+    pub fn add(&mut self, want: &[f32], got: &[f32]) {
+        for (w, g) in want.iter().zip(got) {
+            let (w, g) = (f64::from(*w), f64::from(*g));
+            let d = g - w;
+            self.count += 1;
+            self.signal += w * w;
+            self.got += g * g;
+            self.noise += d * d;
+            self.product += w * g;
+            self.sum += d;
+            self.max = self.max.max(d.abs());
+        }
+    }
+
+    /// Signal-to-noise ratio in dB; infinite for equal values.
+    pub fn snr(&self) -> f64 {
+        if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.noise).log10() }
+    }
+
+    /// Cosine of the angle between the two; 1 for equal directions.
+    pub fn cosine(&self) -> f64 {
+        let norm = (self.signal * self.got).sqrt();
+        if norm == 0.0 { f64::from(u8::from(self.noise == 0.0)) } else { self.product / norm }
+    }
+
+    /// Root of the mean squared error.
+    pub fn rmse(&self) -> f64 {
+        (self.noise / self.count.max(1) as f64).sqrt()
+    }
+
+    /// Mean of the signed error: far from 0 means a bias.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+/// One tensor that both models compute.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// Subgraph.
+    pub subgraph: usize,
+    /// The tensor's name.
+    pub name: String,
+    /// The quantized model's operator that makes it.
+    pub op: String,
+    /// Scale in the quantized model; 0 where it is float there.
+    pub scale: f32,
+    /// How far it is off.
+    pub distance: Distance,
+}
+
+impl Layer {
+    /// Error in quantization steps. Rounding alone gives 0.29; above 0.7 something is wrong before or in this layer.
+    pub fn steps(&self) -> f64 {
+        if self.scale > 0.0 { self.distance.rmse() / f64::from(self.scale) } else { 0.0 }
+    }
+}
+
+/// A comparison over some samples.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Comparison {
+    /// Per output of each subgraph that ran, by name.
+    pub outputs: Vec<Layer>,
+    /// Per tensor that both models have, in the quantized model's order of execution.
+    pub layers: Vec<Layer>,
+    /// Samples whose largest output value is at the same place in both (of the first output), and all of them.
+    pub same_top: (usize, usize),
+}
+
+/// Runs both models on the samples. Inputs are given as the float model takes them, and quantized where the other takes
+/// integers. With `layers`, every tensor is compared, by name.
+///
+/// # Errors
+/// `Invalid` when the models have different inputs or outputs, with the name; the errors of either run.
+pub fn compare(float: &Model, quantized: &Model, samples: &[Sample], layers: bool) -> Result<Comparison> {
+    let options = Options { keep_all: layers, ..Options::default() };
+    let (a, b) = (Arc::new(float.clone()), Arc::new(quantized.clone()));
+    let mut want = Executor::new(a.clone(), options.clone())?;
+    let mut got = Executor::new(b.clone(), options)?;
+    let mut out = Comparison::default();
+    for (n, sample) in samples.iter().enumerate() {
+        one(&mut want, &mut got, sample, layers, &mut out).map_err(|e| e.at(format!("sample {n}")))?;
+    }
+    Ok(out)
+}
+
+fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, out: &mut Comparison) -> Result<()> {
+    let (a, b) = (want.model().clone(), got.model().clone());
+    let (s, inputs) = crate::calibrate::arrange(&a, sample)?;
+    let missing = || Error::invalid(format!("no subgraph {s}"));
+    let (ga, gb) = (a.subgraphs.get(s).ok_or_else(missing)?, b.subgraphs.get(s).ok_or_else(missing)?);
+    if ga.inputs.len() != gb.inputs.len() || ga.outputs.len() != gb.outputs.len() {
+        return Err(Error::invalid("the models have different inputs or outputs"));
+    }
+    want.reset();
+    got.reset();
+    for (t, name, value) in inputs {
+        want.set(s, t, value.view()).map_err(|e| e.at(format!("input '{name}'")))?;
+        let at = ga.inputs.iter().position(|&i| i == t).and_then(|i| gb.inputs.get(i)).copied();
+        let at = at.ok_or_else(|| Error::invalid(format!("input '{name}' is missing in the quantized model")))?;
+        let Some(tensor) = gb.tensors.get(at) else { continue };
+        let value = quantize_value(value, tensor.dtype, tensor.quant.as_ref())?;
+        got.set(s, at, value.view()).map_err(|e| e.at(format!("input '{name}' of the quantized model")))?;
+    }
+    want.run(s)?;
+    got.run(s)?;
+    for (i, (&ta, &tb)) in ga.outputs.iter().zip(&gb.outputs).enumerate() {
+        let name = ga.tensors.get(ta).map(|t| t.name.clone()).unwrap_or_default();
+        let (w, g) = (real(want, s, ta)?, real(got, s, tb)?);
+        if w.len() != g.len() {
+            return Err(Error::invalid(format!("output '{name}': {} values and {}", w.len(), g.len())));
+        }
+        if i == 0 {
+            out.same_top.0 += usize::from(top(&w) == top(&g));
+            out.same_top.1 += 1;
+        }
+        record(&mut out.outputs, gb, s, tb, &name, &w, &g);
+    }
+    if layers {
+        let by_name: std::collections::HashMap<&str, TensorId> = ga
+            .tensors
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.dtype == DType::F32 && !t.is_constant() && !t.is_variable)
+            .map(|(i, t)| (t.name.as_str(), i))
+            .collect();
+        for tb in gb.nodes.iter().flat_map(|n| n.outputs.clone()) {
+            let Some(t) = gb.tensors.get(tb) else { continue };
+            let base = t.name.strip_suffix("_int8").or(t.name.strip_suffix("_int16")).unwrap_or(&t.name);
+            let Some(&ta) = by_name.get(t.name.as_str()).or(by_name.get(base)) else { continue };
+            let (Ok(w), Ok(g)) = (real(want, s, ta), real(got, s, tb)) else { continue };
+            if w.len() == g.len() {
+                record(&mut out.layers, gb, s, tb, &t.name, &w, &g);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn record(list: &mut Vec<Layer>, g: &litegpu_graph::Graph, s: usize, t: TensorId, name: &str, w: &[f32], got: &[f32]) {
+    let at = list.iter().position(|l| l.subgraph == s && l.name == name).unwrap_or_else(|| {
+        let maker = g.nodes.iter().find(|n| n.outputs.contains(&t));
+        list.push(Layer {
+            subgraph: s,
+            name: name.to_string(),
+            op: maker.map(|n| n.op.name().to_string()).unwrap_or_default(),
+            scale: g.tensors.get(t).and_then(|t| t.per_tensor()).map_or(0.0, |(s, _)| s),
+            distance: Distance::default(),
+        });
+        list.len() - 1
+    });
+    if let Some(l) = list.get_mut(at) {
+        l.distance.add(w, got);
+    }
+}
+
+fn top(v: &[f32]) -> Option<usize> {
+    v.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i)
+}
+
+/// A tensor's values as real numbers.
+fn real(exec: &Executor, s: usize, t: TensorId) -> Result<Vec<f32>> {
+    let v = exec.get(s, t)?;
+    let (scale, zero) = v.quant.and_then(Quant::per_tensor).unwrap_or((1.0, 0));
+    let of = |q: i32| (q - zero) as f32 * scale;
+    Ok(match v.dtype {
+        DType::F32 => crate::params::floats(v.bytes),
+        DType::I8 => v.bytes.iter().map(|&b| of(i32::from(b as i8))).collect(),
+        DType::U8 => v.bytes.iter().map(|&b| of(i32::from(b))).collect(),
+        DType::I16 => v.bytes.as_chunks::<2>().0.iter().map(|b| of(i32::from(i16::from_le_bytes(*b)))).collect(),
+        DType::I32 => v.bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
+        DType::I64 => v.bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
+        DType::Bool => v.bytes.iter().map(|&b| f32::from(b)).collect(),
+        d => return Err(Error::unsupported(format!("comparing {d}"))),
+    })
+}
+
+/// A float value as an input of type `dtype` takes it.
+///
+/// # Errors
+/// `Invalid` when the value is not float and of another type, or the input has no scale.
+pub fn quantize_value(value: &Value, dtype: DType, quant: Option<&Quant>) -> Result<Value> {
+    if value.dtype == dtype {
+        return Ok(value.clone());
+    }
+    let (Some((scale, zero)), DType::F32) = (quant.and_then(Quant::per_tensor), value.dtype) else {
+        return Err(Error::invalid(format!("type {} given, {dtype} expected", value.dtype)));
+    };
+    let p = crate::params::Params { dtype, scale, zero };
+    Value::from_bytes(dtype, &value.shape, &p.quantize(&crate::params::floats(value.bytes())))
+}
+
+/// Samples from rows of one array: `shape` is one sample's, and the array holds any number of them.
+///
+/// # Errors
+/// `Invalid` when the array is no multiple of the shape.
+pub fn rows(values: &[f32], shape: &[usize]) -> Result<Vec<Sample>> {
+    let n = elements(shape);
+    if n == 0 || !values.len().is_multiple_of(n) {
+        return Err(Error::invalid(format!("{} values are no multiple of shape {shape:?}", values.len())));
+    }
+    values
+        .chunks(n)
+        .map(|row| {
+            let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let inputs = Inputs::Ordered(vec![Value::from_bytes(DType::F32, shape, &bytes)?]);
+            Ok(Sample { signature: None, inputs })
+        })
+        .collect()
+}

@@ -1,0 +1,279 @@
+//! Post-training quantization: a float model (and samples of its inputs, where activations become integers) in, a
+//! smaller model out.
+//!
+//! - [`Mode::Dynamic`]: weights int8 (or int4), activations float; needs no data.
+//! - [`Mode::Int8`]: activations int8 too; needs a [`calibrate::Calibrator`].
+//! - [`Mode::Float16`]: constants float16; needs no data.
+//! - [`Mode::Int16x8`]: activations int16, weights int8, biases int64; needs calibration.
+//!
+//! The integers are those that TensorFlow's converter makes of the same ranges. Ranges differ in one place: the
+//! converter's calibration overwrites an ADD's operand with its result before it looks; ours does not.
+
+pub mod calibrate;
+pub mod compare;
+mod integer;
+pub mod params;
+pub mod rules;
+mod weights;
+
+use litegpu_cpu::{Executor, Options as CpuOptions, Value};
+use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, passes};
+use std::fmt;
+use std::sync::Arc;
+
+pub use calibrate::{Calibrator, Inputs, Method, Ranges, Sample};
+pub use params::Range;
+
+/// What to make of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Weights as integers, everything else float.
+    Dynamic {
+        /// 8 or 4. With 4, operators that have no int4 form get int8.
+        bits: u32,
+        /// Weights are dequantized before use, so that every operator computes in float.
+        weight_only: bool,
+        /// Smaller constants stay float.
+        min_elements: usize,
+    },
+    /// Weights and activations int8.
+    Int8 {
+        /// Type of the model's inputs and outputs: float32, int8 or uint8.
+        io: DType,
+        /// An operator without an integer form is an error, not a float island.
+        only: bool,
+    },
+    /// Constants float16.
+    Float16,
+    /// Weights int8, activations int16.
+    Int16x8 {
+        /// Type of the model's inputs and outputs: float32 or int16.
+        io: DType,
+        /// An operator without a 16x8 form is an error, not a float island.
+        only: bool,
+        /// int64, or int32: smaller and faster where the runtime knows it.
+        bias: DType,
+    },
+}
+
+impl Mode {
+    /// Dynamic range with 8 bits, as the reference converter does it.
+    pub const DYNAMIC: Mode = Mode::Dynamic { bits: 8, weight_only: false, min_elements: 1024 };
+
+    /// Whether the mode needs ranges.
+    pub fn needs_calibration(self) -> bool {
+        matches!(self, Mode::Int8 { .. } | Mode::Int16x8 { .. })
+    }
+}
+
+/// How to quantize.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// What to make.
+    pub mode: Mode,
+    /// Operators that stay float: by the operator's name (`CONV_2D`) or the name of one of its outputs.
+    pub keep_float: Vec<String>,
+}
+
+impl Options {
+    /// Everything that the mode can quantize.
+    pub fn new(mode: Mode) -> Options {
+        Options { mode, keep_float: Vec::new() }
+    }
+
+    pub(crate) fn keeps(&self, g: &Graph, n: NodeId) -> bool {
+        let Some(node) = g.nodes.get(n) else { return false };
+        self.keep_float.iter().any(|k| {
+            k == node.op.name() || node.outputs.iter().any(|&t| g.tensors.get(t).is_some_and(|t| t.name == *k))
+        })
+    }
+}
+
+/// What became of an operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Form {
+    /// It computes in integers.
+    Integer,
+    /// Its weights are integers, its activations float.
+    Weights,
+    /// Its constants are float16.
+    Half,
+    /// It stays float, for this reason.
+    Float(String),
+    /// It never was float.
+    Untouched,
+}
+
+/// One operator of the float model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Subgraph of the float model.
+    pub subgraph: usize,
+    /// Node of the float model.
+    pub node: NodeId,
+    /// The operator's name.
+    pub op: String,
+    /// Its first output's name.
+    pub output: String,
+    /// What became of it.
+    pub form: Form,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QuantReport {
+    /// Every operator of the float model.
+    pub nodes: Vec<NodeReport>,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+    /// File size before.
+    pub bytes_before: usize,
+    /// File size after.
+    pub bytes_after: usize,
+}
+
+impl fmt::Display for QuantReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |form: fn(&Form) -> bool| self.nodes.iter().filter(|n| form(&n.form)).count();
+        let ratio = self.bytes_before as f64 / self.bytes_after.max(1) as f64;
+        writeln!(f, "{} -> {} bytes ({ratio:.2}x smaller)", self.bytes_before, self.bytes_after)?;
+        for (what, n) in [
+            ("integer", count(|f| *f == Form::Integer)),
+            ("integer weights", count(|f| *f == Form::Weights)),
+            ("float16 constants", count(|f| *f == Form::Half)),
+            ("float", count(|f| matches!(f, Form::Float(_)))),
+        ] {
+            if n > 0 {
+                writeln!(f, "{n} operators: {what}")?;
+            }
+        }
+        for n in &self.nodes {
+            if let Form::Float(why) = &n.form {
+                writeln!(f, "float: {} #{} '{}': {why}", n.op, n.node, n.output)?;
+            }
+        }
+        self.notes.iter().try_for_each(|n| writeln!(f, "note: {n}"))
+    }
+}
+
+/// Quantizes a float model. The result has been written, read back and run.
+///
+/// # Errors
+/// `Invalid` when options contradict each other, calibration is missing, or a constant is NaN or infinite; `Unsupported`
+/// when every operator must become an integer one and one cannot, with its name and the reason; whatever the result's own
+/// reading or running yields.
+pub fn quantize(model: &Model, options: &Options, calibration: Option<&Ranges>) -> Result<(Model, QuantReport)> {
+    check(options)?;
+    let mut report = QuantReport { bytes_before: model.write()?.len(), ..QuantReport::default() };
+    let mut m = model.clone();
+    for (i, g) in m.subgraphs.iter_mut().enumerate() {
+        passes::densify::run(g).map_err(|e| e.at(format!("subgraph {i}")))?;
+        widen(g);
+        for (n, node) in g.nodes.iter().enumerate() {
+            for t in node.inputs.iter().flatten().filter_map(|&t| g.tensors.get(t)) {
+                if let (DType::F32, Some(data)) = (t.dtype, &t.data) {
+                    params::finite(&params::floats(data))
+                        .map_err(|e| e.at(format!("operator {n} {}: constant '{}'", node.op.name(), t.name)))?;
+                }
+            }
+        }
+    }
+    match options.mode {
+        Mode::Dynamic { bits, weight_only, min_elements } => {
+            weights::dynamic(&mut m, options, bits, weight_only, min_elements, &mut report)
+        }
+        Mode::Float16 => weights::float16(&mut m, options, &mut report),
+        Mode::Int8 { io, only } => {
+            let form = integer::Target { activation: DType::I8, bias: DType::I32, io, only };
+            integer::run(&mut m, options, form, need(calibration, model)?, &mut report)?;
+        }
+        Mode::Int16x8 { io, only, bias } => {
+            let form = integer::Target { activation: DType::I16, bias, io, only };
+            integer::run(&mut m, options, form, need(calibration, model)?, &mut report)?;
+        }
+    }
+    passes::compact::run(&mut m);
+    let bytes = m.write().map_err(|e| e.at("writing the quantized model"))?;
+    report.bytes_after = bytes.len();
+    let back = Model::read(bytes).map_err(|e| e.at("reading the quantized model back"))?;
+    try_run(&back).map_err(|e| e.at("running the quantized model"))?;
+    Ok((back, report))
+}
+
+fn check(options: &Options) -> Result<()> {
+    let io = |io: DType, allowed: &[DType]| {
+        if allowed.contains(&io) {
+            return Ok(());
+        }
+        let names: Vec<_> = allowed.iter().map(|d| d.name()).collect();
+        Err(Error::invalid(format!("inputs and outputs cannot be {io} in this mode, only {}", names.join(", "))))
+    };
+    match options.mode {
+        Mode::Dynamic { bits, .. } if bits != 8 && bits != 4 => {
+            Err(Error::invalid(format!("weights of {bits} bits: only 8 and 4 are possible")))
+        }
+        Mode::Int8 { io: t, .. } => io(t, &[DType::F32, DType::I8, DType::U8]),
+        Mode::Int16x8 { bias, .. } if bias != DType::I64 && bias != DType::I32 => {
+            Err(Error::invalid(format!("biases cannot be {bias}, only int64 or int32")))
+        }
+        Mode::Int16x8 { io: t, .. } => io(t, &[DType::F32, DType::I16]),
+        _ => Ok(()),
+    }
+}
+
+fn need<'a>(ranges: Option<&'a Ranges>, model: &Model) -> Result<&'a Ranges> {
+    let r = ranges.ok_or_else(|| Error::invalid("this mode needs calibration data"))?;
+    let fits = r.tensors.len() == model.subgraphs.len()
+        && r.tensors.iter().zip(&model.subgraphs).all(|(r, g)| r.len() == g.tensors.len());
+    if !fits {
+        return Err(Error::invalid("the calibration is of another model"));
+    }
+    Ok(r)
+}
+
+/// Float16 constants behind DEQUANTIZE become float32 constants: what follows knows float32 only.
+fn widen(g: &mut Graph) {
+    passes::constants::fold(g, |g, n| {
+        let node = g.nodes.get(n)?;
+        let t = g.operand(node, 0).filter(|t| node.op == Op::Dequantize && t.dtype == DType::F16)?;
+        let halves = t.data.as_ref()?.as_chunks::<2>().0.iter();
+        let wide: Vec<u8> = halves.flat_map(|h| half::f16::from_le_bytes(*h).to_f32().to_le_bytes()).collect();
+        Some(vec![(t.shape.clone(), wide.into())])
+    });
+}
+
+/// Runs every entry point once, on zeros in the declared shapes.
+fn try_run(model: &Model) -> Result<()> {
+    let shared = Arc::new(model.clone());
+    let mut exec = Executor::new(shared, CpuOptions::default())?;
+    for s in entries(model) {
+        let Some(g) = model.subgraphs.get(s) else { continue };
+        for &t in &g.inputs {
+            if let Some(t2) = g.tensors.get(t).filter(|t| t.dtype.bits() > 0) {
+                let zeros = Value::zeros(t2.dtype, &t2.shape)?;
+                exec.set(s, t, zeros.view()).map_err(|e| e.at(format!("input '{}'", t2.name)))?;
+            }
+        }
+        exec.run(s)?;
+    }
+    Ok(())
+}
+
+/// Subgraphs that a caller may run: the first, and those with a signature.
+pub(crate) fn entries(model: &Model) -> Vec<usize> {
+    let mut all: Vec<usize> = std::iter::once(0).chain(model.signatures.iter().map(|s| s.subgraph)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+pub(crate) fn node_report(g: &Graph, subgraph: usize, node: NodeId, form: Form) -> NodeReport {
+    let n = g.nodes.get(node);
+    NodeReport {
+        subgraph,
+        node,
+        op: n.map(|n| n.op.name().to_string()).unwrap_or_default(),
+        output: n.and_then(|n| g.tensors.get(*n.outputs.first()?)).map(|t| t.name.clone()).unwrap_or_default(),
+        form,
+    }
+}

@@ -1,0 +1,210 @@
+//! Modes that change constants only: dynamic range, weight-only, float16.
+
+use crate::params::{Grouping, Rounding, Weights, floats};
+use crate::{Form, Options, QuantReport, node_report};
+use bytes::Bytes;
+use litegpu_graph::{DType, Graph, Model, Node, Op, Tensor, TensorId};
+use std::collections::HashMap;
+
+/// What the dynamic range form of an operator quantizes.
+struct Hybrid {
+    /// Operands that are weights.
+    operands: &'static [usize],
+    grouping: Grouping,
+    /// The version whose kernels compute on integer weights; `None` where none does.
+    version: Option<i32>,
+    /// Whether weights may have 4 bits.
+    four: bool,
+    /// Whether all weights are quantized or none.
+    together: bool,
+}
+
+fn hybrid(op: &Op) -> Option<Hybrid> {
+    const LSTM: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16];
+    let (operands, grouping, version, four, together): (&'static [usize], _, _, _, _) = match op {
+        Op::Conv2d(_) => (&[1], Grouping::Axis(0), Some(5), true, false),
+        Op::DepthwiseConv2d(_) => (&[1], Grouping::Axis(3), Some(6), false, false),
+        Op::TransposeConv(_) => (&[1], Grouping::Axis(0), Some(5), false, false),
+        Op::FullyConnected(_) => (&[1], Grouping::Axis(0), Some(12), true, false),
+        Op::BatchMatmul(_) => (&[1], Grouping::Tensor, Some(4), false, false),
+        Op::EmbeddingLookup => (&[1], Grouping::Tensor, Some(3), true, false),
+        Op::Gather(_) => (&[0], Grouping::Tensor, None, false, false),
+        Op::Lstm(_) | Op::UnidirectionalSequenceLstm(_) => (LSTM, Grouping::Tensor, Some(3), false, true),
+        Op::UnidirectionalSequenceRnn(_) | Op::Svdf(_) => (&[1, 2], Grouping::Tensor, Some(3), false, true),
+        _ => return None,
+    };
+    Some(Hybrid { operands, grouping, version, four, together })
+}
+
+/// Weights that kernels quantize rows against with a zero point.
+fn asymmetric(op: &mut Op) {
+    match op {
+        Op::FullyConnected(o) => o.asymmetric_quantize_inputs = true,
+        Op::BatchMatmul(o) => o.asymmetric_quantize_inputs = true,
+        Op::Lstm(o) => o.asymmetric_quantize_inputs = true,
+        Op::UnidirectionalSequenceLstm(o) => o.asymmetric_quantize_inputs = true,
+        Op::UnidirectionalSequenceRnn(o) => o.asymmetric_quantize_inputs = true,
+        Op::Svdf(o) => o.asymmetric_quantize_inputs = true,
+        _ => {}
+    }
+}
+
+pub(crate) fn dynamic(
+    m: &mut Model,
+    options: &Options,
+    bits: u32,
+    weight_only: bool,
+    min_elements: usize,
+    report: &mut QuantReport,
+) {
+    for (s, g) in m.subgraphs.iter_mut().enumerate() {
+        let mut rewrite = Rewrite::default();
+        for n in 0..g.nodes.len() {
+            let form = rewrite.node(g, n, options, bits, weight_only, min_elements);
+            report.nodes.push(node_report(g, s, n, form));
+        }
+        rewrite.insert_widening(g);
+    }
+}
+
+/// Constants made on the way, and the nodes that widen them.
+#[derive(Default)]
+struct Rewrite {
+    small: HashMap<(TensorId, usize, DType), TensorId>,
+    wide: HashMap<TensorId, TensorId>,
+    widening: Vec<Node>,
+}
+
+impl Rewrite {
+    fn node(&mut self, g: &mut Graph, n: usize, options: &Options, bits: u32, weight_only: bool, min: usize) -> Form {
+        let Some(node) = g.nodes.get(n) else { return Form::Untouched };
+        let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
+        if !node.inputs.iter().flatten().chain(&node.outputs).any(float) {
+            return Form::Untouched;
+        }
+        let Some(h) = hybrid(&node.op) else { return Form::Float("has no weights".into()) };
+        if options.keeps(g, n) {
+            return Form::Float("kept on request".into());
+        }
+        let candidates: Vec<(usize, TensorId)> = h
+            .operands
+            .iter()
+            .filter_map(|&i| Some((i, node.input(i)?)))
+            .filter(|(_, t)| {
+                let t = g.tensors.get(*t);
+                t.is_some_and(|t| t.dtype == DType::F32 && t.is_constant() && !t.is_variable && t.quant.is_none())
+            })
+            .collect();
+        if candidates.is_empty() {
+            return Form::Float("its weights are not constant".into());
+        }
+        let small = |t: TensorId| g.tensors.get(t).is_some_and(|t| t.elements() < min);
+        let few = candidates.iter().any(|(_, t)| small(*t));
+        if candidates.iter().all(|(_, t)| small(*t)) || h.together && few {
+            return Form::Float(format!("weights with fewer than {min} elements"));
+        }
+        let dtype = if bits == 4 && h.four { DType::I4 } else { DType::I8 };
+        let widen = weight_only || h.version.is_none();
+        for (i, t) in candidates {
+            let axis = if let Grouping::Axis(a) = h.grouping { a } else { usize::MAX };
+            let q = *self.small.entry((t, axis, dtype)).or_insert_with(|| quantize(g, t, h.grouping, dtype));
+            let new = if widen { self.widened(g, q, t) } else { q };
+            if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
+                *slot = Some(new);
+            }
+        }
+        if let (false, Some(version), Some(node)) = (widen, h.version, g.nodes.get_mut(n)) {
+            node.version = node.version.max(version);
+            asymmetric(&mut node.op);
+        }
+        Form::Weights
+    }
+
+    /// The float32 copy that a DEQUANTIZE makes of constant `q`.
+    fn widened(&mut self, g: &mut Graph, q: TensorId, original: TensorId) -> TensorId {
+        if let Some(&t) = self.wide.get(&q) {
+            return t;
+        }
+        let Some(t) = g.tensors.get(original) else { return q };
+        let wide = Tensor { quant: None, data: None, ..t.clone() };
+        let id = g.tensors.len();
+        g.tensors.push(Tensor { name: format!("{}_float", wide.name), ..wide });
+        let four = g.tensors.get(q).is_some_and(|t| t.dtype == DType::I4);
+        let version = if four { 6 } else { 3 };
+        self.widening.push(Node { version, ..Node::new(Op::Dequantize, &[q], &[id]) });
+        self.wide.insert(q, id);
+        id
+    }
+
+    fn insert_widening(self, g: &mut Graph) {
+        g.nodes.splice(0..0, self.widening);
+    }
+}
+
+fn quantize(g: &mut Graph, t: TensorId, grouping: Grouping, dtype: DType) -> TensorId {
+    let Some((from, data)) = g.tensors.get(t).and_then(|t| Some((t, t.data.as_ref()?))) else { return t };
+    let bits = if dtype == DType::I4 { 4 } else { 8 };
+    let w = Weights::symmetric(&floats(data), &from.shape, grouping, bits, Rounding::Double);
+    let new = Tensor { dtype, data: Some(w.bytes(dtype)), quant: Some(w.quant()), ..from.clone() };
+    g.tensors.push(new);
+    g.tensors.len() - 1
+}
+
+pub(crate) fn float16(m: &mut Model, options: &Options, report: &mut QuantReport) {
+    let mut clipped = 0usize;
+    for (s, g) in m.subgraphs.iter_mut().enumerate() {
+        let mut rewrite = Rewrite::default();
+        for n in 0..g.nodes.len() {
+            let keep = options.keeps(g, n);
+            let Some(node) = g.nodes.get(n) else { continue };
+            let operands: Vec<(usize, TensorId)> =
+                node.inputs.iter().enumerate().filter_map(|(i, t)| Some((i, (*t)?))).collect();
+            let mut form = Form::Untouched;
+            for (i, t) in operands {
+                let Some((from, data)) = g.tensors.get(t).and_then(|t| Some((t, t.data.as_ref()?))) else { continue };
+                if from.dtype != DType::F32 || from.is_variable || from.quant.is_some() {
+                    continue;
+                }
+                if keep {
+                    form = Form::Float("kept on request".into());
+                    continue;
+                }
+                let key = (t, usize::MAX, DType::F16);
+                let half = if let Some(&half) = rewrite.small.get(&key) {
+                    half
+                } else {
+                    let values = floats(data);
+                    clipped += values.iter().filter(|v| v.abs() > 65504.0).count();
+                    let halves: Bytes = values
+                        .iter()
+                        .flat_map(|v| half::f16::from_f32(v.clamp(-65504.0, 65504.0)).to_le_bytes())
+                        .collect();
+                    let new = Tensor { dtype: DType::F16, data: Some(halves), ..from.clone() };
+                    g.tensors.push(new);
+                    rewrite.small.insert(key, g.tensors.len() - 1);
+                    g.tensors.len() - 1
+                };
+                let wide = rewrite.widened(g, half, t);
+                if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
+                    *slot = Some(wide);
+                }
+                form = Form::Half;
+            }
+            let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
+            if form == Form::Untouched
+                && g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
+            {
+                form = Form::Float("has no constants".into());
+            }
+            report.nodes.push(node_report(g, s, n, form));
+        }
+        rewrite.insert_widening(g);
+    }
+    if clipped > 0 {
+        report.notes.push(format!("{clipped} constants beyond float16's range were clipped to 65504"));
+    }
+    // Tells delegates that computing in float16 is what the model's maker wants.
+    const KEY: &str = "reduced_precision_support";
+    m.metadata.retain(|(k, _)| k != KEY);
+    m.metadata.push((KEY.into(), Bytes::from_static(b"fp16accfp32")));
+}
