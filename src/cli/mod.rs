@@ -226,6 +226,6 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Arrays of an `.npz` named `in0`, `in1`, ...
-pub(crate) fn arrays(path: &PathBuf) -> Outcome<std::collections::BTreeMap<String, litegpu::Tensor>> {
+pub(crate) fn arrays(path: &std::path::Path) -> Outcome<std::collections::BTreeMap<String, litegpu::Tensor>> {
     Ok(litegpu::npz::read(&read(path)?).map_err(|e| e.at(path.display()))?)
 }

@@ -713,7 +713,7 @@ fn pack_ints(
 }
 
 /// Splits per-channel lists by group.
-fn per_group<'a, T>(list: Option<&'a [T]>, g: usize, per: usize) -> Option<&'a [T]> {
+fn per_group<T>(list: Option<&[T]>, g: usize, per: usize) -> Option<&[T]> {
     list.map(|l| &l[g * per..][..per])
 }
 

@@ -205,7 +205,7 @@ fn word_table(scale: f64, zero: i32, f: impl Fn(f64) -> f64) -> Vec<i16> {
     let (out_low, out_high) = (out * -32768.0, out * 32767.0);
     let step = (high - low) / 512.0;
     let inverse = 65536.0 / (out_high - out_low);
-    let keep = |v: f64| v.max(-32768.0).min(32767.0) as i16;
+    let keep = |v: f64| v.clamp(-32768.0, 32767.0) as i16;
     let mut table: Vec<i16> = (0..512)
         .map(|i| {
             let at = low + i as f64 * step;
@@ -289,7 +289,7 @@ fn log(x: i32) -> i32 {
     let q = q.wrapping_add(q);
     let q2 = high_mul(q, q);
     let numerator = high_mul(q, r).wrapping_add(high_mul(high_mul(q, q2), alpha_n));
-    let inner = (alpha_i as i32).wrapping_add(q).wrapping_add(high_mul(alpha_d, q2));
+    let inner = alpha_i.wrapping_add(q).wrapping_add(high_mul(alpha_d, q2));
     let denominator = high_mul(half_sum, inner).wrapping_add(high_mul(alpha_f, q));
     let inverse = one_over_one_plus(denominator);
     let sum = high_mul(power, 1_488_522_236).wrapping_add(high_mul(rounding_shift(numerator, 6), inverse));

@@ -312,7 +312,7 @@ fn float8_table(dtype: DType) -> Vec<f32> {
     let value = |b: u8| {
         let exponent = ((b & 0x7f) >> mantissa) as i32;
         let fraction = (b & ((1 << mantissa) - 1)) as f32 / (1 << mantissa) as f32;
-        let top = (0x7f >> mantissa) as i32;
+        let top = 0x7f >> mantissa;
         let x = match dtype {
             // No infinities: only the very last pattern is not a number.
             DType::F8E4M3 if b & 0x7f == 0x7f => f32::NAN,

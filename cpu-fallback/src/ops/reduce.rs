@@ -592,7 +592,7 @@ mod tests {
         let own = strides(&shape);
         for mask in 0..32u32 {
             let axes: Vec<i32> = (0..5).filter(|a| mask >> a & 1 == 1).collect();
-            let mut want = vec![0i32; 48];
+            let mut want = [0i32; 48];
             for (at, &v) in data.iter().enumerate() {
                 let to: usize = (0..5).filter(|a| mask >> a & 1 == 0).map(|d| at / own[d] % shape[d] * own[d]).sum();
                 want[to] += v;

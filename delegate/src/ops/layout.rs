@@ -247,11 +247,11 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             let mut base = 0;
             for a in axes {
                 let a = axis(a, x.shape.len())?;
-                if let (Some(s), Some(&n)) = (s.get_mut(a), x.shape.get(a)) {
-                    if *s > 0 {
-                        base += *s * (n as i64 - 1);
-                        *s = -*s;
-                    }
+                if let (Some(s), Some(&n)) = (s.get_mut(a), x.shape.get(a))
+                    && *s > 0
+                {
+                    base += *s * (n as i64 - 1);
+                    *s = -*s;
                 }
             }
             let dims = x.shape.iter().zip(&s).rev().map(|(&n, &s)| Dim::whole(n, s)).collect();
