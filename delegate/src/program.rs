@@ -214,3 +214,70 @@ pub(crate) fn plan_memory(program: &mut Program) {
     program.planned_bytes = program.buffers.iter().sum();
     program.lower_bound = bound;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program whose dispatches read and write the given slots.
+    fn program(slots: &[u64], dispatches: &[(&[SlotId], &[SlotId])]) -> Program {
+        let bind = |reads: &[SlotId], writes: &[SlotId]| {
+            let all = reads.iter().map(|&s| (s, Access::Read)).chain(writes.iter().map(|&s| (s, Access::Write)));
+            all.enumerate().map(|(i, (slot, access))| Binding { binding: i as u32 + 1, slot, access }).collect()
+        };
+        Program {
+            slots: slots.iter().map(|&bytes| Slot { bytes, place: Place::Unused }).collect(),
+            dispatches: dispatches
+                .iter()
+                .map(|(r, w)| Dispatch { node: 0, kernel: 0, bindings: bind(r, w), params: vec![0; 4], groups: [1; 3] })
+                .collect(),
+            ..Program::default()
+        }
+    }
+
+    #[test]
+    fn a_chain_needs_two_buffers() {
+        let mut p = program(&[64; 6], &[(&[0], &[1]), (&[1], &[2]), (&[2], &[3]), (&[3], &[4]), (&[4], &[5])]);
+        plan_memory(&mut p);
+        assert_eq!((p.planned_bytes, p.lower_bound), (128, 128));
+    }
+
+    #[test]
+    fn what_lives_together_lies_apart() {
+        let mut seed = 1u32;
+        let mut random = |n: u32| {
+            seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+            (seed >> 8) % n
+        };
+        for _ in 0..50 {
+            let n = 40;
+            let sizes: Vec<u64> = (0..n).map(|_| 16 * (1 + random(100)) as u64).collect();
+            let edges: Vec<(Vec<usize>, Vec<usize>)> =
+                (1..n as usize).map(|i| (vec![i - 1, random(i as u32) as usize], vec![i])).collect();
+            let list: Vec<(&[usize], &[usize])> = edges.iter().map(|(a, b)| (a.as_slice(), b.as_slice())).collect();
+            let mut p = program(&sizes, &list);
+            plan_memory(&mut p);
+            assert!(p.planned_bytes >= p.lower_bound);
+            let mut life = vec![(usize::MAX, 0); n as usize];
+            for (i, d) in p.dispatches.iter().enumerate() {
+                for b in &d.bindings {
+                    life[b.slot] = (life[b.slot].0.min(i), life[b.slot].1.max(i));
+                }
+            }
+            for a in 0..n as usize {
+                for b in 0..a {
+                    if p.slots[a].place == p.slots[b].place {
+                        assert!(life[a].1 < life[b].0 || life[b].1 < life[a].0, "{a} {b}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padded_sizes() {
+        assert_eq!((quads(&[]), row_quads(&[]), tail(&[])), (1, 1, 1));
+        assert_eq!((quads(&[2, 5]), tail(&[2, 5]), tail(&[8])), (4, 1, 4));
+        assert_eq!(padded_bytes(&[3, 3], Elem::I8), 16);
+    }
+}

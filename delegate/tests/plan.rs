@@ -1,0 +1,79 @@
+//! Plans without any adapter: what goes where, in which order, with which reasons.
+
+mod common;
+use common::{Case, Tolerance, gpu_plan, infer};
+use litegpu_delegate::{Caps, Device, Plan, PlanOptions, Step};
+use litegpu_graph::schema::FakeQuantOptionsT;
+use litegpu_graph::{DType, Model, Op};
+
+/// NEG, an operator that only the CPU has, NEG; and EXP of the input beside them.
+fn model() -> Model {
+    let mut c = Case::new("sandwich", Tolerance::Exact);
+    let x = c.input(DType::F32, &[4, 8], -1.0, 1.0);
+    let a = c.op(Op::Neg, &[x], DType::F32, None);
+    let fake = FakeQuantOptionsT { min: -1.0, max: 1.0, num_bits: 8, narrow_range: false };
+    let b = c.op(Op::FakeQuant(fake), &[a], DType::F32, None);
+    c.op(Op::Neg, &[b], DType::F32, None);
+    c.op(Op::Exp, &[x], DType::F32, None);
+    c.model.subgraphs[0].outputs.remove(0);
+    c.model.subgraphs[0].outputs.remove(0);
+    c.model
+}
+
+fn planned(options: &PlanOptions) -> Plan {
+    let mut m = model();
+    let shapes = infer(&mut m).unwrap();
+    gpu_plan(&m, &shapes, &Caps::baseline(), options).unwrap()
+}
+
+fn kinds(p: &Plan) -> String {
+    let one = |s: &Step| match s {
+        Step::Gpu(p) => format!("gpu{:?}", p.nodes),
+        Step::Cpu(n) => format!("cpu{n:?}"),
+    };
+    p.steps.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn forced_to_the_gpu() {
+    let p = planned(&PlanOptions { force_gpu: true, ..PlanOptions::default() });
+    assert_eq!(kinds(&p), "gpu[0, 3] cpu[1] gpu[2]");
+    assert_eq!(p.crossings, 2);
+    assert_eq!(p.placements[1].reason, "no GPU kernel");
+    assert!(p.placements[0].reason.is_empty());
+}
+
+#[test]
+fn small_parts_go_back() {
+    let p = planned(&PlanOptions { prefer_gpu: false, ..PlanOptions::default() });
+    assert_eq!(kinds(&p), "cpu[0, 1, 2, 3]");
+    assert!(p.placements[0].reason.starts_with("too small a part"), "{}", p.placements[0].reason);
+    let p = planned(&PlanOptions::default());
+    assert_eq!(p.programs().count(), 1, "{}", kinds(&p));
+}
+
+#[test]
+fn budget_and_cpu() {
+    let p = planned(&PlanOptions { force_gpu: true, memory_budget: Some(100), ..PlanOptions::default() });
+    assert_eq!(kinds(&p), "cpu[0, 1, 2, 3]");
+    assert!(p.placements[0].reason.contains("budget"));
+    let p = planned(&PlanOptions { force_cpu: true, ..PlanOptions::default() });
+    assert!(p.placements.iter().all(|p| p.device == Device::Cpu));
+}
+
+#[test]
+fn element_wise_chains_are_one_dispatch() {
+    let mut c = Case::new("chain", Tolerance::Exact);
+    let x = c.input(DType::F32, &[4, 6], -1.0, 1.0);
+    let a = c.op(Op::Neg, &[x], DType::F32, None);
+    let b = c.op(Op::Exp, &[a], DType::F32, None);
+    let k = c.weights(DType::F32, &[6], -1.0, 1.0, None);
+    let s = c.op(Op::Mul(Default::default()), &[b, k], DType::F32, None);
+    c.op(Op::Add(Default::default()), &[s, x], DType::F32, None);
+    c.model.subgraphs[0].outputs.drain(..3);
+    let shapes = infer(&mut c.model).unwrap();
+    let options = PlanOptions { force_gpu: true, ..PlanOptions::default() };
+    let p = gpu_plan(&c.model, &shapes, &Caps::baseline(), &options).unwrap();
+    let program = p.programs().next().unwrap();
+    assert_eq!(program.dispatches.len(), 1, "{:?}", program.kernels);
+}
