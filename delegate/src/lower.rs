@@ -9,7 +9,7 @@ use crate::ops;
 use crate::program::*;
 use bytes::Bytes;
 use litegpu_graph::shapes::{Eval, Shapes};
-use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements};
+use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements, passes};
 use litegpu_shaders::{Elem, KernelKey};
 use std::collections::HashMap;
 
@@ -169,8 +169,10 @@ pub struct Scene<'a> {
     pub caps: &'a Caps,
     /// How floats are kept.
     pub precision: Precision,
-    /// For each tensor that a folded DEQUANTIZE writes: the float16 constant it reads.
+    /// For each tensor that a folded DEQUANTIZE or DENSIFY writes: the constant it reads.
     pub folded: HashMap<TensorId, TensorId>,
+    /// Sparse constants, made dense.
+    pub dense: HashMap<TensorId, Bytes>,
 }
 
 impl std::fmt::Debug for Scene<'_> {
@@ -189,17 +191,26 @@ impl<'a> Scene<'a> {
         precision: Precision,
     ) -> Result<Scene<'a>, Error> {
         let graph = model.subgraphs.get(subgraph).ok_or_else(|| Error::invalid(format!("no subgraph {subgraph}")))?;
-        let mut folded = HashMap::new();
+        let mut folded: HashMap<TensorId, TensorId> = HashMap::new();
+        let mut dense = HashMap::new();
         for node in &graph.nodes {
+            if let (Op::Densify, Some(from), [to]) = (&node.op, node.input(0), node.outputs.as_slice())
+                && let Some(a) = graph.tensors.get(from)
+                && a.is_constant()
+                && !a.is_variable
+            {
+                dense.insert(from, Bytes::from(passes::densify::dense(a)?));
+                folded.insert(*to, from);
+            }
             if let (Op::Dequantize, Some(from), [to]) = (&node.op, node.input(0), node.outputs.as_slice())
                 && let (Some(a), Some(b)) = (graph.tensors.get(from), graph.tensors.get(*to))
                 && a.dtype == DType::F16
                 && b.dtype == DType::F32
-                && a.is_constant()
                 && !a.is_variable
-                && a.sparsity.is_none()
+                && (folded.contains_key(&from) || (a.is_constant() && a.sparsity.is_none()))
             {
-                folded.insert(*to, from);
+                let origin = folded.get(&from).copied().unwrap_or(from);
+                folded.insert(*to, origin);
             }
         }
         // A graph that converts between floats and 8 bits keeps its floats whole: f16 would round before the
@@ -215,7 +226,7 @@ impl<'a> Scene<'a> {
             }
         };
         let precision = if graph.nodes.iter().any(converts) { Precision::F32 } else { precision };
-        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded })
+        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded, dense })
     }
 
     /// The tensor.
@@ -238,6 +249,9 @@ impl<'a> Scene<'a> {
     pub fn constant(&self, t: TensorId) -> Lowered<Option<Const>> {
         let t = self.folded.get(&t).copied().unwrap_or(t);
         let tensor = self.tensor(t)?;
+        if let Some(bytes) = self.dense.get(&t) {
+            return Ok(Some(Const { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: bytes.clone() }));
+        }
         if let (Some(data), false) = (&tensor.data, tensor.is_variable) {
             if tensor.sparsity.is_some() {
                 return no("a sparse constant");

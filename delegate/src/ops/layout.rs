@@ -6,7 +6,7 @@ use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{row_quads, rows};
 use litegpu_graph::ops::axis;
 use litegpu_graph::schema::MirrorPadMode;
-use litegpu_graph::{Op, elements};
+use litegpu_graph::{DType, Op, elements};
 use litegpu_shaders::{KernelKey, Step};
 
 /// A dimension of a region: its size, its stride in the operand's memory (elements, padding included) and the part
@@ -326,6 +326,21 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     }
 }
 
+/// A uint8 operand of CONCATENATION in the result's quantization: by a table, in the reference's f32 arithmetic.
+fn rescaled<'a>(cx: &mut Lower<'a, '_>, x: Operand<'a>, y: &Operand<'_>) -> Lowered<Operand<'a>> {
+    if x.dtype != DType::U8 || !is_quantized(&x) || !is_quantized(y) || x.scale_zero()? == y.scale_zero()? {
+        same_quant(&x, y)?;
+        return Ok(x);
+    }
+    let ((sx, zx), (sy, zy)) = (x.scale_zero()?, y.scale_zero()?);
+    let scale = sx * (1.0 / sy);
+    let bias = -(zx as f32) * scale;
+    let entry = |v: u8| ((v as f32 * scale + bias).round() as i32).saturating_add(zy).clamp(0, 255) as u8;
+    let to = Operand { slot: cx.temp(&x.shape, x.elem), constant: false, ..x.clone() };
+    super::unary::look_up(cx, &x, &to, (0..=255).map(entry).collect())?;
+    Ok(to)
+}
+
 /// A tensor of rank 4.
 fn four(x: &Operand<'_>) -> Lowered<[usize; 4]> {
     match x.shape.as_slice() {
@@ -346,7 +361,7 @@ fn concat(cx: &mut Lower<'_, '_>, at: i64) -> Lowered {
             continue;
         }
         let x = cx.operand(i)?;
-        same_quant(&x, &y)?;
+        let x = rescaled(cx, x, &y)?;
         let n = x.shape.get(at).copied().unwrap_or(1);
         Copy::slab(&y, at, start, n, plain(&x.shape)).emit(cx, &x, &y)?;
         start += n;

@@ -86,6 +86,11 @@ pub(super) fn table(cx: &mut Lower<'_, '_>) -> Lowered {
         let table = done.and_then(|mut v| v.pop()).filter(|t| t.len() == 256);
         table.ok_or_else(|| Unsupported::new("the CPU kernel gave no table"))?.to_vec()
     };
+    look_up(cx, &x, &y, bytes)
+}
+
+/// One pass that replaces each byte by its entry in a table of 256.
+pub(super) fn look_up(cx: &mut Lower<'_, '_>, x: &Operand<'_>, y: &Operand<'_>, bytes: Vec<u8>) -> Lowered {
     let table = cx.weight(|| Ok(bytes))?;
     let params = Params::new().u(y.quads()).u(y.row_quads()).u(tail(&y.shape));
     let groups = line(y.quads().div_ceil(WG));
