@@ -13,13 +13,15 @@ fn i_id(x: vec4<i32>) -> vec4<i32> {
 }
 
 //@ f_relu:
+// What is not a number stays so: max() may give the other operand.
 fn f_relu(x: vec4<f32>) -> vec4<f32> {
-    return max(x, vec4<f32>());
+    return select(x, vec4<f32>(), x < vec4<f32>());
 }
 
 //@ f_clamp:
 fn f_clamp(x: vec4<f32>, low: f32, high: f32) -> vec4<f32> {
-    return min(max(x, vec4<f32>(low)), vec4<f32>(high));
+    let y = select(x, vec4<f32>(low), x < vec4<f32>(low));
+    return select(y, vec4<f32>(high), y > vec4<f32>(high));
 }
 
 //@ f_abs:
