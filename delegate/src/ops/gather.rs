@@ -1,6 +1,6 @@
 //! GATHER, GATHER_ND, EMBEDDING_LOOKUP and SCATTER_ND.
 
-use super::{WG, acc};
+use super::{MAX_LOOP, WG, acc};
 use crate::convert;
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, quads, row_quads, tail};
@@ -162,7 +162,7 @@ fn scatter(cx: &mut Lower<'_, '_>) -> Lowered {
     }
     check(cx, 0, y.shape.get(..depth).unwrap_or_default())?;
     let tuples = elements(tuples);
-    if tuples.saturating_mul(y.quads()) > MAX_STEPS {
+    if tuples > MAX_LOOP || tuples.saturating_mul(y.quads()) > MAX_STEPS {
         return no(format!("{tuples} updates of {} elements are too many", elements(&y.shape)));
     }
     // 8-bit sums wrap, as the reference's do.

@@ -23,6 +23,10 @@ use litegpu_shaders::{Elem, Lit, Step};
 /// Invocations in a workgroup of the kernels that have no reason for another number.
 pub(crate) const WG: usize = 64;
 
+/// Passes of a loop in one invocation: beyond, an adapter's watchdog may fire, and older software adapters stop
+/// counting.
+pub(crate) const MAX_LOOP: usize = 65_535;
+
 /// The size of the workgroup that should share each of `groups` pieces of work of `steps` steps, where sharing beats
 /// one invocation a piece.
 pub(crate) fn team(cx: &Lower<'_, '_>, groups: usize, steps: usize) -> Option<usize> {
@@ -31,6 +35,9 @@ pub(crate) fn team(cx: &Lower<'_, '_>, groups: usize, steps: usize) -> Option<us
         AdapterClass::Software => (64, 64),
         _ => (8, 16_384),
     };
+    if steps > MAX_LOOP {
+        return Some(256);
+    }
     if steps < least || groups > busy {
         return None;
     }

@@ -1,6 +1,6 @@
 //! Reductions over any set of axes, ARG_MAX, ARG_MIN and CUMSUM.
 
-use super::{WG, acc, is_quantized, team};
+use super::{MAX_LOOP, WG, acc, is_quantized, team};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{row_quads, rows};
 use litegpu_graph::fixed::{Multiplier, type_range};
@@ -100,6 +100,9 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
     }
     let work = steps * if lanes { 1 } else { row_quads(&x.shape) };
     let coop = team(cx, y.quads(), work);
+    if work > MAX_LOOP * 256 {
+        return no("too many elements to reduce");
+    }
     let close = if float { "close_f" } else { "close_i" };
     let key = KernelKey::new("reduce", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)])
         .with("COMBINE", combine)
@@ -161,6 +164,9 @@ fn arg(cx: &mut Lower<'_, '_>) -> Lowered {
     let keep = join(dims.iter().enumerate().rev().filter(|(d, _)| *d != at).map(|(_, d)| *d))?;
     let (n, stride) = dims.get(at).copied().unwrap_or((1, 1));
     let lanes = at + 1 != x.shape.len();
+    if lanes && n > MAX_LOOP {
+        return no(format!("{n} comparisons one after the other"));
+    }
     let least = matches!(cx.node.op, Op::ArgMin(_));
     let coop = if lanes { None } else { team(cx, y.quads(), row_quads(&x.shape)) };
     let key = KernelKey::new("argext", &[("in0", x.elem), ("out", y.elem)])
@@ -184,6 +190,9 @@ fn cumsum(cx: &mut Lower<'_, '_>) -> Lowered {
     let y = cx.result(0)?;
     let lanes = at + 1 != x.shape.len();
     let count = x.shape.get(at).copied().unwrap_or(1).max(1);
+    if count > MAX_LOOP {
+        return no(format!("{count} sums one after the other"));
+    }
     let behind = x.shape.get(at + 1..).unwrap_or_default();
     let block = match behind.split_last() {
         Some((_, between)) => elements(between) * x.row_quads(),
