@@ -2,6 +2,7 @@
 //! Each core runs a session of its own; a picture that cannot be read is reported and does not stop the others.
 //!
 //!     cargo run --release --example batch -- [FOLDER [MODEL]] > classes.csv
+#![allow(clippy::print_stdout)]
 
 use indicatif::ProgressBar;
 use litegpu::{Model, Session, picture};

@@ -1,6 +1,7 @@
 //! Classifies a picture and prints the best labels.
 //!
 //!     cargo run --release --example classify -- [MODEL [PICTURE [LABELS]]]
+#![allow(clippy::print_stdout)]
 
 use litegpu::{Model, Session, picture};
 use std::path::Path;

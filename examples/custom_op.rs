@@ -1,6 +1,7 @@
 //! A custom operator that the application brings: its shape rule, its kernel, and a model that names it.
 //!
 //!     cargo run --example custom_op
+#![allow(clippy::print_stdout)]
 
 use litegpu::cpu::{Call, Kernel, Site};
 use litegpu::graph::{self, CustomOp, DType, Graph, Node, Op, ops};

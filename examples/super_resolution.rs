@@ -1,6 +1,7 @@
 //! Makes a picture twice as large, tile by tile.
 //!
 //!     cargo run --release --example super_resolution -- [PICTURE [RESULT [MODEL]]]
+#![allow(clippy::print_stdout)]
 
 use litegpu::{Model, Session, Target, picture};
 use std::path::Path;

@@ -88,7 +88,7 @@ fn models_with_flipped_bytes() {
         let whole = std::fs::read(&path).unwrap();
         let places = structure(&whole);
         let mut random = Random(0x5eed_0000 + whole.len() as u64);
-        let runs = if whole.len() < 25_000 { 300 } else { 150 };
+        let runs = if whole.len() < 25_000 { 200 } else { 80 };
         let mut files = Vec::new();
         for _ in 0..runs {
             let mut bytes = whole.clone();
