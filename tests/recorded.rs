@@ -7,10 +7,30 @@ use litegpu::verify::{Options, Outcome, Status, Suite};
 use litegpu::{Device, Precision};
 use std::path::PathBuf;
 
+/// Cases that fail today on any device, by the beginning of their names, and why. A case that passes again must be
+/// taken off: the test says so.
+const KNOWN: [(&str, &str); 7] = [
+    ("pow-i16x8-3b747f8f", "16-bit POW"),
+    ("pow-i16x8-5", "16-bit POW"),
+    ("pow-i16x8-a223fa1e", "16-bit POW"),
+    ("pow-i16x8-e63120f6", "16-bit POW"),
+    ("pow-i16x8-fb419949", "16-bit POW"),
+    ("pow-i16x8-c6287d56", "16-bit POW"),
+    ("x_lstm-f16", "the state of an LSTM whose initial value is a dequantized constant"),
+];
+
 fn check(paths: &[PathBuf], options: &Options) -> Vec<Outcome> {
     let suite = Suite::open(paths, &options.filter).unwrap();
     let results = suite.run(options, |_| {}).unwrap();
-    let failed: Vec<_> = results.iter().filter(|r| r.status == Status::Failed).collect();
+    let known = |r: &Outcome| KNOWN.iter().find(|(k, _)| r.case.starts_with(k)).map(|(_, why)| why);
+    for r in &results {
+        match (known(r), r.status) {
+            (Some(why), Status::Failed) => eprintln!("known: {} fails: {why}", r.case),
+            (Some(_), Status::Passed) => eprintln!("{} passes: take it off the list of known failures", r.case),
+            _ => {}
+        }
+    }
+    let failed: Vec<_> = results.iter().filter(|r| r.status == Status::Failed && known(r).is_none()).collect();
     for r in &failed {
         eprintln!("FAIL {}/{} [{}] {}", r.suite, r.case, r.class, r.message.as_deref().unwrap_or_default());
     }
