@@ -67,7 +67,7 @@ struct Times {
 
 impl Bench {
     pub(crate) fn run(self) -> Outcome {
-        let given = self.inputs.as_ref().map(arrays).transpose()?;
+        let given = self.inputs.as_deref().map(arrays).transpose()?;
         let start = Instant::now();
         let model = open(&self.model)?;
         let mut session = self.device.builder(&model, self.signature.as_deref())?.build().failed()?;

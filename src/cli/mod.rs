@@ -15,7 +15,7 @@ mod verify;
 use clap::{Args, Parser, Subcommand};
 use litegpu::{Device, Error, ErrorKind, Model, Precision, Session};
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Run LiteRT (.tflite) models on the GPU and the CPU.
@@ -226,6 +226,6 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Arrays of an `.npz` named `in0`, `in1`, ...
-pub(crate) fn arrays(path: &std::path::Path) -> Outcome<std::collections::BTreeMap<String, litegpu::Tensor>> {
+pub(crate) fn arrays(path: &Path) -> Outcome<std::collections::BTreeMap<String, litegpu::Tensor>> {
     Ok(litegpu::npz::read(&read(path)?).map_err(|e| e.at(path.display()))?)
 }

@@ -99,7 +99,7 @@ impl Run {
         let model = open(&self.model)?;
         let photo = self.image.as_deref().map(picture::open).transpose()?;
         let mut builder = self.device.builder(&model, self.signature.as_deref())?;
-        let given = self.inputs.as_ref().map(arrays).transpose()?;
+        let given = self.inputs.as_deref().map(arrays).transpose()?;
         // Shapes first, so that the model is planned once.
         let ports = Session::inputs_of(&model, self.signature.as_deref())?;
         let seen = match photo {
