@@ -56,6 +56,11 @@ impl Gpu {
         self.0.caps()
     }
 
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.caps().name
+    }
+
     /// Whether shaders run on the CPU.
     pub fn is_software(&self) -> bool {
         self.caps().class == AdapterClass::Software

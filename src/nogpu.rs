@@ -36,14 +36,11 @@ pub(crate) struct Wish {
     pub(crate) budget: Option<u64>,
 }
 
-impl Caps {
-    pub(crate) fn name(&self) -> &str {
-        match self.0 {}
-    }
-}
-
 impl Gpu {
     pub(crate) fn caps(&self) -> &Caps {
+        match self.0 {}
+    }
+    pub(crate) fn name(&self) -> &str {
         match self.0 {}
     }
 }

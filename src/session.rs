@@ -800,7 +800,7 @@ impl Session {
         Report {
             signature: self.entry.signature.clone(),
             requested: self.wish.device,
-            adapter: self.gpu.as_ref().map(|g| g.caps().name.clone()),
+            adapter: self.gpu.as_ref().map(|g| g.name().to_string()),
             note: self.note.clone().filter(|_| self.wish.device != Device::Cpu),
             precision: self.wish.precision,
             threads: self.exec.pool().threads(),

@@ -39,6 +39,16 @@ fn shape(s: &str) -> Result<(String, Vec<usize>), String> {
     Ok((key.to_string(), dims))
 }
 
+#[cfg(feature = "gpu")]
+fn baseline(builder: litegpu::Builder) -> Outcome<litegpu::Report> {
+    builder.plan_for(&litegpu::Caps::baseline()).failed()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn baseline(_: litegpu::Builder) -> Outcome<litegpu::Report> {
+    Err(Failure::usage("litegpu was built without its GPU delegate"))
+}
+
 impl Plan {
     pub(crate) fn run(self) -> Outcome {
         let model = open(&self.model)?;
@@ -50,11 +60,7 @@ impl Plan {
             };
         }
         let report = if self.baseline {
-            #[cfg(feature = "gpu")]
-            let report = builder.plan_for(&litegpu::Caps::baseline()).failed()?;
-            #[cfg(not(feature = "gpu"))]
-            let report = return Err(Failure::usage("litegpu was built without its GPU delegate"));
-            report
+            baseline(builder)?
         } else {
             let mut session = builder.build().failed()?;
             session.prepare().failed()?;
