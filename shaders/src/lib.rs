@@ -140,6 +140,8 @@ pub struct KernelKey {
     pub roles: Vec<(&'static str, Elem)>,
     /// Functions that the kernel calls by an alias: (alias in the kernel, function in the library).
     pub functions: Vec<(&'static str, &'static str)>,
+    /// Sections of parts/octs.wgsl and parts/channels.wgsl, each for a role (or for none: "").
+    pub parts: Vec<(&'static str, &'static str)>,
     /// The generated epilogue.
     pub epilogue: Vec<Step>,
     /// Override constants.
@@ -149,11 +151,23 @@ pub struct KernelKey {
 impl KernelKey {
     /// A key without functions, epilogue and constants.
     pub fn new(kernel: &'static str, roles: &[(&'static str, Elem)]) -> KernelKey {
-        KernelKey { kernel, roles: roles.to_vec(), functions: Vec::new(), epilogue: Vec::new(), constants: Vec::new() }
+        KernelKey {
+            kernel,
+            roles: roles.to_vec(),
+            functions: Vec::new(),
+            parts: Vec::new(),
+            epilogue: Vec::new(),
+            constants: Vec::new(),
+        }
     }
     /// With an override constant.
     pub fn set(mut self, name: &'static str, value: i32) -> KernelKey {
         self.constants.push((name, value));
+        self
+    }
+    /// With a part for a role.
+    pub fn part(mut self, role: &'static str, section: &'static str) -> KernelKey {
+        self.parts.push((role, section));
         self
     }
     /// With a library function under the kernel's own name for it.
@@ -204,6 +218,10 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     for (role, elem) in &key.roles {
         text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
     }
+    for &(role, name) in &key.parts {
+        let section = section(name).ok_or_else(|| format!("no part {name}"))?;
+        text.push_str(&section.replace("ROLE_", &format!("{role}_")).replace("ROLE[", &format!("{role}[")));
+    }
     let mut wanted: Vec<&str> = kernel.functions.to_vec();
     let own = |f: &str| kernel.text.contains(&format!("fn {f}("));
     wanted.extend(key.functions.iter().map(|(_, f)| *f).filter(|f| !own(f)));
@@ -219,6 +237,15 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         finish(&key.epilogue, &mut text);
     }
     Ok(text)
+}
+
+/// A section of the part files whose text depends on a role.
+fn section(name: &str) -> Option<&'static str> {
+    const FILES: [&str; 2] = [include_str!("../parts/octs.wgsl"), include_str!("../parts/channels.wgsl")];
+    FILES.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
+        Some((head, body)) if head == name => Some(body),
+        _ => None,
+    })
 }
 
 /// The epilogue: each step's function called in order on the running value.

@@ -17,6 +17,9 @@ pub struct Kernel {
     /// The functions that the text calls under names of its own: one list an alternative, with what the epilogue then
     /// starts from where that is not the operands' type.
     pub variants: &'static [&'static [(&'static str, &'static str)]],
+    /// It is completed by sections of octs.wgsl and channels.wgsl, in combinations that lowering makes and
+    /// `tests/conv.rs` validates.
+    pub parted: bool,
 }
 
 const ANY: &[Elem] = &[F32, F16, F16Packed, I8, U8, Bool, I32];
@@ -33,7 +36,7 @@ macro_rules! kernels {
                 ..Kernel {
                     name: $name,
                     text: include_str!(concat!("../", $name, ".wgsl")),
-                    functions: &[], roles: &[], variants: &[],
+                    functions: &[], roles: &[], variants: &[], parted: false,
                 }
             },
         )*];
@@ -78,6 +81,11 @@ kernels! {
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
     }
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "conv" { parted: true }
+    "depthwise" { parted: true }
+    "depthwise_rows" { parted: true }
+    "depthwise_multi" { parted: true }
+    "matvec" { parted: true }
 }
 
 /// The kernel of that name.

@@ -1,0 +1,56 @@
+// A matrix product with a constant right side for few rows: an invocation computes four columns of one row. Weights are
+// packed as for conv.wgsl.
+
+override WG: u32 = 8u;
+
+struct Params {
+    rows: u32,
+    // Input quads of a row, steps of eight, output quads of a row, elements in the last of them.
+    cq: u32,
+    steps: u32,
+    nq: u32,
+    tail: u32,
+    x_zero: i32,
+    w_zero: i32,
+    out_zero: i32,
+    low: Limit,
+    high: Limit,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<x_Word>;
+@group(0) @binding(2) var<storage, read> w: array<w_Word>;
+@group(0) @binding(4) var<storage, read_write> out: array<out_Elem4>;
+
+fn product(xl: acc_Val4, xh: acc_Val4, step: u32) -> acc_Val {
+    let v = w_load8(2u * step, 2u * step + 1u);
+    return dot(xl, w_value(v.lo)) + dot(xh, w_value(v.hi));
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let quad = wg.x * WG + lane;
+    if (quad >= p.nq) {
+        return;
+    }
+    let row = wg.y * p.cq;
+    let first = quad * 4u * p.steps;
+    var sum = acc_Val4();
+    for (var s = 0u; s < p.steps; s++) {
+        let c = 2u * s;
+        // Past the end of a row the weights are zero, and so must be the other factor.
+        let two = c + 1u < p.cq;
+        let v = x_load8(row + c, row + select(c, c + 1u, two));
+        let lo = x_value(v.lo);
+        let hi = select(acc_Val4(), x_value(v.hi), two);
+        sum += acc_Val4(
+            product(lo, hi, first + s),
+            product(lo, hi, first + s + p.steps),
+            product(lo, hi, first + s + 2u * p.steps),
+            product(lo, hi, first + s + 3u * p.steps),
+        );
+    }
+    let at = wg.y * p.nq + quad;
+    let r = finish(result(sum, quad_chans(quad)), at);
+    out[at] = out_pack(out_mask(r, select(4u, p.tail, quad + 1u == p.nq)));
+}

@@ -1,0 +1,77 @@
+//! Every combination of parts that lowering may ask of the convolution kernels is valid WGSL.
+
+use litegpu_shaders::{Elem, KernelKey, source};
+
+fn validate(key: &KernelKey) {
+    let text = source(key).unwrap();
+    let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}: {}", key.label(), e.emit_to_string(&text)));
+    let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
+    v.validate(&module).unwrap_or_else(|e| panic!("{}: {}", key.label(), e.emit_to_string(&text)));
+}
+
+fn octs(e: Elem) -> Vec<(&'static str, &'static str)> {
+    let mut all = vec![("oct_quads", "put_quads")];
+    all.extend(match e {
+        Elem::F32 => vec![("oct_f32_u64", "put_f32_u64"), ("oct_f32_u64_odd", "put_f32_u64_odd")],
+        Elem::F16Packed => {
+            vec![
+                ("oct_f16_u64", "put_f16_u64"),
+                ("oct_f16_u64_odd", "put_f16_u64_odd"),
+                ("oct_f16_u32", "put_f16_u32"),
+            ]
+        }
+        Elem::I8 | Elem::U8 => vec![("oct_b8_u32", "put_b8_u32")],
+        _ => vec![],
+    });
+    all
+}
+
+#[test]
+fn convolutions() {
+    use Elem::*;
+    for (x, w, class) in [
+        (F32, F32, "float"),
+        (F32, F16Packed, "float"),
+        (F32, F16, "float"),
+        (F16, F16, "float"),
+        (F16Packed, F16Packed, "float"),
+        (F16Packed, F32, "float"),
+        (F32, I8, "scaled"),
+        (F16, I8, "scaled"),
+        (F16Packed, I8, "scaled"),
+        (I8, I8, "int"),
+        (U8, U8, "int"),
+    ] {
+        let (chan, each, quad) = match class {
+            "float" => ("chan_float", "each_float", "quad_float"),
+            "scaled" => ("chan_scaled", "each_scaled", "quad_scaled"),
+            _ => ("chan_int", "each_int", "quad_int"),
+        };
+        let muls: &[&str] = if class == "int" { &["mul_u32", "mul_u64"] } else { &["mul_none"] };
+        for (xo, _) in octs(x) {
+            for (wo, _) in octs(w) {
+                for &mul in muls {
+                    let key = |kernel| {
+                        KernelKey::new(kernel, &[("x", x), ("w", w), ("out", x)])
+                            .part("x", xo)
+                            .part("w", wo)
+                            .part("", chan)
+                            .part("", mul)
+                    };
+                    for (_, put) in octs(x) {
+                        validate(&key("conv").part("out", put).part("", each).part("", "share_subgroup"));
+                        validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
+                        validate(&key("depthwise").part("out", put).part("", quad));
+                        validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_3"));
+                        validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_5"));
+                    }
+                    validate(&key("matvec").part("", quad));
+                }
+            }
+        }
+        for (wo, _) in octs(w) {
+            let key = KernelKey::new("depthwise_multi", &[("x", x), ("w", w), ("out", x)]).part("w", wo);
+            validate(&key.part("", chan).part("", quad).part("", muls[0]));
+        }
+    }
+}
