@@ -121,6 +121,10 @@ fn merge(
         if !kernel(pk.kernel).is_some_and(|k| k.text.contains("finish(")) {
             continue;
         }
+        // Parts that write several quads at a time know how these are stored.
+        if !pk.parts.is_empty() && role(key, "out") != role(pk, "out") {
+            continue;
+        }
         let mut steps = Vec::new();
         let mut more: Vec<SlotId> = Vec::new();
         if !unary {

@@ -86,6 +86,7 @@ kernels! {
     "depthwise_rows" { parted: true }
     "depthwise_multi" { parted: true }
     "matvec" { parted: true }
+    "matrix" { roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("out", &[F32, F16, F16Packed, I8, U8])] }
 }
 
 /// The kernel of that name.

@@ -1,9 +1,11 @@
 //! Lowering, one file per operator family: the same stems as in the other crates.
 
 mod binary;
+mod conv;
 mod fill;
 mod gather;
 mod layout;
+mod matmul;
 mod normalize;
 mod pool;
 mod quantize;
@@ -63,7 +65,8 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Gather => gather::lower(cx),
         Family::Pool => pool::lower(cx),
         Family::Resize => resize::lower(cx),
-        Family::Conv | Family::Matmul => no("no kernel yet"),
+        Family::Conv => conv::lower(cx),
+        Family::Matmul => matmul::lower(cx),
         Family::Sort => sort::lower(cx),
         Family::Recurrent => no("recurrent cells stay on the CPU"),
         Family::Control => no("control flow and variables are driven from the CPU"),

@@ -1,0 +1,810 @@
+//! Convolutions, and what they share with matrix products: the arithmetic's class, packing, the choice of parts.
+
+use super::activation;
+use crate::caps::AdapterClass;
+use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
+use crate::program::{SlotId, tail};
+use half::f16;
+use litegpu_graph::fixed::{Multiplier, float_range, quantized_range};
+use litegpu_graph::ops::window;
+use litegpu_graph::schema::{ActivationFunctionType, Padding};
+use litegpu_graph::{DType, Op, Quant};
+use litegpu_shaders::{Elem, KernelKey, Step};
+
+/// Output channels, and input elements, that a step of the kernels takes.
+pub(super) const OCT: usize = 8;
+
+pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    match &cx.node.op {
+        Op::Conv2d(o) => {
+            let frame = Frame {
+                padding: o.padding,
+                stride: [o.stride_h, o.stride_w],
+                dilation: [o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+            };
+            dense(cx, frame)
+        }
+        Op::DepthwiseConv2d(o) => {
+            let frame = Frame {
+                padding: o.padding,
+                stride: [o.stride_h, o.stride_w],
+                dilation: [o.dilation_h_factor, o.dilation_w_factor],
+                activation: o.fused_activation_function,
+            };
+            depthwise(cx, frame)
+        }
+        Op::TransposeConv(o) => {
+            let frame = Frame {
+                padding: o.padding,
+                stride: [o.stride_h, o.stride_w],
+                dilation: [1, 1],
+                activation: o.fused_activation_function,
+            };
+            transposed(cx, frame)
+        }
+        _ => no("no GPU kernel"),
+    }
+}
+
+/// Attributes, over height and width.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    padding: Padding,
+    stride: [i32; 2],
+    dilation: [i32; 2],
+    activation: ActivationFunctionType,
+}
+
+/// The classes of arithmetic.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Class {
+    /// Floats.
+    Float,
+    /// Float activations with int8 weights: a scale for each output channel.
+    Scaled(Vec<f32>),
+    /// 8-bit integers, rounded twice: a multiplier for each output channel.
+    Rounded(Vec<Multiplier>),
+    /// 8-bit integers, scaled in double precision and rounded once.
+    Real(Vec<f64>),
+}
+
+/// What every lowering here needs to know: the class, how weights are stored, zero points and limits.
+#[derive(Debug, Clone)]
+pub(super) struct Arithmetic {
+    pub class: Class,
+    pub weights: Elem,
+    pub x_zero: i32,
+    pub w_zero: i32,
+    pub out_zero: i32,
+    /// Limits as the uniform has them: bits of floats, or integers.
+    pub low: i32,
+    pub high: i32,
+    /// A fused activation that is no clamp.
+    pub after: Option<Step>,
+}
+
+/// Scale of each channel, from one or from one each.
+fn scales(q: Option<&Quant>, channels: usize) -> Lowered<Vec<f32>> {
+    match q.map_or(&[][..], |q| &q.scale) {
+        _ if q.is_some_and(|q| q.blockwise.is_some()) => no("weights quantized in blocks"),
+        [s] => Ok(vec![*s; channels]),
+        s if s.len() == channels => Ok(s.to_vec()),
+        s => no(format!("weights with {} scales for {channels} channels", s.len())),
+    }
+}
+
+fn zero(q: Option<&Quant>) -> Lowered<i32> {
+    let z = q.map_or(&[][..], |q| &q.zero_point);
+    let first = z.first().copied().unwrap_or(0);
+    match i32::try_from(first) {
+        Ok(v) if z.iter().all(|&z| z == first) => Ok(v),
+        _ => no("weights with different zero points per channel"),
+    }
+}
+
+/// The limits of floats as the uniform's bits, and what is left of the activation.
+pub(super) fn float_limits(a: ActivationFunctionType) -> Lowered<(i32, i32, Option<Step>)> {
+    let bits = |f: f32| f.to_bits() as i32;
+    match float_range(a) {
+        Ok((low, high)) => Ok((bits(low), bits(high), None)),
+        Err(_) => Ok((bits(f32::NEG_INFINITY), bits(f32::INFINITY), activation(a)?)),
+    }
+}
+
+impl Arithmetic {
+    /// From the operands' types; `w` is the weights' type in the graph, `real` says that an int8 product is scaled in
+    /// double precision.
+    pub(super) fn new(
+        x: &Operand<'_>,
+        w: DType,
+        quant: Option<&Quant>,
+        channels: usize,
+        y: &Operand<'_>,
+        a: ActivationFunctionType,
+        half: Elem,
+        real: bool,
+    ) -> Lowered<Arithmetic> {
+        if x.dtype != y.dtype {
+            return no(format!("{} operand and {} result", x.dtype, y.dtype));
+        }
+        let (low, high, after) = match x.dtype {
+            DType::F32 => float_limits(a)?,
+            DType::I8 | DType::U8 => {
+                let (s, z) = y.scale_zero()?;
+                let (low, high) = quantized_range(a, y.dtype, s, z)?;
+                (low, high, None)
+            }
+            d => return no(format!("{d} activations")),
+        };
+        let mut all = Arithmetic {
+            class: Class::Float,
+            weights: x.elem,
+            x_zero: 0,
+            w_zero: 0,
+            out_zero: 0,
+            low,
+            high,
+            after,
+        };
+        match (x.dtype, w) {
+            (DType::F32, DType::F32) => {}
+            (DType::F32, DType::F16) => all.weights = half,
+            (DType::F32, DType::I8) => {
+                all.weights = Elem::I8;
+                all.class = Class::Scaled(scales(quant, channels)?);
+                if zero(quant)? != 0 {
+                    return no("int8 weights with a zero point on floats");
+                }
+            }
+            (DType::I8, DType::I8) | (DType::U8, DType::U8) => {
+                let (xs, xz) = x.scale_zero()?;
+                let (ys, yz) = y.scale_zero()?;
+                let ws = scales(quant, channels)?;
+                all.weights = if w == DType::I8 { Elem::I8 } else { Elem::U8 };
+                (all.x_zero, all.w_zero, all.out_zero) = (xz, zero(quant)?, yz);
+                if !(xs > 0.0 && ys > 0.0) {
+                    return no("a scale that is not positive");
+                }
+                let exact = |w: f32| xs as f64 * w as f64 / ys as f64;
+                all.class = if real && w == DType::I8 {
+                    Class::Real(ws.iter().map(|&w| exact(w)).collect())
+                } else if w == DType::U8 {
+                    // The reference rounds the product of scales to single precision for uint8.
+                    Class::Rounded(ws.iter().map(|&w| Multiplier::new((xs * w) as f64 / ys as f64)).collect())
+                } else {
+                    Class::Rounded(ws.iter().map(|&w| Multiplier::new(exact(w))).collect())
+                };
+                if let Class::Real(s) = &all.class
+                    && s.iter().any(|&s| !(s >= 0.0 && s < 1e6))
+                {
+                    return no("a scale out of range");
+                }
+                if let Class::Rounded(m) = &all.class
+                    && m.iter().any(|m| m.value < 0 || m.shift > 30)
+                {
+                    return no("a multiplier out of range");
+                }
+            }
+            (x, w) => return no(format!("{x} activations with {w} weights")),
+        }
+        Ok(all)
+    }
+
+    fn name(&self) -> &'static str {
+        match self.class {
+            Class::Float => "float",
+            Class::Scaled(_) => "scaled",
+            Class::Rounded(_) => "int",
+            Class::Real(_) => "real",
+        }
+    }
+
+    /// The parts of the class. `each`: the kernel reads constants channel by channel, not in rows of four.
+    pub(super) fn parts(&self, cx: &Lower<'_, '_>, mut key: KernelKey, each: bool) -> KernelKey {
+        let (chan, one, four) = match self.name() {
+            "float" => ("chan_float", "each_float", "quad_float"),
+            "scaled" => ("chan_scaled", "each_scaled", "quad_scaled"),
+            "int" => ("chan_int", "each_int", "quad_int"),
+            _ => ("chan_real", "each_real", "quad_real"),
+        };
+        key = key.part("", chan).part("", if each { one } else { four });
+        if matches!(self.class, Class::Rounded(_)) {
+            key = key.part("", if cx.scene.caps.int64 { "mul_u64" } else { "mul_u32" });
+        }
+        key.epilogue.extend(self.after.clone());
+        key
+    }
+
+    /// Zero points and limits, where the uniforms have them.
+    pub(super) fn params(&self, p: Params) -> Params {
+        p.i(self.x_zero).i(self.w_zero).i(self.out_zero).i(self.low).i(self.high)
+    }
+
+    /// What padding of the weights holds, so that it counts for nothing.
+    pub(super) fn pad(&self) -> u8 {
+        self.w_zero as u8
+    }
+
+    /// The constants of the channels, padded to whole steps of eight.
+    pub(super) fn channels(
+        &self,
+        cx: &mut Lower<'_, '_>,
+        bias: Option<usize>,
+        channels: usize,
+        each: bool,
+    ) -> Lowered<SlotId> {
+        let bias = bias.filter(|&i| cx.has(i));
+        let n = channels.next_multiple_of(OCT);
+        // Words of a channel.
+        let mut words: Vec<Vec<u32>> = vec![Vec::new(); n];
+        let ints = match self.class {
+            Class::Rounded(_) | Class::Real(_) => bias.map(|i| cx.ints(i)).transpose()?,
+            _ => None,
+        };
+        let floats = match self.class {
+            Class::Float | Class::Scaled(_) => match bias {
+                None => None,
+                Some(i) => match cx.floats(i)? {
+                    Some(b) => Some(b),
+                    None => return no("a computed bias"),
+                },
+            },
+            _ => None,
+        };
+        if ints.as_ref().is_some_and(|b| b.len() != channels) || floats.as_ref().is_some_and(|b| b.len() != channels) {
+            return no("a bias of another length");
+        }
+        for (c, w) in words.iter_mut().enumerate() {
+            let int = ints.as_ref().and_then(|b| b.get(c)).map_or(0, |&b| b as i32 as u32);
+            let float = floats.as_ref().and_then(|b| b.get(c)).map_or(0, |b| b.to_bits());
+            match &self.class {
+                Class::Float => w.push(float),
+                Class::Scaled(s) => w.extend([float, s.get(c).map_or(0, |s| s.to_bits())]),
+                Class::Rounded(m) => {
+                    let m = m.get(c).copied().unwrap_or_default();
+                    w.extend([int, m.value as u32, m.shift as u32]);
+                    if each {
+                        w.push(0);
+                    }
+                }
+                Class::Real(s) => {
+                    let (high, low, shift) = words_of(s.get(c).copied().unwrap_or(0.0));
+                    w.extend([int, high, low, shift]);
+                }
+            }
+        }
+        let mut out: Vec<u8> = Vec::new();
+        for four in words.chunks(4) {
+            if each {
+                four.iter().flatten().for_each(|w| out.extend(w.to_le_bytes()));
+            } else {
+                for row in 0..four.first().map_or(0, Vec::len) {
+                    four.iter().filter_map(|w| w.get(row)).for_each(|w| out.extend(w.to_le_bytes()));
+                }
+            }
+        }
+        cx.weight(|| Ok(out))
+    }
+}
+
+/// A factor that is not negative as a whole number of 53 bits in two words and the power of two that it is divided by.
+fn words_of(v: f64) -> (u32, u32, u32) {
+    let bits = v.to_bits();
+    let exponent = (bits >> 52) as i32;
+    if exponent == 0 {
+        return (0, 0, 96);
+    }
+    let mantissa = (bits & ((1 << 52) - 1)) | (1 << 52);
+    ((mantissa >> 32) as u32, mantissa as u32, (1023 + 52 - exponent).clamp(33, 96) as u32)
+}
+
+/// How eight elements are read, for the storage and, where rows have an even number of quads, for a whole pair.
+pub(super) fn oct(cx: &Lower<'_, '_>, elem: Elem, even: bool) -> &'static str {
+    match (elem, even, cx.scene.caps.int64) {
+        (Elem::F32, true, true) => "oct_f32_u64",
+        (Elem::F32, false, true) => "oct_f32_u64_odd",
+        (Elem::F16Packed, true, true) => "oct_f16_u64",
+        (Elem::F16Packed, false, true) => "oct_f16_u64_odd",
+        (Elem::F16Packed, true, false) => "oct_f16_u32",
+        (Elem::I8 | Elem::U8, true, _) => "oct_b8_u32",
+        _ => "oct_quads",
+    }
+}
+
+/// How eight elements are written.
+pub(super) fn put(cx: &Lower<'_, '_>, elem: Elem, even: bool) -> &'static str {
+    match (elem, even, cx.scene.caps.int64) {
+        (Elem::F32, true, true) => "put_f32_u64",
+        (Elem::F32, false, true) => "put_f32_u64_odd",
+        (Elem::F16Packed, true, true) => "put_f16_u64",
+        (Elem::F16Packed, false, true) => "put_f16_u64_odd",
+        (Elem::F16Packed, true, false) => "put_f16_u32",
+        (Elem::I8 | Elem::U8, true, _) => "put_b8_u32",
+        _ => "put_quads",
+    }
+}
+
+/// Where constants go: for each of `rows` rows of `width` elements, runs of `len` elements from `from + row * stride`,
+/// `step` apart, to `to`.
+pub(super) struct Layout {
+    pub rows: usize,
+    pub width: usize,
+    pub stride: usize,
+    pub step: usize,
+    pub len: usize,
+    /// (to, from)
+    pub runs: Vec<(usize, usize)>,
+}
+
+/// Lays weights out in rows padded with `pad` (zeros for floats), `rows` of them rounded up to whole steps.
+pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
+    let from = match c.dtype {
+        DType::F32 => 4,
+        DType::F16 => 2,
+        DType::I8 | DType::U8 => 1,
+        d => return no(format!("{d} weights")),
+    };
+    let to = elem.quad_bytes() / 4;
+    let rows = l.rows.next_multiple_of(OCT);
+    let Some(bytes) = rows.checked_mul(l.width).and_then(|n| n.checked_mul(to)) else {
+        return no("weights that are too large");
+    };
+    let mut out = vec![if from == 1 { pad } else { 0 }; bytes];
+    for row in 0..l.rows {
+        for &(at, first) in &l.runs {
+            for i in 0..l.len {
+                let source = (first + row * l.stride + i * l.step) * from;
+                let target = (row * l.width + at + i) * to;
+                let (Some(s), Some(t)) = (c.bytes.get(source..source + from), out.get_mut(target..target + to)) else {
+                    return no("weights that do not fit their shape");
+                };
+                match (from, to) {
+                    (a, b) if a == b => t.copy_from_slice(s),
+                    (4, 2) => {
+                        let v = f32::from_le_bytes(s.try_into().unwrap_or_default());
+                        t.copy_from_slice(&f16::from_f32(v).to_le_bytes());
+                    }
+                    (2, 4) => {
+                        let v = f16::from_le_bytes(s.try_into().unwrap_or_default());
+                        t.copy_from_slice(&v.to_f32().to_le_bytes());
+                    }
+                    _ => return no(format!("{} weights", c.dtype)),
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// One dispatch of `conv.wgsl`.
+#[derive(Debug, Clone)]
+pub(super) struct Product {
+    pub batch: usize,
+    /// Input rows and columns.
+    pub h: usize,
+    pub w: usize,
+    /// Input quads of a pixel.
+    pub cq: usize,
+    /// Output rows and columns that this dispatch computes.
+    pub oh: usize,
+    pub ow: usize,
+    pub channels: usize,
+    pub stride: [i32; 2],
+    pub pad: [i64; 2],
+    pub dilation: [i32; 2],
+    pub kw: usize,
+    /// Quads of a tap in the weights, steps of the filter.
+    pub tap: usize,
+    pub steps: usize,
+    /// First output pixel, and the distance of images, rows and columns.
+    pub to: usize,
+    pub to_image: usize,
+    pub to_row: usize,
+    pub to_column: usize,
+    /// Matrices of a batched product, with their distances: input quads, steps, output pixels.
+    pub matrices: Option<(usize, usize, usize, usize)>,
+}
+
+/// The largest quotient that the kernels' division by reciprocals can give.
+const MAX_QUOTIENT: usize = 1 << 21;
+
+pub(super) fn reciprocal(n: usize) -> f32 {
+    1.0 / n.max(1) as f32
+}
+
+impl Product {
+    pub(super) fn emit(
+        &self,
+        cx: &mut Lower<'_, '_>,
+        a: &Arithmetic,
+        (x, x_elem): (SlotId, Elem),
+        w: SlotId,
+        chans: SlotId,
+        y: &Operand<'_>,
+    ) -> Lowered {
+        let nq = self.channels.div_ceil(4);
+        let pixels = self.batch * self.oh * self.ow;
+        if self.batch > MAX_QUOTIENT || self.oh > MAX_QUOTIENT {
+            return no("an operand with too many rows");
+        }
+        let caps = cx.scene.caps;
+        let teams = caps.subgroups == Some((OCT as u32, OCT as u32));
+        let wg: usize = if caps.class == AdapterClass::Software { 8 } else { 64 };
+        let key = KernelKey::new("conv", &[("x", x_elem), ("w", a.weights), ("out", y.elem)])
+            .part("x", oct(cx, x_elem, self.cq % 2 == 0))
+            .part("w", oct(cx, a.weights, true))
+            .part("out", put(cx, y.elem, nq % 2 == 0))
+            .part("", if teams { "share_subgroup" } else { "share_none" })
+            .set("WG", if teams { 8 } else { wg as i32 });
+        let key = a.parts(cx, key, true);
+        let tiles = pixels.div_ceil(2 * if teams { 8 } else { wg });
+        let across = self.channels.div_ceil(OCT);
+        let max = caps.max_groups as usize;
+        let (gx, gz, batch) = match self.matrices {
+            None => (tiles.min(max), tiles.div_ceil(max), (0, 0, 0)),
+            Some((n, x, w, to)) => (tiles, n, (x, w, to)),
+        };
+        if gx > max || gz > max || across > max {
+            return no("more workgroups than the adapter takes");
+        }
+        let params = Params::new()
+            .u(pixels)
+            .u(self.oh * self.ow)
+            .u(self.ow)
+            .f(reciprocal(self.oh * self.ow))
+            .f(reciprocal(self.ow))
+            .u(self.h)
+            .u(self.w)
+            .u(self.cq)
+            .i(self.stride[0])
+            .i(self.stride[1])
+            .i(self.pad[0] as i32)
+            .i(self.pad[1] as i32)
+            .i(self.dilation[0])
+            .i(self.dilation[1])
+            .u(self.kw)
+            .u(self.tap)
+            .u(self.steps)
+            .u(nq)
+            .u(tail(&[self.channels]))
+            .u(self.to)
+            .u(self.to_image)
+            .u(self.to_row)
+            .u(self.to_column)
+            .u(if self.matrices.is_some() { 0 } else { gx })
+            .u(batch.0)
+            .u(batch.1)
+            .u(batch.2);
+        let groups = [gx as u32, across as u32, gz as u32];
+        cx.dispatch(key, &[x, w, chans], &[y.slot], &[], a.params(params), groups)
+    }
+}
+
+/// Rows of a product so few that an invocation for every four channels of every row is better.
+pub(super) const FEW_ROWS: usize = 8;
+
+/// A product of few rows of `depth` elements with packed weights.
+pub(super) fn few(
+    cx: &mut Lower<'_, '_>,
+    a: &Arithmetic,
+    x: &Operand<'_>,
+    w: SlotId,
+    bias: usize,
+    y: &Operand<'_>,
+    rows: usize,
+    depth: usize,
+    channels: usize,
+) -> Lowered {
+    let chans = a.channels(cx, Some(bias), channels, false)?;
+    let (cq, nq) = (depth.div_ceil(4), channels.div_ceil(4));
+    let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
+    let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
+        .part("x", oct(cx, x.elem, cq % 2 == 0))
+        .part("w", oct(cx, a.weights, true))
+        .set("WG", wg as i32);
+    let key = a.parts(cx, key, false);
+    let params = Params::new().u(rows).u(cq).u(depth.div_ceil(OCT)).u(nq).u(tail(&[channels]));
+    let groups = [nq.div_ceil(wg) as u32, rows as u32, 1];
+    cx.dispatch(key, &[x.slot, w, chans], &[y.slot], &[], a.params(params), groups)
+}
+
+fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
+    let x = cx.operand(0)?;
+    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+    let y = cx.result(0)?;
+    let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
+        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+    else {
+        return no("an operand whose rank is not 4");
+    };
+    if i != c {
+        return no("a grouped convolution");
+    }
+    let a = Arithmetic::new(
+        &x,
+        w.dtype,
+        cx.tensor(1)?.quant.as_ref(),
+        o,
+        &y,
+        f.activation,
+        cx.scene.caps.half(),
+        false,
+    )?;
+    let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
+    let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
+    let cq = c.div_ceil(4);
+    // Steps may run over the boundary between taps only where taps lie side by side.
+    let merged = cq % 2 == 1 && kw > 1 && f.dilation[1] == 1;
+    let tap = if merged { cq } else { cq.next_multiple_of(2) };
+    let row = (tap * kw).div_ceil(2);
+    let pad = a.pad();
+    let elem = a.weights;
+    let Some(t) = cx.node.input(1) else { return no("no filter") };
+    let packed = cx.packed(t, elem, if merged { "conv merged" } else { "conv" }, || {
+        let mut runs = Vec::new();
+        for y in 0..kh {
+            for x in 0..kw {
+                runs.push((y * row * OCT + x * tap * 4, (y * kw + x) * c));
+            }
+        }
+        let l = Layout { rows: o, width: kh * row * OCT, stride: kh * kw * c, step: 1, len: c, runs };
+        pack(&w, elem, &l, pad)
+    })?;
+    let point = kh == 1 && kw == 1 && f.stride == [1, 1] && top == 0 && left == 0;
+    if point && n * h * width < FEW_ROWS {
+        return few(cx, &a, &x, packed, 2, &y, n * h * width, c, o);
+    }
+    let chans = a.channels(cx, Some(2), o, true)?;
+    let mut p = Product {
+        batch: n,
+        h,
+        w: width,
+        cq,
+        oh,
+        ow,
+        channels: o,
+        stride: f.stride,
+        pad: [top as i64, left as i64],
+        dilation: f.dilation,
+        kw,
+        tap,
+        steps: kh * row,
+        to: 0,
+        to_image: oh * ow,
+        to_row: ow,
+        to_column: 1,
+        matrices: None,
+    };
+    if point {
+        // One long row: no pixel needs to know where it is.
+        (p.batch, p.h, p.w, p.oh, p.ow) = (1, 1, n * h * width, 1, n * h * width);
+    }
+    p.emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
+}
+
+fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
+    let x = cx.operand(0)?;
+    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+    let y = cx.result(0)?;
+    let (&[n, h, width, c], &[_, kh, kw, o], &[_, oh, ow, _]) =
+        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+    else {
+        return no("an operand whose rank is not 4");
+    };
+    let a = Arithmetic::new(
+        &x,
+        w.dtype,
+        cx.tensor(1)?.quant.as_ref(),
+        o,
+        &y,
+        f.activation,
+        cx.scene.caps.half(),
+        false,
+    )?;
+    let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
+    let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
+    let nq = o.div_ceil(4);
+    let octs = nq.div_ceil(2);
+    let (pad, elem) = (a.pad(), a.weights);
+    let Some(t) = cx.node.input(1) else { return no("no filter") };
+    // Rows of the layout are taps here.
+    let packed = cx.packed(t, elem, "depthwise", || {
+        let l = Layout { rows: kh * kw, width: octs * OCT, stride: o, step: 1, len: o, runs: vec![(0, 0)] };
+        pack(&w, elem, &l, pad)
+    })?;
+    let chans = a.channels(cx, Some(2), o, false)?;
+    let pixels = n * oh * ow;
+    if n > MAX_QUOTIENT || oh > MAX_QUOTIENT {
+        return no("an operand with too many rows");
+    }
+    let software = cx.scene.caps.class == AdapterClass::Software;
+    let wg = if software { 8 } else { 64 };
+    let key = |kernel| KernelKey::new(kernel, &[("x", x.elem), ("w", a.weights), ("out", y.elem)]);
+    let reads = [x.slot, packed, chans];
+    if o != c {
+        let key = key("depthwise_multi").part("w", oct(cx, a.weights, true)).set("WG", wg as i32);
+        let key = a.parts(cx, key, false);
+        let params = Params::new()
+            .u(pixels)
+            .u(oh * ow)
+            .u(ow)
+            .f(reciprocal(oh * ow))
+            .f(reciprocal(ow))
+            .u(h)
+            .u(width)
+            .u(nq)
+            .u(tail(&[o]))
+            .u(octs)
+            .u(c.div_ceil(4))
+            .u(o / c)
+            .i(f.stride[0])
+            .i(f.stride[1])
+            .u(top)
+            .u(left)
+            .i(f.dilation[0])
+            .i(f.dilation[1])
+            .u(kh)
+            .u(kw);
+        return cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line((pixels * nq).div_ceil(wg)));
+    }
+    let key = |kernel| {
+        key(kernel)
+            .part("x", oct(cx, x.elem, nq % 2 == 0))
+            .part("w", oct(cx, a.weights, true))
+            .part("out", put(cx, y.elem, nq % 2 == 0))
+            .set("WG", wg as i32)
+    };
+    if kh == kw && (kw == 3 || kw == 5) && f.dilation == [1, 1] {
+        let key = a.parts(cx, key("depthwise_rows").part("", if kw == 3 { "taps_3" } else { "taps_5" }), false);
+        // Long strips read less; there must be enough of them to go round.
+        let enough = if software { 256 } else { 16_384 };
+        let (mut rows, mut span) = (oh, ow);
+        let items = |rows: usize, span: usize| n * oh.div_ceil(rows) * ow.div_ceil(span) * octs;
+        while items(rows, span) < enough && rows > 1 {
+            rows = rows.div_ceil(2);
+        }
+        while items(rows, span) < enough && span > 8 {
+            span = span.div_ceil(2);
+        }
+        let across = ow.div_ceil(span);
+        let items = items(rows, span);
+        let params = Params::new()
+            .u(items)
+            .u(octs)
+            .u(oh.div_ceil(rows) * across)
+            .u(across)
+            .u(span)
+            .u(rows)
+            .u(oh)
+            .u(ow)
+            .u(h)
+            .u(width)
+            .u(nq)
+            .u(tail(&[o]))
+            .i(f.stride[0])
+            .i(f.stride[1])
+            .u(top)
+            .u(left)
+            .u(kh * kw)
+            .u(2 * match a.class {
+                Class::Float => 1,
+                Class::Scaled(_) => 2,
+                _ => 3,
+            })
+            .u(kw);
+        return cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line(items.div_ceil(wg)));
+    }
+    let key = a.parts(cx, key("depthwise"), false);
+    let params = Params::new()
+        .u(pixels)
+        .u(oh * ow)
+        .u(ow)
+        .f(reciprocal(oh * ow))
+        .f(reciprocal(ow))
+        .u(h)
+        .u(width)
+        .u(nq)
+        .u(tail(&[o]))
+        .u(octs)
+        .i(f.stride[0])
+        .i(f.stride[1])
+        .u(top)
+        .u(left)
+        .i(f.dilation[0])
+        .i(f.dilation[1])
+        .u(kh)
+        .u(kw);
+    cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line((pixels * octs).div_ceil(wg)))
+}
+
+/// One axis of one phase of a transposed convolution: a forward convolution that gives every `stride`-th output.
+struct Phase {
+    /// Taps of the filter in the order of the inputs that they read.
+    taps: Vec<usize>,
+    /// How far the first tap reaches before the first input.
+    pad: i64,
+    first: usize,
+    count: usize,
+}
+
+fn phases(padding: Padding, out: usize, filter: usize, stride: i32) -> Lowered<Vec<Phase>> {
+    let before = window(padding, out, filter, stride, 1)?.before as i64;
+    let stride = stride as i64;
+    let mut all = Vec::new();
+    for phase in 0..stride.min(out as i64) {
+        let offset = |k: usize| phase + before - k as i64;
+        let taps: Vec<usize> = (0..filter).rev().filter(|&k| offset(k).rem_euclid(stride) == 0).collect();
+        let pad = taps.first().map_or(0, |&k| -offset(k).div_euclid(stride));
+        all.push(Phase { taps, pad, first: phase as usize, count: (out - phase as usize).div_ceil(stride as usize) });
+    }
+    Ok(all)
+}
+
+fn transposed(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
+    let x = cx.operand(2)?;
+    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+    let y = cx.result(0)?;
+    let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
+        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+    else {
+        return no("an operand whose rank is not 4");
+    };
+    if i != c {
+        return no("a filter with other channels");
+    }
+    let a = Arithmetic::new(
+        &x,
+        w.dtype,
+        cx.tensor(1)?.quant.as_ref(),
+        o,
+        &y,
+        f.activation,
+        cx.scene.caps.half(),
+        false,
+    )?;
+    let (ys, xs) = (phases(f.padding, oh, kh, f.stride[0])?, phases(f.padding, ow, kw, f.stride[1])?);
+    if ys.len() * xs.len() > 64 {
+        return no("a stride with more than 64 phases");
+    }
+    let chans = a.channels(cx, Some(3), o, true)?;
+    let cq = c.div_ceil(4);
+    let (pad, elem) = (a.pad(), a.weights);
+    for py in &ys {
+        for px in &xs {
+            let tap = cq.next_multiple_of(2);
+            let row = tap * px.taps.len() / 2;
+            let steps = py.taps.len() * row;
+            let mut runs = Vec::new();
+            for (j, ky) in py.taps.iter().enumerate() {
+                for (k, kx) in px.taps.iter().enumerate() {
+                    runs.push((j * row * OCT + k * tap * 4, (ky * kw + kx) * c));
+                }
+            }
+            let l = Layout { rows: o, width: steps * OCT, stride: kh * kw * c, step: 1, len: c, runs };
+            let packed = cx.weight(|| pack(&w, elem, &l, pad))?;
+            let p = Product {
+                batch: n,
+                h,
+                w: width,
+                cq,
+                oh: py.count,
+                ow: px.count,
+                channels: o,
+                stride: [1, 1],
+                pad: [py.pad, px.pad],
+                dilation: [1, 1],
+                kw: px.taps.len(),
+                tap,
+                steps,
+                to: py.first * ow + px.first,
+                to_image: oh * ow,
+                to_row: ow * f.stride[0] as usize,
+                to_column: f.stride[1] as usize,
+                matrices: None,
+            };
+            p.emit(cx, &a, (x.slot, x.elem), packed, chans, &y)?;
+        }
+    }
+    Ok(())
+}

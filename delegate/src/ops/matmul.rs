@@ -1,0 +1,177 @@
+//! Matrix products.
+
+use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, pack};
+use super::WG;
+use super::layout::{Copy, Dim};
+use crate::lower::{Lower, Lowered, Operand, Params, line, no};
+use crate::program::{SlotId, quads, row_quads};
+use litegpu_graph::fixed::{Multiplier, type_range};
+use litegpu_graph::schema::{ActivationFunctionType, FullyConnectedOptionsWeightsFormat};
+use litegpu_graph::{DType, Op, elements};
+use litegpu_shaders::{Elem, KernelKey};
+
+pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    match &cx.node.op {
+        Op::FullyConnected(o) => {
+            if o.weights_format != FullyConnectedOptionsWeightsFormat::DEFAULT {
+                return no("shuffled weights");
+            }
+            fully_connected(cx, o.fused_activation_function)
+        }
+        Op::BatchMatmul(o) => batch(cx, o.adj_x, o.adj_y),
+        _ => no("no GPU kernel"),
+    }
+}
+
+/// The uniform product of a row-major left operand.
+fn product(rows: usize, depth_quads: usize, channels: usize, steps: usize) -> Product {
+    Product {
+        batch: 1,
+        h: 1,
+        w: rows,
+        cq: depth_quads,
+        oh: 1,
+        ow: rows,
+        channels,
+        stride: [1, 1],
+        pad: [0, 0],
+        dilation: [1, 1],
+        kw: 1,
+        tap: depth_quads.next_multiple_of(2),
+        steps,
+        to: 0,
+        to_image: rows,
+        to_row: rows,
+        to_column: 1,
+        matrices: None,
+    }
+}
+
+/// The operand as rows of `depth` elements, where its own padding lies elsewhere.
+fn flat<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, rows: usize, depth: usize) -> Lowered<Operand<'a>> {
+    let shape = [rows, depth];
+    let y = Operand { slot: cx.temp(&shape, x.elem), shape: shape.as_slice().into(), constant: false, ..x.clone() };
+    let inner = x.inner();
+    let dims = vec![
+        Dim { n: inner, stride: 1, low: 0, high: inner },
+        Dim::whole(elements(&x.shape) / inner.max(1), (row_quads(&x.shape) * 4) as i64),
+    ];
+    Copy::all(&y, dims).emit(cx, x, &y)?;
+    Ok(y)
+}
+
+fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered {
+    let mut x = cx.operand(0)?;
+    let Some(w) = cx.constant(1)? else { return no("computed weights") };
+    let y = cx.result(0)?;
+    let &[units, depth] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
+    if depth == 0 || elements(&x.shape) % depth != 0 || y.inner() != units {
+        return no("weights that do not fit");
+    }
+    let rows = elements(&x.shape) / depth;
+    if x.inner() != depth && (x.inner() % 4 != 0 || depth % 4 != 0) {
+        x = flat(cx, &x, rows, depth)?;
+    }
+    let quant = cx.tensor(1)?.quant.as_ref();
+    let a = Arithmetic::new(&x, w.dtype, quant, units, &y, f, cx.scene.caps.half(), true)?;
+    let (pad, elem) = (a.pad(), a.weights);
+    let Some(t) = cx.node.input(1) else { return no("no weights") };
+    let steps = depth.div_ceil(OCT);
+    let packed = cx.packed(t, elem, "matmul", || {
+        let l = Layout { rows: units, width: steps * OCT, stride: depth, step: 1, len: depth, runs: vec![(0, 0)] };
+        pack(&w, elem, &l, pad)
+    })?;
+    if rows < FEW_ROWS {
+        return few(cx, &a, &x, packed, 2, &y, rows, depth, units);
+    }
+    let chans = a.channels(cx, Some(2), units, true)?;
+    product(rows, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
+}
+
+/// Brings each of `count` matrices into rows: `rows` of `width` elements that come from the operand's rows, or from its
+/// columns; every row padded to `row` quads, every matrix to `height` rows.
+fn gather(
+    cx: &mut Lower<'_, '_>,
+    x: &Operand<'_>,
+    count: usize,
+    (rows, width): (usize, usize),
+    (height, row): (usize, usize),
+    turn: bool,
+    pad: i32,
+) -> Lowered<SlotId> {
+    let shape = [count, height, row * 4];
+    let out = cx.temp(&shape, x.elem);
+    let (from_rows, from_width) = if turn { (width, rows) } else { (rows, width) };
+    let key = KernelKey::new("matrix", &[("in0", x.elem), ("out", x.elem)]).set("TURN", turn as i32);
+    let params = Params::new()
+        .u(quads(&shape))
+        .u(row)
+        .u(height)
+        .u(width)
+        .u(rows)
+        .u(from_width.div_ceil(4))
+        .u(from_rows * from_width.div_ceil(4))
+        .i(pad);
+    cx.dispatch(key, &[x.slot], &[out], &[], params, line(quads(&shape).div_ceil(WG)))?;
+    Ok(out)
+}
+
+fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
+    let (x, w, out) = (cx.operand(0)?, cx.operand(1)?, cx.result(0)?);
+    let (Some((xo, &[xr, xc])), Some((wo, &[wr, wc]))) = (x.shape.split_last_chunk::<2>(), w.shape.split_last_chunk())
+    else {
+        return no("an operand whose rank is below 2");
+    };
+    let (rows, depth) = if adj_x { (xc, xr) } else { (xr, xc) };
+    let columns = if adj_y { wr } else { wc };
+    let (nx, nw) = (elements(xo), elements(wo));
+    let n = elements(out.shape.get(..out.shape.len().saturating_sub(2)).unwrap_or_default());
+    if (nx != n && nx != 1) || (nw != n && nw != 1) {
+        return no("batches that broadcast in part");
+    }
+    let mut a = Arithmetic {
+        class: Class::Float,
+        weights: w.elem,
+        x_zero: 0,
+        w_zero: 0,
+        out_zero: 0,
+        low: 0,
+        high: 0,
+        after: None,
+    };
+    match (x.dtype, w.dtype, out.dtype) {
+        (DType::F32, DType::F32, DType::F32) => {
+            (a.low, a.high, a.after) = float_limits(ActivationFunctionType::NONE)?;
+        }
+        (DType::I8, DType::I8, DType::I8) => {
+            let (xs, xz) = x.scale_zero()?;
+            let (ws, wz) = w.scale_zero()?;
+            let (ys, yz) = out.scale_zero()?;
+            let m = Multiplier::new((xs * ws) as f64 / ys as f64);
+            if m.value < 0 || m.shift > 30 {
+                return no("a multiplier out of range");
+            }
+            (a.low, a.high) = type_range(DType::I8)?;
+            (a.x_zero, a.w_zero, a.out_zero) = (xz, wz, yz);
+            a.class = Class::Rounded(vec![m; columns]);
+        }
+        (x, y, z) => return no(format!("{x} by {y} giving {z}")),
+    }
+    if !matches!(x.elem, Elem::F32 | Elem::F16 | Elem::F16Packed | Elem::I8) {
+        return no(format!("{} elements", x.dtype));
+    }
+    let cq = depth.div_ceil(4);
+    let steps = depth.div_ceil(OCT);
+    let height = columns.next_multiple_of(OCT);
+    let packed = gather(cx, &w, nw, (columns, depth), (height, steps * 2), !adj_y, a.w_zero)?;
+    let left = if adj_x { gather(cx, &x, nx, (rows, depth), (rows, cq), true, a.x_zero)? } else { x.slot };
+    let chans = a.channels(cx, None, columns, true)?;
+    let mut p = product(rows, cq, columns, steps);
+    if nw == 1 && nx == n {
+        p = product(n * rows, cq, columns, steps);
+    } else {
+        let distance = |n: usize, d: usize| if n == 1 { 0 } else { d };
+        p.matrices = Some((n, distance(nx, rows * cq), distance(nw, height * steps), rows));
+    }
+    p.emit(cx, &a, (left, x.elem), packed, chans, &out)
+}

@@ -1,0 +1,302 @@
+//! Convolutions against the CPU: integers exactly, floats within what the order of additions and the storage allow.
+
+mod common;
+use common::*;
+use litegpu_graph::schema::*;
+use litegpu_graph::{DType, Op, Quant};
+
+/// One convolution.
+#[derive(Debug, Clone, Copy)]
+struct Conv {
+    x: [usize; 4],
+    out: usize,
+    k: [usize; 2],
+    stride: [i32; 2],
+    dilation: [i32; 2],
+    same: bool,
+    act: ActivationFunctionType,
+}
+
+const NONE: ActivationFunctionType = ActivationFunctionType::NONE;
+const RELU6: ActivationFunctionType = ActivationFunctionType::RELU6;
+
+fn conv(x: [usize; 4], out: usize, k: [usize; 2], stride: i32, dilation: i32, same: bool) -> Conv {
+    Conv { x, out, k, stride: [stride; 2], dilation: [dilation; 2], same, act: NONE }
+}
+
+/// The ways in which activations and weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Types {
+    F32,
+    /// float16 constants, behind the DEQUANTIZE that files have.
+    HalfWeights,
+    I8,
+    U8,
+    /// int8 weights on floats.
+    Dynamic,
+}
+
+/// Channel scales that differ, with one whose multiplier is exactly a power of two.
+fn channel_scales(n: usize) -> Vec<f32> {
+    (0..n).map(|i| if i % 5 == 2 { 1.0 / 128.0 } else { 0.004 + 0.0007 * (i % 11) as f32 }).collect()
+}
+
+/// Adds operand, weights and bias of that type; the weights' output channels lie at `axis`. Returns the operands, the
+/// result's type and quantization, and the tolerance.
+fn operands(
+    c: &mut Case,
+    types: Types,
+    x: &[usize],
+    w: &[usize],
+    axis: usize,
+) -> (Vec<usize>, DType, Option<(f32, i64)>) {
+    let channels = w[axis];
+    let per_channel = |scale: Vec<f32>| Quant { zero_point: vec![0; scale.len()], scale, axis, ..Quant::default() };
+    match types {
+        Types::F32 => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let w = c.weights(DType::F32, w, -1.0, 1.0, None);
+            let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+            (vec![x, w, b], DType::F32, None)
+        }
+        Types::HalfWeights => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let mut list = vec![x];
+            for shape in [w, &[channels]] {
+                let half = c.weights(DType::F16, shape, -1.0, 1.0, None);
+                let wide = c.op(Op::Dequantize, &[half], DType::F32, None);
+                c.graph().outputs.retain(|&t| t != wide);
+                list.push(wide);
+            }
+            (list, DType::F32, None)
+        }
+        Types::I8 => {
+            let x = c.int8(x, 0.05, -5);
+            let w = c.weights(DType::I8, w, -127.0, 127.0, Some(per_channel(channel_scales(channels))));
+            let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
+            (vec![x, w, b], DType::I8, Some((0.4, 3)))
+        }
+        Types::U8 => {
+            let x = c.uint8(x, 0.05, 120);
+            let w = c.weights(DType::U8, w, 0.0, 255.0, Some(Quant::scalar(0.011, 131)));
+            let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
+            (vec![x, w, b], DType::U8, Some((0.5, 100)))
+        }
+        Types::Dynamic => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let w = c.weights(DType::I8, w, -127.0, 127.0, Some(per_channel(channel_scales(channels))));
+            let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+            (vec![x, w, b], DType::F32, None)
+        }
+    }
+}
+
+fn tolerance(types: Types, depth: usize) -> Tolerance {
+    match types {
+        Types::I8 | Types::U8 => Tolerance::Exact,
+        // The CPU quantizes activations to 8 bits as the reference does; the GPU keeps them: half a step (of 4 / 255) of
+        // every factor, with weights of up to 1.4.
+        Types::Dynamic => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
+        // Sums of `depth` products of magnitude 2 in another order; with f16 storage the weights are rounded too, which
+        // fill() avoids by choosing halves.
+        _ => Tolerance::Float { abs: 4e-7 * depth as f32 + 1e-6, rel: 4e-6 },
+    }
+}
+
+fn run(case: Case, types: Types) {
+    match types {
+        Types::I8 | Types::U8 => case.run_in(&[Config::F32, Config::NoSubgroups]),
+        _ => case.run(),
+    }
+}
+
+fn padding(same: bool) -> Padding {
+    if same { Padding::SAME } else { Padding::VALID }
+}
+
+fn dense(types: Types, v: Conv) {
+    let depth = v.k[0] * v.k[1] * v.x[3];
+    let mut c = Case::new(format!("CONV_2D {types:?} {v:?}"), tolerance(types, depth));
+    let (operands, dtype, quant) = operands(&mut c, types, &v.x, &[v.out, v.k[0], v.k[1], v.x[3]], 0);
+    let o = Conv2DOptionsT {
+        padding: padding(v.same),
+        stride_h: v.stride[0],
+        stride_w: v.stride[1],
+        dilation_h_factor: v.dilation[0],
+        dilation_w_factor: v.dilation[1],
+        fused_activation_function: v.act,
+        ..Default::default()
+    };
+    c.op(Op::Conv2d(o), &operands, dtype, quant);
+    run(c, types);
+}
+
+fn depthwise(types: Types, v: Conv) {
+    let depth = v.k[0] * v.k[1];
+    let mut c = Case::new(format!("DEPTHWISE_CONV_2D {types:?} {v:?}"), tolerance(types, depth));
+    let (operands, dtype, quant) = operands(&mut c, types, &v.x, &[1, v.k[0], v.k[1], v.out], 3);
+    let o = DepthwiseConv2DOptionsT {
+        padding: padding(v.same),
+        stride_h: v.stride[0],
+        stride_w: v.stride[1],
+        dilation_h_factor: v.dilation[0],
+        dilation_w_factor: v.dilation[1],
+        depth_multiplier: (v.out / v.x[3]) as i32,
+        fused_activation_function: v.act,
+        ..Default::default()
+    };
+    c.op(Op::DepthwiseConv2d(o), &operands, dtype, quant);
+    run(c, types);
+}
+
+fn transposed(types: Types, v: Conv, out: [usize; 2]) {
+    let depth = v.k[0] * v.k[1] * v.x[3];
+    let mut c = Case::new(format!("TRANSPOSE_CONV {types:?} {v:?} {out:?}"), tolerance(types, depth));
+    let shape = c.i32s(&[v.x[0] as i32, out[0] as i32, out[1] as i32, v.out as i32]);
+    let (operands, dtype, quant) = operands(&mut c, types, &v.x, &[v.out, v.k[0], v.k[1], v.x[3]], 0);
+    let o = TransposeConvOptionsT {
+        padding: padding(v.same),
+        stride_h: v.stride[0],
+        stride_w: v.stride[1],
+        fused_activation_function: v.act,
+        ..Default::default()
+    };
+    c.op(Op::TransposeConv(o), &[shape, operands[1], operands[0], operands[2]], dtype, quant);
+    run(c, types);
+}
+
+/// Sizes around the tile of 16 pixels by 8 channels and the step of 8 inputs; odd numbers of quads; batches.
+fn shapes() -> Vec<Conv> {
+    vec![
+        conv([1, 1, 1, 1], 1, [1, 1], 1, 1, true),
+        conv([1, 3, 5, 7], 7, [1, 1], 1, 1, true),
+        conv([1, 4, 4, 8], 8, [1, 1], 1, 1, true),
+        conv([1, 1, 17, 9], 9, [1, 1], 1, 1, true),
+        conv([2, 4, 4, 16], 20, [1, 1], 1, 1, true),
+        conv([2, 5, 5, 3], 5, [3, 3], 2, 1, true),
+        conv([1, 9, 8, 12], 20, [3, 3], 1, 1, true),
+        conv([1, 9, 8, 12], 8, [3, 3], 1, 2, true),
+        conv([3, 11, 4, 28], 36, [2, 3], 2, 1, false),
+        conv([1, 16, 17, 1], 9, [5, 5], 2, 1, true),
+        conv([1, 17, 16, 5], 1, [5, 4], 1, 1, true),
+        conv([1, 7, 7, 8], 16, [7, 7], 1, 1, false),
+        Conv { stride: [2, 1], dilation: [1, 3], ..conv([1, 9, 12, 6], 10, [3, 3], 1, 1, true) },
+        Conv { act: RELU6, ..conv([1, 6, 6, 16], 24, [3, 3], 1, 1, true) },
+    ]
+}
+
+#[test]
+fn conv_2d_f32() {
+    shapes().into_iter().for_each(|v| dense(Types::F32, v));
+    dense(Types::F32, Conv { act: ActivationFunctionType::TANH, ..conv([1, 4, 4, 8], 8, [1, 1], 1, 1, true) });
+}
+
+#[test]
+fn conv_2d_half_weights() {
+    shapes().into_iter().step_by(2).for_each(|v| dense(Types::HalfWeights, v));
+}
+
+#[test]
+fn conv_2d_i8() {
+    shapes().into_iter().for_each(|v| dense(Types::I8, v));
+}
+
+#[test]
+fn conv_2d_u8() {
+    shapes().into_iter().for_each(|v| dense(Types::U8, v));
+}
+
+#[test]
+fn conv_2d_dynamic() {
+    shapes().into_iter().skip(1).step_by(3).for_each(|v| dense(Types::Dynamic, v));
+}
+
+/// More pixel tiles than a direction of a dispatch may have.
+#[test]
+fn conv_2d_many_groups() {
+    dense(Types::I8, conv([1, 1100, 1000, 1], 1, [1, 1], 1, 1, true));
+}
+
+fn depthwise_shapes() -> Vec<Conv> {
+    let of = |x: [usize; 4], k: usize, stride: i32, dilation: i32, same: bool| {
+        conv(x, x[3], [k, k], stride, dilation, same)
+    };
+    vec![
+        of([1, 1, 1, 1], 3, 1, 1, true),
+        of([1, 7, 9, 8], 3, 1, 1, true),
+        of([2, 8, 17, 12], 3, 2, 1, true),
+        of([1, 20, 20, 5], 5, 1, 1, true),
+        of([1, 20, 19, 20], 5, 2, 1, true),
+        of([1, 20, 30, 3], 3, 1, 4, true),
+        of([1, 12, 12, 8], 3, 3, 1, false),
+        of([2, 9, 33, 8], 7, 2, 1, false),
+        of([1, 6, 6, 72], 3, 1, 1, true),
+        Conv { k: [3, 5], ..of([1, 9, 9, 8], 3, 1, 1, true) },
+        Conv { stride: [1, 2], ..of([1, 9, 9, 16], 3, 1, 1, true) },
+        Conv { act: RELU6, ..of([1, 9, 9, 16], 3, 1, 1, true) },
+        Conv { out: 8, ..of([1, 9, 9, 1], 3, 1, 1, true) },
+        Conv { out: 15, ..of([1, 6, 7, 5], 3, 2, 1, true) },
+        Conv { out: 12, ..of([2, 6, 7, 6], 2, 1, 1, false) },
+    ]
+}
+
+#[test]
+fn depthwise_f32() {
+    depthwise_shapes().into_iter().for_each(|v| depthwise(Types::F32, v));
+}
+
+#[test]
+fn depthwise_half_weights() {
+    depthwise_shapes().into_iter().step_by(2).for_each(|v| depthwise(Types::HalfWeights, v));
+}
+
+#[test]
+fn depthwise_i8() {
+    depthwise_shapes().into_iter().for_each(|v| depthwise(Types::I8, v));
+}
+
+#[test]
+fn depthwise_u8() {
+    depthwise_shapes().into_iter().for_each(|v| depthwise(Types::U8, v));
+}
+
+#[test]
+fn depthwise_dynamic() {
+    depthwise_shapes().into_iter().skip(1).step_by(3).for_each(|v| depthwise(Types::Dynamic, v));
+}
+
+#[test]
+fn transpose_conv() {
+    let list: Vec<(Conv, [usize; 2])> = vec![
+        (conv([1, 4, 5, 8], 8, [3, 3], 2, 1, true), [8, 10]),
+        (conv([1, 4, 5, 8], 8, [3, 3], 2, 1, true), [7, 9]),
+        (conv([2, 3, 3, 5], 3, [2, 2], 2, 1, false), [6, 6]),
+        (conv([1, 3, 4, 12], 6, [4, 4], 2, 1, true), [6, 8]),
+        (conv([1, 3, 3, 4], 9, [3, 2], 3, 1, false), [9, 8]),
+        (conv([1, 5, 4, 8], 4, [3, 3], 1, 1, true), [5, 4]),
+        (conv([1, 2, 2, 3], 2, [1, 1], 2, 1, true), [4, 4]),
+        (Conv { act: RELU6, ..conv([1, 4, 4, 16], 16, [2, 2], 2, 1, false) }, [8, 8]),
+    ];
+    for (v, out) in list {
+        for types in [Types::F32, Types::I8, Types::U8, Types::HalfWeights] {
+            transposed(types, v, out);
+        }
+    }
+}
+
+/// Element-wise operators behind a convolution become part of it.
+#[test]
+fn fused() {
+    for channels in [8, 12] {
+        let mut c = Case::new(format!("CONV_2D, ADD, HARD_SWISH of {channels}"), tolerance(Types::F32, 64));
+        let (operands, ..) = operands(&mut c, Types::F32, &[1, 5, 7, 8], &[channels, 1, 1, 8], 0);
+        let rest = c.input(DType::F32, &[1, 5, 7, channels], -1.0, 1.0);
+        let o = Conv2DOptionsT { padding: Padding::SAME, stride_h: 1, stride_w: 1, ..Default::default() };
+        let o = Conv2DOptionsT { dilation_h_factor: 1, dilation_w_factor: 1, ..o };
+        let y = c.op(Op::Conv2d(o), &operands, DType::F32, None);
+        let z = c.op(Op::Add(AddOptionsT::default()), &[y, rest], DType::F32, None);
+        c.op(Op::HardSwish, &[z], DType::F32, None);
+        c.graph().outputs.retain(|&t| t != y && t != z);
+        c.run();
+    }
+}
