@@ -9,9 +9,11 @@ use crate::ops;
 use crate::program::*;
 use bytes::Bytes;
 use litegpu_graph::shapes::{Eval, Shapes};
-use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements, passes};
+use litegpu_graph::{
+    DType, Error, Family, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements, passes,
+};
 use litegpu_shaders::{Elem, KernelKey};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Why an operator stays on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +175,8 @@ pub struct Scene<'a> {
     pub folded: HashMap<TensorId, TensorId>,
     /// Sparse constants, made dense.
     pub dense: HashMap<TensorId, Bytes>,
+    /// Floats that are kept in f32 whatever the precision: graph outputs, which f16 could round to zero.
+    pub whole: HashSet<TensorId>,
 }
 
 impl std::fmt::Debug for Scene<'_> {
@@ -213,6 +217,14 @@ impl<'a> Scene<'a> {
                 folded.insert(*to, origin);
             }
         }
+        let mut whole: HashSet<TensorId> = graph.outputs.iter().copied().collect();
+        for node in graph.nodes.iter().rev() {
+            if let (Family::Reshape, Some(from)) = (node.op.family(), node.input(0))
+                && node.outputs.iter().any(|t| whole.contains(t))
+            {
+                whole.insert(from);
+            }
+        }
         // A graph that converts between floats and 8 bits keeps its floats whole: f16 would round before the
         // conversion does, and integers would differ from the CPU's.
         let converts = |node: &Node| {
@@ -226,7 +238,7 @@ impl<'a> Scene<'a> {
             }
         };
         let precision = if graph.nodes.iter().any(converts) { Precision::F32 } else { precision };
-        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded, dense })
+        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded, dense, whole })
     }
 
     /// The tensor.
@@ -268,6 +280,7 @@ impl<'a> Scene<'a> {
     pub fn elem(&self, t: TensorId) -> Lowered<Elem> {
         let tensor = self.tensor(t)?;
         Ok(match tensor.dtype {
+            DType::F32 if self.whole.contains(&t) && !self.graph.inputs.contains(&t) => Elem::F32,
             DType::F32 => self.caps.float(self.precision),
             DType::F16 => self.caps.half(),
             DType::I8 => Elem::I8,

@@ -218,9 +218,8 @@ fn conv_2d_many_groups() {
 }
 
 fn depthwise_shapes() -> Vec<Conv> {
-    let of = |x: [usize; 4], k: usize, stride: i32, dilation: i32, same: bool| {
-        conv(x, x[3], [k, k], stride, dilation, same)
-    };
+    let of =
+        |x: [usize; 4], k: usize, stride: i32, dilation: i32, same: bool| conv(x, x[3], [k, k], stride, dilation, same);
     vec![
         of([1, 1, 1, 1], 3, 1, 1, true),
         of([1, 7, 9, 8], 3, 1, 1, true),

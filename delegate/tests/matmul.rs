@@ -18,7 +18,8 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
     };
     let name = format!("FULLY_CONNECTED {dtype} {wtype} {x:?} to {units} of {depth}, bias {bias}");
     let mut c = Case::new(name, tolerance);
-    let scales: Vec<f32> = (0..units).map(|i| if i % 4 == 1 { 1.0 / 64.0 } else { 0.003 + 0.0009 * (i % 7) as f32 }).collect();
+    let scales: Vec<f32> =
+        (0..units).map(|i| if i % 4 == 1 { 1.0 / 64.0 } else { 0.003 + 0.0009 * (i % 7) as f32 }).collect();
     let per_channel = Quant { zero_point: vec![0; units], scale: scales, ..Quant::default() };
     let (x, w, b, out) = match (dtype, wtype) {
         (DType::I8, _) => (

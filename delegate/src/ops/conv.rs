@@ -6,7 +6,7 @@ use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, tail};
 use half::f16;
 use litegpu_graph::fixed::{Multiplier, float_range, quantized_range};
-use litegpu_graph::ops::window;
+use litegpu_graph::ops::{transpose_bias_options, window};
 use litegpu_graph::schema::{ActivationFunctionType, Padding};
 use litegpu_graph::{DType, Op, Quant};
 use litegpu_shaders::{Elem, KernelKey, Step};
@@ -41,7 +41,12 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
                 dilation: [1, 1],
                 activation: o.fused_activation_function,
             };
-            transposed(cx, frame)
+            transposed(cx, frame, [2, 1, 3])
+        }
+        Op::Custom(c) => {
+            let (padding, stride) = transpose_bias_options(&c.options)?;
+            let frame = Frame { padding, stride, dilation: [1, 1], activation: ActivationFunctionType::NONE };
+            transposed(cx, frame, [0, 1, 2])
         }
         _ => no("no GPU kernel"),
     }
@@ -137,16 +142,8 @@ impl Arithmetic {
             }
             d => return no(format!("{d} activations")),
         };
-        let mut all = Arithmetic {
-            class: Class::Float,
-            weights: x.elem,
-            x_zero: 0,
-            w_zero: 0,
-            out_zero: 0,
-            low,
-            high,
-            after,
-        };
+        let mut all =
+            Arithmetic { class: Class::Float, weights: x.elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
         match (x.dtype, w) {
             (DType::F32, DType::F32) => {}
             (DType::F32, DType::F16) => all.weights = half,
@@ -521,16 +518,8 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     if i != c {
         return no("a grouped convolution");
     }
-    let a = Arithmetic::new(
-        &x,
-        w.dtype,
-        cx.tensor(1)?.quant.as_ref(),
-        o,
-        &y,
-        f.activation,
-        cx.scene.caps.half(),
-        false,
-    )?;
+    let a =
+        Arithmetic::new(&x, w.dtype, cx.tensor(1)?.quant.as_ref(), o, &y, f.activation, cx.scene.caps.half(), false)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     let cq = c.div_ceil(4);
@@ -592,16 +581,8 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     else {
         return no("an operand whose rank is not 4");
     };
-    let a = Arithmetic::new(
-        &x,
-        w.dtype,
-        cx.tensor(1)?.quant.as_ref(),
-        o,
-        &y,
-        f.activation,
-        cx.scene.caps.half(),
-        false,
-    )?;
+    let a =
+        Arithmetic::new(&x, w.dtype, cx.tensor(1)?.quant.as_ref(), o, &y, f.activation, cx.scene.caps.half(), false)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     let nq = o.div_ceil(4);
@@ -741,9 +722,10 @@ fn phases(padding: Padding, out: usize, filter: usize, stride: i32) -> Lowered<V
     Ok(all)
 }
 
-fn transposed(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
-    let x = cx.operand(2)?;
-    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+/// `at` are the places of the operand, the filter and the bias: MediaPipe's custom form has no output shape before them.
+fn transposed(cx: &mut Lower<'_, '_>, f: Frame, at: [usize; 3]) -> Lowered {
+    let x = cx.operand(at[0])?;
+    let Some(w) = cx.constant(at[1])? else { return no("a computed filter") };
     let y = cx.result(0)?;
     let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
         (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
@@ -756,7 +738,7 @@ fn transposed(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let a = Arithmetic::new(
         &x,
         w.dtype,
-        cx.tensor(1)?.quant.as_ref(),
+        cx.tensor(at[1])?.quant.as_ref(),
         o,
         &y,
         f.activation,
@@ -767,7 +749,7 @@ fn transposed(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     if ys.len() * xs.len() > 64 {
         return no("a stride with more than 64 phases");
     }
-    let chans = a.channels(cx, Some(3), o, true)?;
+    let chans = a.channels(cx, Some(at[2]), o, true)?;
     let cq = c.div_ceil(4);
     let (pad, elem) = (a.pad(), a.weights);
     for py in &ys {

@@ -1,7 +1,7 @@
 //! Matrix products.
 
-use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, pack};
 use super::WG;
+use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, pack};
 use super::layout::{Copy, Dim};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, quads, row_quads};
@@ -61,8 +61,8 @@ fn flat<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, rows: usize, depth: usize) 
 }
 
 fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered {
+    let Some(w) = cx.constant(1)? else { return computed(cx, f) };
     let mut x = cx.operand(0)?;
-    let Some(w) = cx.constant(1)? else { return no("computed weights") };
     let y = cx.result(0)?;
     let &[units, depth] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
     if depth == 0 || elements(&x.shape) % depth != 0 || y.inner() != units {
@@ -84,6 +84,29 @@ fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered
     if rows < FEW_ROWS {
         return few(cx, &a, &x, packed, 2, &y, rows, depth, units);
     }
+    let chans = a.channels(cx, Some(2), units, true)?;
+    product(rows, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
+}
+
+/// FULLY_CONNECTED whose weights another operator computes: they are packed on the GPU first.
+fn computed(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered {
+    let (mut x, w, y) = (cx.operand(0)?, cx.operand(1)?, cx.result(0)?);
+    if [x.dtype, w.dtype, y.dtype] != [DType::F32; 3] {
+        return no(format!("computed {} weights", w.dtype));
+    }
+    let &[units, depth] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
+    if depth == 0 || elements(&x.shape) % depth != 0 || y.inner() != units {
+        return no("weights that do not fit");
+    }
+    let rows = elements(&x.shape) / depth;
+    if x.inner() != depth && (x.inner() % 4 != 0 || depth % 4 != 0) {
+        x = flat(cx, &x, rows, depth)?;
+    }
+    let (low, high, after) = float_limits(f)?;
+    let a = Arithmetic { class: Class::Float, weights: w.elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+    let steps = depth.div_ceil(OCT);
+    let height = units.next_multiple_of(OCT);
+    let packed = gather(cx, &w, 1, (units, depth), (height, steps * 2), false, 0)?;
     let chans = a.channels(cx, Some(2), units, true)?;
     product(rows, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
 }

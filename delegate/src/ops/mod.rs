@@ -74,6 +74,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Text => no("text operators stay on the CPU"),
         Family::Stablehlo => no("StableHLO operators stay on the CPU"),
         Family::Custom => match &cx.node.op {
+            Op::Custom(c) if c.name == "Convolution2DTransposeBias" => conv::lower(cx),
             Op::Custom(c) => no(format!("no GPU kernel for the custom operator {}", c.name)),
             _ => no("no GPU kernel"),
         },

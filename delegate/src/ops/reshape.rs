@@ -17,7 +17,7 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         return no("a reshape that changes the number of elements");
     }
     let (a, b) = (x.inner(), shape.last().copied().unwrap_or(1));
-    if !x.constant && (a == b || (a % 4 == 0 && b % 4 == 0)) {
+    if !x.constant && x.elem == cx.scene.elem(t)? && (a == b || (a % 4 == 0 && b % 4 == 0)) {
         return cx.alias(0, &x);
     }
     let y = cx.result(0)?;
