@@ -8,6 +8,7 @@ mod kernel;
 mod moves;
 pub mod ops;
 mod pool;
+mod real;
 mod requant;
 mod resources;
 mod strided;

@@ -83,7 +83,9 @@ pub(crate) fn run(call: &mut Call<'_>, operands: &[usize], m: &dyn AnyMove) -> R
 }
 
 fn typed<T: Pod>(
-    call: &mut Call<'_>, views: &[View<'_>], go: &dyn Fn(&[Src<'_, T>], &mut [Dst<'_, T>]) -> Result<()>,
+    call: &mut Call<'_>,
+    views: &[View<'_>],
+    go: &dyn Fn(&[Src<'_, T>], &mut [Dst<'_, T>]) -> Result<()>,
 ) -> Result<()> {
     let mut src: SmallVec<[Src<'_, T>; 4]> = SmallVec::new();
     for v in views {

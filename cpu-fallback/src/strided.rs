@@ -153,7 +153,12 @@ pub(crate) fn line2<A: Copy, B: Copy, C>(f: impl Fn(A, B) -> C + Send + Sync + '
 /// # Errors
 /// `Invalid` when the shapes do not broadcast to the output's, `Internal` when a slice is shorter than its shape.
 pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, C: Send>(
-    pool: &Pool, out_shape: &[usize], a: (&[usize], &[A]), b: (&[usize], &[B]), out: &mut [C], f: &Line2<A, B, C>,
+    pool: &Pool,
+    out_shape: &[usize],
+    a: (&[usize], &[A]),
+    b: (&[usize], &[B]),
+    out: &mut [C],
+    f: &Line2<A, B, C>,
 ) -> Result<()> {
     let loops = Loops::new(out_shape, [a.0, b.0])?;
     check(a.0, a.1.len())?;
@@ -169,7 +174,12 @@ pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, C: Send>(
 /// # Errors
 /// As [`zip`].
 pub(crate) fn zip3<D: Copy + Sync, A: Copy + Sync, C: Send>(
-    pool: &Pool, out_shape: &[usize], c: (&[usize], &[D]), a: (&[usize], &[A]), b: (&[usize], &[A]), out: &mut [C],
+    pool: &Pool,
+    out_shape: &[usize],
+    c: (&[usize], &[D]),
+    a: (&[usize], &[A]),
+    b: (&[usize], &[A]),
+    out: &mut [C],
     f: impl Fn(D, A, A) -> C + Sync,
 ) -> Result<()> {
     let loops = Loops::new(out_shape, [c.0, a.0, b.0])?;
@@ -267,7 +277,12 @@ pub(crate) fn copy<T: Copy>(sizes: &[usize], src: &[T], from: &Steps, dst: &mut 
 const TILE: usize = 16;
 
 fn plane<T: Copy>(
-    src: &[T], i: isize, dst: &mut [T], j: isize, (m, ms, md): (usize, isize, isize), (n, s, d): (usize, isize, isize),
+    src: &[T],
+    i: isize,
+    dst: &mut [T],
+    j: isize,
+    (m, ms, md): (usize, isize, isize),
+    (n, s, d): (usize, isize, isize),
 ) {
     if (s, d) == (1, 1) {
         for r in 0..m as isize {
@@ -343,10 +358,13 @@ mod tests {
         assert_eq!(one, [12]);
         let mut none: [i32; 0] = [];
         zip(&pool, &[0, 3], (&[0, 3], &[]), (&[3], &[1, 2, 3]), &mut none, &*line2(|x: i32, y: i32| x + y)).unwrap();
-        assert!(zip(&pool, &[2], (&[3], &[1, 2, 3]), (&[1], &[1]), &mut [0, 0], &*line2(|x: i32, y: i32| x + y)).is_err());
+        assert!(
+            zip(&pool, &[2], (&[3], &[1, 2, 3]), (&[1], &[1]), &mut [0, 0], &*line2(|x: i32, y: i32| x + y)).is_err()
+        );
         let mut six = vec![0; 64];
         let c: Vec<i32> = (0..8).collect();
-        zip(&pool, &[2; 6], (&[2, 1, 2, 1, 2, 1], &c), (&[1, 2, 1, 2, 1, 2], &c), &mut six, &*line2(|x, y| x * 8 + y)).unwrap();
+        zip(&pool, &[2; 6], (&[2, 1, 2, 1, 2, 1], &c), (&[1, 2, 1, 2, 1, 2], &c), &mut six, &*line2(|x, y| x * 8 + y))
+            .unwrap();
         for (i, v) in six.iter().enumerate() {
             let bit = |k: usize| (i >> (5 - k) & 1) as i32;
             let x = bit(0) * 4 + bit(2) * 2 + bit(4);

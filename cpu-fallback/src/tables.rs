@@ -33,7 +33,10 @@ pub(crate) fn bytes(dtype: DType, f: impl Fn(i32) -> i32) -> Box<[u8; 256]> {
 
 /// The table of a real function on int8 or uint8.
 pub(crate) fn real_bytes(
-    dtype: DType, (s_in, z_in): (f32, i32), (s_out, z_out): (f32, i32), f: impl Fn(f32) -> f32,
+    dtype: DType,
+    (s_in, z_in): (f32, i32),
+    (s_out, z_out): (f32, i32),
+    f: impl Fn(f32) -> f32,
 ) -> Box<[u8; 256]> {
     let inverse = 1.0 / s_out;
     bytes(dtype, |v| {

@@ -65,7 +65,8 @@ fn lines<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(f: Bo
 }
 
 fn join<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(
-    call: &mut Call<'_>, f: &Line2<A, B, C>,
+    call: &mut Call<'_>,
+    f: &Line2<A, B, C>,
 ) -> Result<()> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let pool = call.pool;
@@ -84,7 +85,9 @@ fn float(dtype: DType, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static) -> R
 }
 
 fn halves<T: Pod + Send + Sync>(
-    f: Box<Line2<f32, f32, f32>>, wide: fn(T) -> f32, narrow: fn(f32) -> T,
+    f: Box<Line2<f32, f32, f32>>,
+    wide: fn(T) -> f32,
+    narrow: fn(f32) -> T,
 ) -> Result<Kernel> {
     const N: usize = 128;
     lines(Box::new(move |x: &[T], y: &[T], steps: [usize; 2], out: &mut [T]| {
@@ -115,7 +118,9 @@ fn activation(op: &Op) -> Activation {
 
 /// A real function with its fused activation; a NaN passes through the clamp.
 fn clamped(
-    dtype: DType, activation: Activation, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
+    dtype: DType,
+    activation: Activation,
+    f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
 ) -> Result<Kernel> {
     if activation == Activation::NONE {
         return float(dtype, f);
@@ -138,7 +143,7 @@ fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
         Op::Prelu => float(d, |x, alpha| if x >= 0.0 { x } else { x * alpha }),
         Op::Maximum => float(d, |a, b| if a > b { a } else { b }),
         Op::Minimum => float(d, |a, b| if a < b { a } else { b }),
-        Op::Pow => float(d, f32::powf),
+        Op::Pow => powers(d),
         Op::SquaredDifference => float(d, |a, b| (a - b) * (a - b)),
         Op::Atan2 => float(d, f32::atan2),
         Op::FloorDiv => float(d, |a, b| (a / b).floor()),
@@ -147,6 +152,22 @@ fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
             if r != 0.0 && (b < 0.0) != (r < 0.0) { r + b } else { r }
         }),
         _ => no_kernel(site),
+    }
+}
+
+/// POW. One small exponent for all elements (decomposed GELU and layer norms have them) needs no logarithm.
+fn powers(dtype: DType) -> Result<Kernel> {
+    let any = line2(f32::powf);
+    let f: Box<Line2<f32, f32, f32>> = Box::new(move |x, y, steps, out| match (steps, y.first()) {
+        ([1, 0], Some(2.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = v * v),
+        ([1, 0], Some(3.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = v * v * v),
+        ([1, 0], Some(-1.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = 1.0 / v),
+        _ => any(x, y, steps, out),
+    });
+    match dtype {
+        DType::F16 => halves(f, f16::to_f32, f16::from_f32),
+        DType::BF16 => halves(f, bf16::to_f32, bf16::from_f32),
+        _ => lines(f),
     }
 }
 
@@ -239,11 +260,12 @@ fn ints_of<T: Int>(site: &Site<'_>) -> Result<Kernel> {
         Op::Pow => {
             let f = line2(T::pow);
             Ok(Box::new(move |call: &mut Call<'_>| {
-            if call.input(1)?.as_slice::<T>()?.iter().any(|&e| e < T::small(0)) {
-                return Err(Error::invalid("a negative exponent of integers"));
-            }
-            join(call, &*f)
-        }))}
+                if call.input(1)?.as_slice::<T>()?.iter().any(|&e| e < T::small(0)) {
+                    return Err(Error::invalid("a negative exponent of integers"));
+                }
+                join(call, &*f)
+            }))
+        }
         Op::BitwiseXor => pairs(T::xor),
         Op::RightShift => pairs(T::shr),
         _ => no_kernel(site),
@@ -312,9 +334,7 @@ fn quantized_of<T: Quantized + Int>(site: &Site<'_>) -> Result<Kernel> {
                 return product_of_words(site, low, high, zy);
             }
             let m = Multiplier::new((sa * sb / sy) as f64);
-            let f = move |v: i32, w: i32| {
-                T::narrow(zy.wrapping_add(m.apply(v.wrapping_mul(w))).clamp(low, high))
-            };
+            let f = move |v: i32, w: i32| T::narrow(zy.wrapping_add(m.apply(v.wrapping_mul(w))).clamp(low, high));
             pairs(move |v: T, w: T| f(v.wide() - za, w.wide() - zb))
         }
         Op::SquaredDifference => {
@@ -460,7 +480,8 @@ fn compare(site: &Site<'_>, a: &Tensor, b: &Tensor) -> Result<Kernel> {
 
 /// A comparison of what `of` makes of the elements; NaN compares as IEEE says.
 fn ordered<T: Pod + Send + Sync, K: PartialOrd>(
-    site: &Site<'_>, of: impl Fn(T) -> K + Send + Sync + 'static,
+    site: &Site<'_>,
+    of: impl Fn(T) -> K + Send + Sync + 'static,
 ) -> Result<Kernel> {
     match site.node.op {
         Op::Equal => pairs(move |a, b| (of(a) == of(b)) as u8),
@@ -527,7 +548,8 @@ fn sums<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> 
         let dtype = out.dtype;
         let out = out.as_mut_slice::<T>()?;
         for (i, v) in inputs.iter().enumerate() {
-            let v = v.filter(|v| v.dtype == dtype).ok_or_else(|| Error::invalid(format!("operand {i} is not {dtype}")))?;
+            let v =
+                v.filter(|v| v.dtype == dtype).ok_or_else(|| Error::invalid(format!("operand {i} is not {dtype}")))?;
             let v = v.as_slice::<T>()?;
             if v.len() != out.len() {
                 return Err(Error::invalid(format!("operand {i} has another shape")));
@@ -568,7 +590,8 @@ mod tests {
         let args = [f(&[3], &[9.0, -9.0, f32::NAN]), f(&[1], &[1.0])];
         let (_, v) = one::<f32>(act(ActivationFunctionType::RELU6), &args, DType::F32);
         assert!(v[0] == 6.0 && v[1] == 0.0 && v[2].is_nan());
-        let (_, v) = one::<i32>(act(ActivationFunctionType::RELU_N1_TO_1), &[i(&[2], &[9, -9]), i(&[], &[1])], DType::I32);
+        let (_, v) =
+            one::<i32>(act(ActivationFunctionType::RELU_N1_TO_1), &[i(&[2], &[9, -9]), i(&[], &[1])], DType::I32);
         assert_eq!(v, [1, -1]);
         assert!(run(act(ActivationFunctionType::TANH), &args, &[out(DType::F32)]).is_err());
     }
@@ -596,7 +619,10 @@ mod tests {
         assert_eq!(v[0].as_slice::<i8>().unwrap(), [8, -128]);
         let v = run(Op::Mul(MulOptionsT::default()), &[a.clone(), b], &[q(out(DType::I8), 1.0, 0)]).unwrap();
         assert_eq!(v[0].as_slice::<i8>().unwrap(), [20, -128]);
-        assert!(run(Op::Mul(MulOptionsT::default()), &[a, x(DType::I8, &[1], &[1i8])], &[q(out(DType::I8), 1.0, 0)]).is_err());
+        assert!(
+            run(Op::Mul(MulOptionsT::default()), &[a, x(DType::I8, &[1], &[1i8])], &[q(out(DType::I8), 1.0, 0)])
+                .is_err()
+        );
     }
 
     #[test]

@@ -23,11 +23,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
             Ok(Box::new(move |call: &mut Call<'_>| {
                 let v = call.input(0)?;
                 let ids = ints(&v)?;
-                let axis = if last {
-                    v.shape.len()
-                } else {
-                    litegpu_graph::ops::axis(axis as i64, v.shape.len() + 1)?
-                };
+                let axis = if last { v.shape.len() } else { litegpu_graph::ops::axis(axis as i64, v.shape.len() + 1)? };
                 let inner = elements(v.shape.get(axis..).unwrap_or_default());
                 moves::run(call, &[2, 3], &OneHot { ids: &ids, inner, axis })
             }))
@@ -41,9 +37,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         })),
         // The reference writes plain zeros around a quantized diagonal too.
         Op::MatrixDiag => Ok(Box::new(|call: &mut Call<'_>| moves::run(call, &[0], &Diagonal { zero: Some(0) }))),
-        Op::MatrixSetDiag => {
-            Ok(Box::new(|call: &mut Call<'_>| moves::run(call, &[0, 1], &Diagonal { zero: None })))
-        }
+        Op::MatrixSetDiag => Ok(Box::new(|call: &mut Call<'_>| moves::run(call, &[0, 1], &Diagonal { zero: None }))),
         Op::BroadcastArgs => Ok(Box::new(|call: &mut Call<'_>| {
             let (a, b) = (ints(&call.input(0)?)?, ints(&call.input(1)?)?);
             let n = a.len().max(b.len());
@@ -113,9 +107,7 @@ impl Move for Fill {
 
 fn range<T: Pod + Send + Sync>(zero: T, add: impl Fn(T, T) -> T + Send + 'static) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
-        let first = |i: usize| -> Result<T> {
-            Ok(call.input(i)?.as_slice::<T>()?.first().copied().unwrap_or(zero))
-        };
+        let first = |i: usize| -> Result<T> { Ok(call.input(i)?.as_slice::<T>()?.first().copied().unwrap_or(zero)) };
         let (mut v, step) = (first(0)?, first(2)?);
         for o in call.output(0)?.as_mut_slice::<T>()? {
             *o = v;

@@ -78,7 +78,12 @@ impl Move for Gather<'_> {
 }
 
 /// The offset that each row of indices names, in elements of the indexed tensor.
-fn offsets<'a>(ids: &'a [i64], depth: usize, shape: &'a [usize], rows: usize) -> impl Iterator<Item = Result<usize>> + 'a {
+fn offsets<'a>(
+    ids: &'a [i64],
+    depth: usize,
+    shape: &'a [usize],
+    rows: usize,
+) -> impl Iterator<Item = Result<usize>> + 'a {
     let steps = strides(shape);
     (0..rows).map(move |r| {
         let row = ids.get(r * depth..(r + 1) * depth).unwrap_or_default();

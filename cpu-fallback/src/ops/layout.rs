@@ -116,7 +116,10 @@ fn wrong_shape() -> Error {
 }
 
 /// The only operand and the only output.
-fn single<'s, 'd, 't, 'u, T>(src: &'s [Src<'t, T>], dst: &'d mut [Dst<'u, T>]) -> Result<(&'s Src<'t, T>, &'d mut Dst<'u, T>)> {
+fn single<'s, 'd, 't, 'u, T>(
+    src: &'s [Src<'t, T>],
+    dst: &'d mut [Dst<'u, T>],
+) -> Result<(&'s Src<'t, T>, &'d mut Dst<'u, T>)> {
     match (src.first(), dst.first_mut()) {
         (Some(s), Some(d)) => Ok((s, d)),
         _ => Err(wrong_shape()),
@@ -124,7 +127,16 @@ fn single<'s, 'd, 't, 'u, T>(src: &'s [Src<'t, T>], dst: &'d mut [Dst<'u, T>]) -
 }
 
 /// Copies a block of rows: `rows` times `n` elements, with the given distances between rows.
-fn rows<T: Copy>(src: &[T], from: usize, step: usize, dst: &mut [T], to: usize, stride: usize, n: usize, rows: usize) -> Result<()> {
+fn rows<T: Copy>(
+    src: &[T],
+    from: usize,
+    step: usize,
+    dst: &mut [T],
+    to: usize,
+    stride: usize,
+    n: usize,
+    rows: usize,
+) -> Result<()> {
     let from = Steps { at: from, steps: [step as isize, 1].into_iter().collect() };
     let to = Steps { at: to, steps: [stride as isize, 1].into_iter().collect() };
     copy(&[rows, n], src, &from, dst, &to)
@@ -196,7 +208,10 @@ fn concatenation(site: &Site<'_>, axis: i32, activation: Activation) -> Result<K
             if let Some(table) = table {
                 for row in 0..outer {
                     let from = row * d * inner + at;
-                    data.get_mut(from..from + n).ok_or_else(wrong_shape)?.iter_mut().for_each(|b| *b = table[*b as usize]);
+                    data.get_mut(from..from + n)
+                        .ok_or_else(wrong_shape)?
+                        .iter_mut()
+                        .for_each(|b| *b = table[*b as usize]);
                 }
             }
             at += n;
@@ -333,6 +348,10 @@ struct SpaceBatch {
 impl Move for SpaceBatch {
     fn go<T: Pod + Send + Sync>(&self, src: &[Src<'_, T>], dst: &mut [Dst<'_, T>]) -> Result<()> {
         let (s, d) = single(src, dst)?;
+        // Without elements the blocks may be of any size.
+        if d.data.is_empty() {
+            return Ok(());
+        }
         let (space, packed): (&[usize], &[usize]) =
             if self.to_batch { (s.shape, &d.shape) } else { (&d.shape, s.shape) };
         let m = self.plan.blocks.len();
@@ -670,7 +689,8 @@ mod tests {
         assert_eq!(v[0].as_slice::<i32>().unwrap(), [0, 1, 3, 4]);
         assert_eq!(v[1].as_slice::<i32>().unwrap(), [2, 5]);
         assert!(run(Op::Split(Default::default()), &[i(&[], &[0]), ramp(&[3])], &outs).is_err());
-        let (s, v) = one::<i32>(Op::Pack(PackOptionsT { values_count: 2, axis: -1 }), &[ramp(&[2]), ramp(&[2])], DType::I32);
+        let (s, v) =
+            one::<i32>(Op::Pack(PackOptionsT { values_count: 2, axis: -1 }), &[ramp(&[2]), ramp(&[2])], DType::I32);
         assert_eq!((s, v), (vec![2, 2], vec![0, 0, 1, 1]));
         let v = run(Op::Unpack(UnpackOptionsT { num: 2, axis: 1 }), &[ramp(&[2, 2])], &outs).unwrap();
         assert_eq!(v[1].as_slice::<i32>().unwrap(), [1, 3]);

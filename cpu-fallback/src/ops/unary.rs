@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernel::Call;
+use crate::real;
 use crate::strided::{Line, line, map};
 use crate::tables::{self, Sigmoid, Words, quantization, to_int};
 use bytemuck::Pod;
@@ -18,7 +19,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         return zeros(y);
     }
     match x.dtype {
-        DType::F32 | DType::F16 | DType::BF16 => real(site, x.dtype),
+        DType::F32 | DType::F16 | DType::BF16 => of_reals(site, x.dtype),
         DType::I8 | DType::U8 => bytes(site),
         DType::I16 => words(site),
         _ => integer(site, x.dtype),
@@ -59,7 +60,7 @@ fn halves<T: Pod + Send + Sync>(f: Box<Line<f32, f32>>, wide: fn(T) -> f32, narr
     }))
 }
 
-fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
+fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
     // The comparisons are written so that a NaN stays one.
     match &site.node.op {
         Op::Relu => float(d, |v| if v < 0.0 { 0.0 } else { v }),
@@ -72,11 +73,13 @@ fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
         }
         Op::Elu => float(d, elu),
         Op::HardSwish => float(d, |v| v * clip(v + 3.0, 0.0, 6.0) / 6.0),
-        Op::Gelu(o) if o.approximate => float(d, gelu_tanh),
+        Op::Gelu(o) if o.approximate => {
+            float(d, |v| 0.5 * v * (1.0 + real::tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
+        }
         Op::Gelu(_) => float(d, gelu),
-        Op::Logistic => float(d, logistic),
-        Op::Tanh => float(d, f32::tanh),
-        Op::Exp => float(d, f32::exp),
+        Op::Logistic => float(d, real::logistic),
+        Op::Tanh => float(d, real::tanh),
+        Op::Exp => float(d, real::exp),
         Op::Neg => float(d, |v| -v),
         Op::Sin => float(d, f32::sin),
         Op::Cos => float(d, f32::cos),
@@ -88,7 +91,15 @@ fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
         Op::Floor => float(d, f32::floor),
         Op::Ceil => float(d, f32::ceil),
         Op::Round => float(d, f32::round_ties_even),
-        Op::Sign => float(d, |v| if v > 0.0 { 1.0 } else if v < 0.0 { -1.0 } else { v * 0.0 }),
+        Op::Sign => float(d, |v| {
+            if v > 0.0 {
+                1.0
+            } else if v < 0.0 {
+                -1.0
+            } else {
+                v * 0.0
+            }
+        }),
         _ => no_kernel(site),
     }
 }
@@ -112,9 +123,11 @@ fn gelu(v: f32) -> f32 {
     0.5 * v * libm::erfcf(-v * std::f32::consts::FRAC_1_SQRT_2)
 }
 
+/// sqrt(2 / pi).
+const GELU_SLOPE: f32 = (std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2) as f32;
+
 fn gelu_tanh(v: f32) -> f32 {
-    const C: f32 = (std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2) as f32;
-    0.5 * v * (1.0 + (C * (v + 0.044715 * v * v * v)).tanh())
+    0.5 * v * (1.0 + (GELU_SLOPE * (v + 0.044715 * v * v * v)).tanh())
 }
 
 fn integer(site: &Site<'_>, d: DType) -> Result<Kernel> {
@@ -126,7 +139,15 @@ fn integer(site: &Site<'_>, d: DType) -> Result<Kernel> {
         (Op::Abs, DType::I64) => each(i64::wrapping_abs),
         (Op::Sign, DType::I32) => each(i32::signum),
         (Op::Sign, DType::I64) => each(i64::signum),
-        (Op::Sign, DType::F64) => each(|v: f64| if v > 0.0 { 1.0 } else if v < 0.0 { -1.0 } else { v * 0.0 }),
+        (Op::Sign, DType::F64) => each(|v: f64| {
+            if v > 0.0 {
+                1.0
+            } else if v < 0.0 {
+                -1.0
+            } else {
+                v * 0.0
+            }
+        }),
         (Op::Square, DType::I32) => each(|v: i32| v.wrapping_mul(v)),
         (Op::Square, DType::I64) => each(|v: i64| v.wrapping_mul(v)),
         (Op::Relu, DType::I32) => each(|v: i32| v.max(0)),
@@ -206,16 +227,22 @@ fn bytes(site: &Site<'_>) -> Result<Kernel> {
         Op::Floor => lut(&f32::floor),
         Op::Ceil => lut(&f32::ceil),
         Op::Round => lut(&f32::round_ties_even),
-        Op::Sign => lut(&|v| if v > 0.0 { 1.0 } else if v < 0.0 { -1.0 } else { 0.0 }),
+        Op::Sign => lut(&|v| {
+            if v > 0.0 {
+                1.0
+            } else if v < 0.0 {
+                -1.0
+            } else {
+                0.0
+            }
+        }),
         _ => return no_kernel(site),
     }?;
     each(move |v: u8| table[v as usize])
 }
 
 /// A table kernel of a function that has no value for negative operands: those are an error, as in the reference.
-fn partial_bytes(
-    d: DType, (_, zx): (f32, i32), f: impl Fn(i32) -> i32 + Send + Sync + 'static,
-) -> Result<Kernel> {
+fn partial_bytes(d: DType, (_, zx): (f32, i32), f: impl Fn(i32) -> i32 + Send + Sync + 'static) -> Result<Kernel> {
     let table = tables::bytes(d, |v| if v - zx < 0 { 0 } else { f(v - zx) });
     let look_up = line(move |v: u8| table[v as usize]);
     Ok(Box::new(move |call: &mut Call<'_>| {
@@ -311,11 +338,8 @@ fn hard_swish((sx, _): (f32, i32), (sy, zy): (f32, i32)) -> Result<impl Fn(i32) 
         }
         let g = ((g as i32 + (1 << 15)) >> 1) as i16;
         // Truncated, not rounded: the two biases cancel.
-        let product = if g == i16::MIN && scaled == i16::MIN {
-            i16::MAX
-        } else {
-            (g as i32 * scaled as i32 / (1 << 15)) as i16
-        };
+        let product =
+            if g == i16::MIN && scaled == i16::MIN { i16::MAX } else { (g as i32 * scaled as i32 / (1 << 15)) as i16 };
         fixed::rounding_shift(product as i32, -out_shift) + zy
     })
 }
@@ -376,14 +400,15 @@ fn words(site: &Site<'_>) -> Result<Kernel> {
         Op::Sqrt => {
             let f = line(move |v: i16| clamp(sqrt(v as i32, sx, sy)));
             Ok(Box::new(move |call: &mut Call<'_>| {
-            let x = call.input(0)?.as_slice::<i16>()?;
-            if let Some(v) = x.iter().find(|v| **v < 0) {
-                return Err(Error::invalid(format!("no value for the negative element {v}")));
-            }
-            let pool = call.pool;
-            map(pool, x, call.output(0)?.as_mut_slice::<i16>()?, &*f);
-            Ok(())
-        }))}
+                let x = call.input(0)?.as_slice::<i16>()?;
+                if let Some(v) = x.iter().find(|v| **v < 0) {
+                    return Err(Error::invalid(format!("no value for the negative element {v}")));
+                }
+                let pool = call.pool;
+                map(pool, x, call.output(0)?.as_mut_slice::<i16>()?, &*f);
+                Ok(())
+            }))
+        }
         Op::Abs => {
             let m = (sx != sy).then(|| Multiplier::new((sx / sy) as f64));
             each(move |v: i16| {
@@ -402,7 +427,15 @@ fn words(site: &Site<'_>) -> Result<Kernel> {
                 Op::Floor => f32::floor,
                 Op::Ceil => f32::ceil,
                 Op::Round => f32::round_ties_even,
-                _ => |v| if v > 0.0 { 1.0 } else if v < 0.0 { -1.0 } else { 0.0 },
+                _ => |v| {
+                    if v > 0.0 {
+                        1.0
+                    } else if v < 0.0 {
+                        -1.0
+                    } else {
+                        0.0
+                    }
+                },
             };
             each(move |v: i16| clamp((f(v as f32 * sx) / sy).round() as i32))
         }

@@ -80,7 +80,11 @@ pub fn range_count(dtype: DType, start: &[u8], limit: &[u8], step: &[u8]) -> Res
         DType::F32 => {
             let real = |b: &[u8]| b.first_chunk().map(|b| f32::from_le_bytes(*b)).ok_or_else(no_value);
             let (a, b, s) = (real(start)?, real(limit)?, real(step)?);
-            if !(a.is_finite() && b.is_finite() && s.is_finite()) || s == 0.0 || (b > a && s < 0.0) || (b < a && s > 0.0) {
+            if !(a.is_finite() && b.is_finite() && s.is_finite())
+                || s == 0.0
+                || (b > a && s < 0.0)
+                || (b < a && s > 0.0)
+            {
                 return Err(bad("a step that does not lead to the limit"));
             }
             let n = ((b - a) / s).abs().ceil() as f64;
@@ -96,13 +100,15 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let int = |a: i32, b: i32, s: i32| range_count(DType::I32, &a.to_le_bytes(), &b.to_le_bytes(), &s.to_le_bytes());
+        let int =
+            |a: i32, b: i32, s: i32| range_count(DType::I32, &a.to_le_bytes(), &b.to_le_bytes(), &s.to_le_bytes());
         assert_eq!(int(0, 7, 2), Ok(4));
         assert_eq!(int(5, -5, -5), Ok(2));
         assert_eq!(int(3, 3, -1), Ok(0));
         assert_eq!(int(i32::MIN, i32::MAX, 1), Ok(u32::MAX as usize));
         assert!(int(0, 7, 0).is_err() && int(0, 7, -1).is_err());
-        let real = |a: f32, b: f32, s: f32| range_count(DType::F32, &a.to_le_bytes(), &b.to_le_bytes(), &s.to_le_bytes());
+        let real =
+            |a: f32, b: f32, s: f32| range_count(DType::F32, &a.to_le_bytes(), &b.to_le_bytes(), &s.to_le_bytes());
         assert_eq!(real(0.0, 1.0, 0.3), Ok(4));
         assert!(real(0.0, f32::INFINITY, 1.0).is_err() && real(0.0, 1.0, f32::NAN).is_err());
         assert!(real(0.0, 3e38, 1e-38).is_err());

@@ -45,7 +45,10 @@ pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
             let Some(dense) = site.ints(2)? else { return unknown() };
             let lead = depth.checked_sub(1).and_then(|n| dense.get(..n));
             let (Some(lead), Some(rest)) = (lead, table.get(1..)) else {
-                return Err(Error::invalid(format!("indices of depth {depth} for a dense shape {:?}", dense.as_slice())));
+                return Err(Error::invalid(format!(
+                    "indices of depth {depth} for a dense shape {:?}",
+                    dense.as_slice()
+                )));
             };
             one(sizes(lead)?.iter().chain(rest).copied().collect::<Shape>())
         }
@@ -67,6 +70,7 @@ pub fn gather_axes(axis_: i32, batch: i32, x: &[usize], ids: &[usize]) -> Result
     let a = axis(axis_ as i64, x.len())?;
     let b = if batch < 0 { batch as i64 + ids.len() as i64 } else { batch as i64 };
     let b = usize::try_from(b).ok().filter(|&b| b <= a && x.get(..b).is_some() && x.get(..b) == ids.get(..b));
-    b.map(|b| (a, b))
-        .ok_or_else(|| Error::invalid(format!("{batch} batch dimensions and axis {axis_} for shapes {x:?} and {ids:?}")))
+    b.map(|b| (a, b)).ok_or_else(|| {
+        Error::invalid(format!("{batch} batch dimensions and axis {axis_} for shapes {x:?} and {ids:?}"))
+    })
 }

