@@ -138,7 +138,8 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::StablehloScatter(o) => {
             let fold = body(site, o.update_computation_subgraph_index)?;
             let o = o.clone();
-            let same = site.input(2)?.dtype == site.input(0)?.dtype;
+            let dtype = site.input(0)?.dtype;
+            let same = site.input(2)?.dtype == dtype && site.output(0)?.dtype == dtype;
             typed!(site.input(0)?.dtype, T => match T::fold(fold) {
                 Some(f) if same => Ok(Box::new(move |call: &mut Call<'_>| index::scatter::<T>(call, &o, f))),
                 _ => no_kernel(site),
@@ -165,11 +166,11 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         | Op::StablehloTranspose(_)
         | Op::StablehloPad(_)
         | Op::StablehloGather(_)) => match size(first) {
-            Some(size) => {
+            Some(size) if first == Some(site.output(0)?.dtype) => {
                 let op = op.clone();
                 Ok(Box::new(move |call| index::run(call, &op, size)))
             }
-            None => no_kernel(site),
+            _ => no_kernel(site),
         },
         _ => no_kernel(site),
     }

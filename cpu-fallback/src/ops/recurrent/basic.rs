@@ -68,6 +68,9 @@ fn step(call: &mut Call<'_>, f: impl Fn(&Views<'_>, [&mut Value; 4]) -> Result<(
     }
     let v = Views { x, activation, weights, bias, state, batch, input, depth };
     let [a, s, concat, inner] = &mut *call.outputs else { return Err(Error::invalid("four outputs are needed")) };
+    if concat.dtype != x.dtype || inner.dtype != state.dtype {
+        return Err(Error::invalid(format!("scratch outputs of types {} and {}", concat.dtype, inner.dtype)));
+    }
     f(&v, [&mut *a, &mut *s, concat, inner])?;
     for (at, v) in call.variables.iter_mut() {
         let new = match at {

@@ -179,10 +179,11 @@ pub(super) fn run<'a>(
     if let Some(m) = &projection {
         s.sums.prepare(m);
     }
-    let int = |m: Option<&Matrix<'_>>| m.is_some_and(|m| matches!(m.weights, Weights::Int { .. }));
-    let some = gates[3].as_ref();
-    let (int_x, int_aux, int_h) =
-        (int(some.map(|g| &g.input)), int(some.and_then(|g| g.aux.as_ref())), int(some.map(|g| &g.recurrent)));
+    let int = |m: &Matrix<'_>| matches!(m.weights, Weights::Int { .. });
+    // One gate with integer weights is enough: files may mix them.
+    let int_x = gates.iter().flatten().any(|g| int(&g.input));
+    let int_aux = gates.iter().flatten().filter_map(|g| g.aux.as_ref()).any(int);
+    let int_h = gates.iter().flatten().any(|g| int(&g.recurrent));
     fill_to(&mut s.hidden, batch * cells, 0.0)?;
 
     // The input's part of many steps at once reads the weights fewer times.
@@ -259,7 +260,7 @@ pub(super) fn run<'a>(
                         Some(b) if outputs > 0 => h.chunks_exact_mut(outputs).for_each(|h| h.copy_from_slice(b)),
                         _ => h.fill(0.0),
                     }
-                    if int(Some(m)) {
+                    if int(m) {
                         s.state.fill(batch, cells, p.asymmetric, |b| &s.hidden[b * cells..][..cells])?;
                     }
                     accumulate(m, &s.sums, |b| &s.hidden[b * cells..][..cells], &s.state, h, pool);
