@@ -1,7 +1,7 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
-mod eval;
 mod custom;
+mod eval;
 mod exec;
 mod gemm;
 mod kernel;
@@ -11,15 +11,15 @@ mod pool;
 mod real;
 mod requant;
 mod resources;
+mod simd;
 mod strided;
 pub mod strings;
-mod simd;
 mod tables;
 mod value;
 mod weights;
 
-pub use eval::evaluate;
 pub use custom::{CustomOperator, CustomOperators};
+pub use eval::evaluate;
 pub use exec::{Executor, Options};
 pub use kernel::{Call, Kernel, Site};
 pub use pool::Pool;

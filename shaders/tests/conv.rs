@@ -4,7 +4,8 @@ use litegpu_shaders::{Elem, KernelKey, source};
 
 fn validate(key: &KernelKey) {
     let text = source(key).unwrap();
-    let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}: {}", key.label(), e.emit_to_string(&text)));
+    let module =
+        naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}: {}", key.label(), e.emit_to_string(&text)));
     let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
     v.validate(&module).unwrap_or_else(|e| panic!("{}: {}", key.label(), e.emit_to_string(&text)));
 }
@@ -14,11 +15,7 @@ fn octs(e: Elem) -> Vec<(&'static str, &'static str)> {
     all.extend(match e {
         Elem::F32 => vec![("oct_f32_u64", "put_f32_u64"), ("oct_f32_u64_odd", "put_f32_u64_odd")],
         Elem::F16Packed => {
-            vec![
-                ("oct_f16_u64", "put_f16_u64"),
-                ("oct_f16_u64_odd", "put_f16_u64_odd"),
-                ("oct_f16_u32", "put_f16_u32"),
-            ]
+            vec![("oct_f16_u64", "put_f16_u64"), ("oct_f16_u64_odd", "put_f16_u64_odd"), ("oct_f16_u32", "put_f16_u32")]
         }
         Elem::I8 | Elem::U8 => vec![("oct_b8_u32", "put_b8_u32")],
         _ => vec![],

@@ -55,7 +55,11 @@ fn every_combination() {
                 }
                 let has_acc = of(&roles, "acc").is_some();
                 let out_float = of(&roles, "out").is_some_and(|e| e.is_float());
-                if !has_acc && of(&roles, "in0").is_some() && matches!(kernel.name, "pick" | "matrix") && out_float != float_in {
+                if !has_acc
+                    && of(&roles, "in0").is_some()
+                    && matches!(kernel.name, "pick" | "matrix")
+                    && out_float != float_in
+                {
                     continue;
                 }
                 let mut key = KernelKey::new(kernel.name, &roles);

@@ -19,10 +19,10 @@ mod select;
 mod signal;
 mod sort;
 mod stablehlo;
-mod text;
-mod unary;
 #[cfg(test)]
 mod testing;
+mod text;
+mod unary;
 
 use crate::kernel::{Kernel, Site};
 use litegpu_graph::{Error, Family, Result};

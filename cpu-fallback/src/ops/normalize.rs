@@ -267,7 +267,8 @@ fn log_softmax_float() -> Kernel {
 fn log(x: i32) -> i32 {
     let sqrt_half = 1_518_500_250;
     let fourth_root_half = 1_805_811_301;
-    let (alpha_n, alpha_d, alpha_i, alpha_f): (i32, i32, i32, i32) = (117_049_297, 127_690_142, 1_057_819_769, 638_450_708);
+    let (alpha_n, alpha_d, alpha_i, alpha_f): (i32, i32, i32, i32) =
+        (117_049_297, 127_690_142, 1_057_819_769, 638_450_708);
     // The logarithm's integer part has 6 integer bits, one more than the result.
     let quarter = rounding_shift(536_870_912, 6);
     let clz = |v: i32| (v as u32).leading_zeros() as i32;
