@@ -425,7 +425,8 @@ impl Engine {
     fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            size: size.max(16),
+            // Kernels that load four 64-bit words at once need that much of a binding.
+            size: size.max(32),
             usage,
             mapped_at_creation: false,
         })
@@ -441,7 +442,7 @@ impl Engine {
     ) -> Result<wgpu::Buffer> {
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            size: size.next_multiple_of(16).max(16),
+            size: size.next_multiple_of(16) + 16,
             usage,
             mapped_at_creation: true,
         });
@@ -541,7 +542,7 @@ impl Engine {
                     resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                         buffer,
                         offset,
-                        size: std::num::NonZero::new(slot.bytes),
+                        size: std::num::NonZero::new(slot.bytes.max(32)),
                     }),
                 });
             }
