@@ -143,7 +143,6 @@ fn depthwise(types: Types, v: Conv) {
         dilation_w_factor: v.dilation[1],
         depth_multiplier: (v.out / v.x[3]) as i32,
         fused_activation_function: v.act,
-        ..Default::default()
     };
     c.op(Op::DepthwiseConv2d(o), &operands, dtype, quant);
     run(c, types);
