@@ -29,6 +29,8 @@ pub mod npz;
 #[cfg(feature = "cli")]
 pub mod picture;
 mod report;
+#[cfg(feature = "cli")]
+pub mod samples;
 mod session;
 mod tensor;
 #[cfg(feature = "cli")]
@@ -41,6 +43,8 @@ pub use litegpu_cpu as cpu;
 pub use litegpu_cpu::{CustomOperator, CustomOperators};
 pub use litegpu_graph as graph;
 pub use litegpu_graph::{DType, Quant};
+#[cfg(feature = "quantizer")]
+pub use litegpu_quantizer as quantizer;
 pub use model::Model;
 pub use report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 pub use session::{Builder, Device, Key, Precision, Session, TensorInfo};

@@ -30,66 +30,148 @@ pub fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
 /// # Errors
 /// `Invalid` when it is broken or of a type that no tensor has.
 pub fn read_npy(from: &mut impl Read) -> Result<Tensor> {
-    let mut magic = [0u8; 8];
-    from.read_exact(&mut magic)?;
-    if &magic[..6] != b"\x93NUMPY" {
-        return Err(Error::invalid("no .npy array"));
+    let head = Head::read(from)?;
+    let bytes = head.body(from)?;
+    match head.dtype {
+        Some(d) => Tensor::from_bytes(d, &head.shape, &bytes),
+        None => strings(&head.kind, head.item, &head.shape, &bytes),
     }
-    let mut len = [0u8; 4];
-    let wide = magic[6] >= 2;
-    from.read_exact(&mut len[..if wide { 4 } else { 2 }])?;
-    let len = u32::from_le_bytes(len) as usize;
-    if len > MAX_HEADER {
-        return Err(Error::invalid(format!("an array header of {len} bytes")));
-    }
-    let mut text = vec![0u8; len];
-    from.read_exact(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
-    let (descr, fortran, shape) =
-        parse_header(&text).ok_or_else(|| Error::invalid(format!("cannot read the array header {:?}", text.trim())))?;
-    let (order, code) = descr.split_at_checked(1).unwrap_or_default();
-    let (kind, width) = code.split_at_checked(1).unwrap_or_default();
-    let width: usize = width.parse().map_err(|_| Error::invalid(format!("array type {descr:?}")))?;
-    let item = if kind == "U" { width.saturating_mul(4) } else { width };
-    let size = item.checked_mul(elements(&shape)).filter(|&n| n < 1 << 40);
-    let size = size.ok_or_else(|| Error::invalid(format!("an array of shape {shape:?} is too large")))?;
-    let mut bytes = Vec::new();
-    from.take(size as u64).read_to_end(&mut bytes)?;
-    if bytes.len() != size {
-        return Err(Error::invalid(format!("{} bytes of {size}", bytes.len())));
-    }
-    if order == ">" {
-        let unit = if kind == "c" {
-            item / 2
-        } else if kind == "U" {
-            4
-        } else {
-            item
+}
+
+/// What the header of an array says.
+#[derive(Debug)]
+struct Head {
+    kind: String,
+    /// `None` for strings.
+    dtype: Option<DType>,
+    shape: Vec<usize>,
+    /// Bytes of an element.
+    item: usize,
+    /// Bytes whose order is to be turned around, where it is not little endian.
+    swap: Option<usize>,
+    fortran: bool,
+}
+
+impl Head {
+    fn read(from: &mut impl Read) -> Result<Head> {
+        let mut magic = [0u8; 8];
+        from.read_exact(&mut magic)?;
+        if &magic[..6] != b"\x93NUMPY" {
+            return Err(Error::invalid("no .npy array"));
+        }
+        let mut len = [0u8; 4];
+        let wide = magic[6] >= 2;
+        from.read_exact(&mut len[..if wide { 4 } else { 2 }])?;
+        let len = u32::from_le_bytes(len) as usize;
+        if len > MAX_HEADER {
+            return Err(Error::invalid(format!("an array header of {len} bytes")));
+        }
+        let mut text = vec![0u8; len];
+        from.read_exact(&mut text)?;
+        let text = String::from_utf8_lossy(&text);
+        let (descr, fortran, shape) = parse_header(&text)
+            .ok_or_else(|| Error::invalid(format!("cannot read the array header {:?}", text.trim())))?;
+        let (order, code) = descr.split_at_checked(1).unwrap_or_default();
+        let (kind, width) = code.split_at_checked(1).unwrap_or_default();
+        let width: usize = width.parse().map_err(|_| Error::invalid(format!("array type {descr:?}")))?;
+        let item = if kind == "U" { width.saturating_mul(4) } else { width };
+        let dtype = match (kind, width) {
+            ("f", 2) => Some(DType::F16),
+            ("f", 4) => Some(DType::F32),
+            ("f", 8) => Some(DType::F64),
+            ("i", 1) => Some(DType::I8),
+            ("i", 2) => Some(DType::I16),
+            ("i", 4) => Some(DType::I32),
+            ("i", 8) => Some(DType::I64),
+            ("u", 1) => Some(DType::U8),
+            ("u", 2) => Some(DType::U16),
+            ("u", 4) => Some(DType::U32),
+            ("u", 8) => Some(DType::U64),
+            ("b", 1) => Some(DType::Bool),
+            ("c", 8) => Some(DType::C64),
+            ("c", 16) => Some(DType::C128),
+            ("S" | "U", _) => None,
+            _ => return Err(Error::invalid(format!("array type {descr:?} is no tensor type"))),
         };
-        bytes.chunks_exact_mut(unit.max(1)).for_each(<[u8]>::reverse);
+        let unit = match kind {
+            "c" => item / 2,
+            "U" => 4,
+            _ => item,
+        };
+        let swap = (order == ">").then_some(unit.max(1));
+        let head = Head { kind: kind.to_string(), dtype, shape, item, swap, fortran };
+        head.size(&head.shape)?;
+        Ok(head)
     }
-    if fortran && shape.len() > 1 {
-        bytes = from_fortran(&bytes, &shape, item);
+
+    /// Bytes of that many elements.
+    fn size(&self, shape: &[usize]) -> Result<usize> {
+        let size = self.item.checked_mul(elements(shape)).filter(|&n| n < 1 << 40);
+        size.ok_or_else(|| Error::invalid(format!("an array of shape {shape:?} is too large")))
     }
-    let dtype = match (kind, width) {
-        ("f", 2) => DType::F16,
-        ("f", 4) => DType::F32,
-        ("f", 8) => DType::F64,
-        ("i", 1) => DType::I8,
-        ("i", 2) => DType::I16,
-        ("i", 4) => DType::I32,
-        ("i", 8) => DType::I64,
-        ("u", 1) => DType::U8,
-        ("u", 2) => DType::U16,
-        ("u", 4) => DType::U32,
-        ("u", 8) => DType::U64,
-        ("b", 1) => DType::Bool,
-        ("c", 8) => DType::C64,
-        ("c", 16) => DType::C128,
-        ("S" | "U", _) => return strings(kind, item, &shape, &bytes),
-        _ => return Err(Error::invalid(format!("array type {descr:?} is no tensor type"))),
-    };
-    Tensor::from_bytes(dtype, &shape, &bytes)
+
+    fn piece(&self, from: &mut impl Read, size: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        from.take(size as u64).read_to_end(&mut bytes)?;
+        if bytes.len() != size {
+            return Err(Error::invalid(format!("{} bytes of {size}", bytes.len())));
+        }
+        if let Some(unit) = self.swap {
+            bytes.chunks_exact_mut(unit).for_each(<[u8]>::reverse);
+        }
+        Ok(bytes)
+    }
+
+    fn body(&self, from: &mut impl Read) -> Result<Vec<u8>> {
+        let bytes = self.piece(from, self.size(&self.shape)?)?;
+        Ok(if self.fortran && self.shape.len() > 1 { from_fortran(&bytes, &self.shape, self.item) } else { bytes })
+    }
+}
+
+/// A `.npy` array of numbers that is read piece by piece.
+#[derive(Debug)]
+pub struct Reader<R> {
+    head: Head,
+    dtype: DType,
+    from: R,
+    /// All of an array whose order is not that of its rows.
+    whole: Option<Cursor<Vec<u8>>>,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// `Invalid` when it is broken, or of an array of strings.
+    pub fn new(mut from: R) -> Result<Reader<R>> {
+        let head = Head::read(&mut from)?;
+        let dtype = head.dtype.ok_or_else(|| Error::invalid("an array of strings"))?;
+        Ok(Reader { head, dtype, from, whole: None })
+    }
+
+    /// The array's shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.head.shape
+    }
+
+    /// The next elements, as a tensor of this shape.
+    ///
+    /// # Errors
+    /// `Invalid` when there are not as many.
+    pub fn next(&mut self, shape: &[usize]) -> Result<Tensor> {
+        let size = self.head.size(shape)?;
+        if self.head.fortran && self.head.shape.len() > 1 {
+            if self.whole.is_none() {
+                self.whole = Some(Cursor::new(self.head.body(&mut self.from)?));
+            }
+            let mut bytes = vec![0; size];
+            if let Some(whole) = &mut self.whole {
+                whole.read_exact(&mut bytes).map_err(|_| Error::invalid("the array ends early"))?;
+            }
+            return Tensor::from_bytes(self.dtype, shape, &bytes);
+        }
+        Tensor::from_bytes(self.dtype, shape, &self.head.piece(&mut self.from, size)?)
+    }
 }
 
 /// The dictionary of an array header: `{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }`.
@@ -226,6 +308,28 @@ mod tests {
             let b = &back[name];
             assert_eq!((b.dtype(), b.shape(), b.bytes()), (t.dtype(), t.shape(), t.bytes()), "{name}");
         }
+    }
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let t = Tensor::new(&[3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let bytes = npy(&t).unwrap();
+        let mut r = Reader::new(&bytes[..]).unwrap();
+        assert_eq!(r.shape(), [3, 2]);
+        for want in [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]] {
+            assert_eq!(r.next(&[1, 2]).unwrap().to_f32().unwrap(), want);
+        }
+        assert!(r.next(&[1, 2]).is_err());
+        // Columns first in the file, rows all the same.
+        let head = "{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3), }\n";
+        let mut v = b"\x93NUMPY\x01\x00".to_vec();
+        v.extend_from_slice(&(head.len() as u16).to_le_bytes());
+        v.extend_from_slice(head.as_bytes());
+        v.extend_from_slice(&[0, 3, 1, 4, 2, 5]);
+        let mut r = Reader::new(&v[..]).unwrap();
+        assert_eq!(r.next(&[3]).unwrap().to_f32().unwrap(), [0.0, 1.0, 2.0]);
+        assert_eq!(r.next(&[3]).unwrap().to_f32().unwrap(), [3.0, 4.0, 5.0]);
+        assert!(r.next(&[1]).is_err());
     }
 
     #[test]

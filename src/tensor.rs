@@ -98,6 +98,11 @@ impl Tensor {
         Ok(Tensor(value))
     }
 
+    /// As the executor's value.
+    pub fn into_value(self) -> Value {
+        self.0
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.0.dtype

@@ -7,7 +7,20 @@ use common::*;
 use litegpu::{Tensor, npz};
 use serde_json::Value as Json;
 
-const VERBS: [&str; 7] = ["run", "inspect", "plan", "verify", "bench", "profile", "devices"];
+const VERBS: [&str; 12] = [
+    "run",
+    "inspect",
+    "plan",
+    "verify",
+    "bench",
+    "profile",
+    "devices",
+    "quantize",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "suggest",
+];
 
 fn json(args: &[&str]) -> Json {
     let (out, err, code) = told(args);

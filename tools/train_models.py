@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Train the two small networks that litegpu ships and write them as .tflite files.
 
+    cargo build --release
     python tools/train_models.py --out models
+    python tools/train_models.py --out models --reuse    (quantize the float files again, no training)
 
 digits   classifies the 8x8 handwritten digits that scikit-learn carries
 sr_x2    doubles the side of a 64x64 RGB picture (super-resolution), trained on
          public-domain and CC0 pictures that scikit-image carries
 
 Each network is written in four forms: f32, f16 (16-bit weights), int8 (8-bit
-weights and activations) and 16x8 (16-bit activations, 8-bit weights). For every
+weights and activations) and 16x8 (16-bit activations, 8-bit weights). TensorFlow
+trains and writes f32; `litegpu quantize` makes the other three of it. For every
 file the script also records what LiteRT's reference kernels answer to a sample
 input, measures its accuracy on data that the training never saw, and stores
 those samples as pictures. Nothing is downloaded: all data is inside the
@@ -18,7 +21,9 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,7 +32,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from PIL import Image
 
@@ -107,24 +111,25 @@ def op_names(it):
 # Converting
 
 
-def convert(model, form, samples, float_io):
-    """The bytes of `model` in `form`; `samples` are single inputs that show its range of values."""
-    conv = tf.lite.TFLiteConverter.from_keras_model(model)
-    if form != "f32":
-        conv.optimizations = [tf.lite.Optimize.DEFAULT]
-    if form == "f16":
-        conv.target_spec.supported_types = [tf.float16]
-    if form in ("int8", "16x8"):
-        conv.representative_dataset = lambda: ([s] for s in samples)
-        sets = tf.lite.OpsSet
-        conv.target_spec.supported_ops = [
-            sets.TFLITE_BUILTINS_INT8 if form == "int8"
-            else sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-        if not float_io:
-            kind = tf.int8 if form == "int8" else tf.int16
-            conv.inference_input_type = conv.inference_output_type = kind
-    return conv.convert()
+def float_file(model, path):
+    """The trained model as a float .tflite; without a model, the file that is there."""
+    if model is None:
+        return path.read_bytes()
+    return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+
+
+def quantize(exe, source, target, form, samples, float_io):
+    """Makes `target` of the float file `source`; `samples` are single inputs that show its range of values."""
+    kind = {"f16": [], "int8": ["--io", "float32" if float_io else "int8"],
+            "16x8": ["--io", "float32" if float_io else "int16"]}[form]
+    mode = {"f16": "f16", "int8": "int8-only", "16x8": "int16x8-only"}[form]
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/samples.npy", np.concatenate(samples))
+        command = [str(exe), "quantize", str(source), "-o", str(target), "--mode", mode, *kind]
+        if form != "f16":
+            command += ["--calibration", f"{folder}/samples.npy"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return target.read_bytes()
 
 
 def tolerance(form, outputs):
@@ -137,13 +142,17 @@ def tolerance(form, outputs):
     return {"atol": unit * peak, "rtol": unit}
 
 
-def export(model, name, samples, recorded, float_io, out):
+def export(model, name, samples, recorded, float_io, out, exe):
     """Writes the four forms with their recorded outputs; returns manifest lines and file facts."""
     manifest, facts, files = [], [], {}
+    source = out / f"{name}_f32.tflite"
     for form in FORMS:
-        data = convert(model, form, samples, float_io)
         case = f"{name}_{form}"
-        (out / f"{case}.tflite").write_bytes(data)
+        if form == "f32":
+            data = float_file(model, source)
+            source.write_bytes(data)
+        else:
+            data = quantize(exe, source, out / f"{case}.tflite", form, samples, float_io)
         files[form] = data
 
         it = interpreter(data)
@@ -214,17 +223,7 @@ def to_pixels(levels):
     return np.round(np.asarray(levels) * (255 / 16)).astype(np.uint8)
 
 
-def train_digits(out):
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    say("digits: 1,797 images of 8x8 pixels, a fifth of them set aside for testing")
-    data = load_digits()
-    pixels = to_pixels(data.images)
-    train, test, y_train, y_test = train_test_split(
-        pixels[..., None], data.target, test_size=0.2, random_state=SEED, stratify=data.target)
-    x_train, x_test = (v.astype(np.float32) / 255 for v in (train, test))
-
+def fit_digits(x_train, y_train):
     tf.keras.utils.set_random_seed(SEED)
     rng = np.random.default_rng(SEED)
     model = digits_model()
@@ -249,7 +248,21 @@ def train_digits(out):
                   for i in np.array_split(order[:len(x) // 32 * 32], len(x) // 32)]
         if (epoch + 1) % 20 == 0:
             say(f"  epoch {epoch + 1} of {DIGITS_EPOCHS}, loss {float(np.mean(losses)):.4f}")
+    return model
 
+
+def train_digits(out, reuse, exe):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    say("digits: 1,797 images of 8x8 pixels, a fifth of them set aside for testing")
+    data = load_digits()
+    pixels = to_pixels(data.images)
+    train, test, y_train, y_test = train_test_split(
+        pixels[..., None], data.target, test_size=0.2, random_state=SEED, stratify=data.target)
+    x_train, x_test = (v.astype(np.float32) / 255 for v in (train, test))
+
+    model = None if reuse else fit_digits(x_train, y_train)
     recorded = []
     for digit, rows in SAMPLE_DIGITS.items():
         drawn = to_pixels([[LEVELS.index(c) for c in row] for row in rows])
@@ -258,7 +271,7 @@ def train_digits(out):
     (out / "digits_labels.txt").write_text("".join(f"{d}\n" for d in range(10)))
 
     samples = [x_train[n:n + 1] for n in range(300)]
-    manifest, facts, files = export(model, "digits", samples, recorded, False, out)
+    manifest, facts, files = export(model, "digits", samples, recorded, False, out, exe)
     for fact, form in zip(facts, FORMS):
         it = interpreter(files[form])
         for digit, x in zip(SAMPLE_DIGITS, recorded):
@@ -350,9 +363,7 @@ def patches(pairs, weights, rng):
     return np.stack(xs).astype(np.float32) / 255, np.stack(ys).astype(np.float32) / 255
 
 
-def train_sr(out, steps):
-    say(f"sr_x2: training pictures {', '.join(TRAIN_PICTURES)}; held out: {', '.join(TEST_PICTURES)}")
-    pairs = [picture_pair(name) for name in TRAIN_PICTURES]
+def fit_sr(pairs, steps):
     weights = np.array([np.sqrt(small.size) for _, small in pairs])
     weights /= weights.sum()
 
@@ -380,9 +391,17 @@ def train_sr(out, steps):
     model = sr_model(TILE, 1)
     model.set_weights(net.get_weights())
     say(f"  {model.count_params()} parameters")
+    return model
+
+
+def train_sr(out, steps, reuse, exe):
+    say(f"sr_x2: training pictures {', '.join(TRAIN_PICTURES)}; held out: {', '.join(TEST_PICTURES)}")
+    pairs = [picture_pair(name) for name in TRAIN_PICTURES]
+    model = None if reuse else fit_sr(pairs, steps)
 
     # Calibration: tiles of the training pictures, and one all black and one all white, so that the
     # input's range is exactly [0, 1] and an 8-bit picture enters the int8 file without rounding.
+    rng = np.random.default_rng(SEED)
     samples = []
     for _, small in pairs:
         for _ in range(16):
@@ -399,7 +418,7 @@ def train_sr(out, steps):
     Image.fromarray(tile).save(out / "samples" / "sr_input.png", optimize=True)
     Image.fromarray(truth).save(out / "samples" / "sr_truth.png", optimize=True)
 
-    manifest, facts, files = export(model, "sr_x2", samples, [tile[None].astype(np.float32) / 255], True, out)
+    manifest, facts, files = export(model, "sr_x2", samples, [tile[None].astype(np.float32) / 255], True, out, exe)
     plain = {}
     for name in TEST_PICTURES:
         large, small = picture_pair(name)
@@ -424,14 +443,22 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--out", type=Path, default=Path("models"), help="folder to write (default: models)")
     args.add_argument("--sr-steps", type=int, default=6000, help="training steps of sr_x2 (default: 6000)")
+    args.add_argument("--reuse", action="store_true",
+                      help="do not train: quantize the float files in the folder again (needs no TensorFlow)")
+    args.add_argument("--litegpu", type=Path, default=Path("target/release/litegpu"),
+                      help="the command line tool that quantizes (default: target/release/litegpu)")
     a = args.parse_args()
+    if not a.reuse:
+        global tf
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
     for folder in ("expected", "samples"):
         (a.out / folder).mkdir(parents=True, exist_ok=True)
-    tf.config.experimental.enable_op_determinism()
 
     began = time.time()
-    manifest, facts = train_digits(a.out)
-    more, sr_facts, plain = train_sr(a.out, a.sr_steps)
+    manifest, facts = train_digits(a.out, a.reuse, a.litegpu)
+    more, sr_facts, plain = train_sr(a.out, a.sr_steps, a.reuse, a.litegpu)
     manifest += more
     results = {"files": facts + sr_facts, "plain_enlargement_psnr": plain}
     (a.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

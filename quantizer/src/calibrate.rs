@@ -3,6 +3,8 @@
 use crate::params::{Range, floats};
 use litegpu_cpu::{Executor, Options, Value};
 use litegpu_graph::{DType, Error, Model, Result, TensorId, shapes};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// How the values that were seen become a range.
@@ -20,6 +22,55 @@ pub enum Method {
     Mse,
     /// The range whose 8-bit distribution diverges least from the true one.
     Entropy,
+}
+
+impl Method {
+    fn check(self) -> Result<()> {
+        match self {
+            Method::MovingAverage(p) | Method::Percentile(p) if !(p > 0.0 && p <= 1.0) => {
+                Err(Error::invalid(format!("calibration: {p} is not a share between 0 and 1")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Method::MinMax => f.write_str("minmax"),
+            Method::MovingAverage(p) => write!(f, "average:{p}"),
+            Method::Percentile(p) => write!(f, "percentile:{p}"),
+            Method::Mse => f.write_str("mse"),
+            Method::Entropy => f.write_str("entropy"),
+        }
+    }
+}
+
+/// `minmax`, `average` or `average:0.95`, `percentile` or `percentile:0.9999`, `mse`, `entropy`.
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Method> {
+        let (name, share) = s.split_once(':').map_or((s, None), |(n, p)| (n, Some(p)));
+        let share = |default: f32| match share {
+            None => Ok(default),
+            Some(p) => p.parse().map_err(|_| Error::invalid(format!("calibration method '{s}': '{p}' is no number"))),
+        };
+        let method = match name {
+            "minmax" if !s.contains(':') => Method::MinMax,
+            "average" => Method::MovingAverage(share(0.95)?),
+            "percentile" => Method::Percentile(share(0.9999)?),
+            "mse" if !s.contains(':') => Method::Mse,
+            "entropy" if !s.contains(':') => Method::Entropy,
+            _ => {
+                let all = "minmax, average[:SHARE], percentile[:SHARE], mse, entropy";
+                return Err(Error::invalid(format!("calibration method '{s}' is none of {all}")));
+            }
+        };
+        method.check()?;
+        Ok(method)
+    }
 }
 
 /// The inputs of a sample.
@@ -47,12 +98,134 @@ pub struct Ranges {
     pub samples: Vec<usize>,
     /// Per subgraph and tensor: the range, where values were seen.
     pub tensors: Vec<Vec<Option<Range>>>,
+    /// Per subgraph and tensor: what each channel (index of the innermost dimension) held, where that was recorded.
+    pub channels: Vec<Vec<Option<Channels>>>,
 }
 
 impl Ranges {
     /// The range of one tensor.
     pub fn get(&self, subgraph: usize, tensor: TensorId) -> Option<Range> {
         self.tensors.get(subgraph)?.get(tensor).copied().flatten()
+    }
+
+    /// The channels of one tensor.
+    pub fn channels(&self, subgraph: usize, tensor: TensorId) -> Option<&Channels> {
+        self.channels.get(subgraph)?.get(tensor)?.as_ref()
+    }
+}
+
+/// What the channels of a tensor held.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Channels {
+    /// Sums.
+    pub sum: Vec<f64>,
+    /// Largest magnitudes.
+    pub magnitude: Vec<f32>,
+    /// Values per channel.
+    pub count: u64,
+}
+
+impl Channels {
+    /// The channels' means.
+    pub fn means(&self) -> Vec<f64> {
+        self.sum.iter().map(|s| s / self.count.max(1) as f64).collect()
+    }
+
+    fn add(&mut self, values: &[f32], channels: usize) {
+        if self.sum.is_empty() {
+            (self.sum, self.magnitude) = (vec![0.0; channels], vec![0.0; channels]);
+        }
+        // The innermost dimension of a tensor may change from sample to sample: then channels mean nothing.
+        if self.sum.len() != channels || channels == 0 {
+            return;
+        }
+        for row in values.chunks_exact(channels) {
+            for ((s, m), v) in self.sum.iter_mut().zip(&mut self.magnitude).zip(row) {
+                *s += f64::from(*v);
+                *m = m.max(v.abs());
+            }
+            self.count += 1;
+        }
+    }
+
+    fn merge(&mut self, other: &Channels) {
+        if self.sum.len() == other.sum.len() {
+            self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+            self.magnitude.iter_mut().zip(&other.magnitude).for_each(|(a, b)| *a = a.max(*b));
+            self.count += other.count;
+        }
+    }
+}
+
+/// Everything that calibration saw, as it was seen: can be saved, merged with what was seen elsewhere, and resumed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observations {
+    pub(crate) samples: Vec<usize>,
+    pub(crate) names: Vec<Vec<String>>,
+    pub(crate) methods: Vec<Vec<Method>>,
+    pub(crate) seen: Vec<Vec<Option<Observer>>>,
+}
+
+impl Observations {
+    fn new(model: &Model, method: Method) -> Observations {
+        let sizes = || model.subgraphs.iter().map(|g| g.tensors.len());
+        Observations {
+            samples: vec![0; model.subgraphs.len()],
+            names: model.subgraphs.iter().map(|g| g.tensors.iter().map(|t| t.name.clone()).collect()).collect(),
+            methods: sizes().map(|n| vec![method; n]).collect(),
+            seen: sizes().map(|n| vec![None; n]).collect(),
+        }
+    }
+
+    /// The ranges that follow.
+    pub fn ranges(&self) -> Ranges {
+        let tensors = self.seen.iter().zip(&self.methods);
+        let tensors = tensors.map(|(g, m)| g.iter().zip(m).map(|(o, m)| Some(o.as_ref()?.range(*m))).collect());
+        let channels = self.seen.iter().map(|g| g.iter().map(|o| o.as_ref()?.channels.clone()).collect());
+        Ranges { samples: self.samples.clone(), tensors: tensors.collect(), channels: channels.collect() }
+    }
+
+    /// How many samples were seen.
+    pub fn samples(&self) -> usize {
+        self.samples.iter().sum()
+    }
+
+    /// Adds what was seen elsewhere, of the same model and by the same method.
+    ///
+    /// # Errors
+    /// `Invalid` when model or method differ, naming the tensor.
+    pub fn merge(&mut self, other: &Observations) -> Result<()> {
+        self.fits(other)?;
+        let weight = |o: &Observations, g: usize| o.samples.get(g).copied().unwrap_or(0) as f32;
+        for g in 0..self.seen.len() {
+            let (a, b) = (weight(self, g), weight(other, g));
+            let (Some(mine), Some(theirs)) = (self.seen.get_mut(g), other.seen.get(g)) else { continue };
+            for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                match (mine.as_mut(), theirs) {
+                    (Some(m), Some(t)) => m.merge(t, a, b),
+                    (None, Some(t)) => *mine = Some(t.clone()),
+                    (_, None) => {}
+                }
+            }
+        }
+        self.samples.iter_mut().zip(&other.samples).for_each(|(a, b)| *a += b);
+        Ok(())
+    }
+
+    fn fits(&self, other: &Observations) -> Result<()> {
+        if self.names != other.names {
+            let pairs = self.names.iter().flatten().zip(other.names.iter().flatten());
+            let odd = pairs.into_iter().find(|(a, b)| a != b).map(|(a, _)| format!(" ('{a}' differs)"));
+            return Err(Error::invalid(format!("the calibration is of another model{}", odd.unwrap_or_default())));
+        }
+        for ((n, a), b) in
+            self.names.iter().flatten().zip(self.methods.iter().flatten()).zip(other.methods.iter().flatten())
+        {
+            if a != b {
+                return Err(Error::invalid(format!("tensor '{n}' was calibrated by {b}, now by {a}")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -61,11 +234,10 @@ impl Ranges {
 pub struct Calibrator {
     model: Arc<Model>,
     exec: Executor,
-    method: Method,
     keep_state: bool,
-    samples: Vec<usize>,
+    channels: bool,
     total: usize,
-    seen: Vec<Vec<Option<Observer>>>,
+    data: Observations,
 }
 
 impl Calibrator {
@@ -74,23 +246,11 @@ impl Calibrator {
     /// # Errors
     /// `Invalid` for a method whose share is not between 0 and 1, or as the executor's.
     pub fn new(model: &Model, method: Method, threads: usize) -> Result<Calibrator> {
-        if let Method::MovingAverage(p) | Method::Percentile(p) = method
-            && !(p > 0.0 && p <= 1.0)
-        {
-            return Err(Error::invalid(format!("calibration: {p} is not a share between 0 and 1")));
-        }
+        method.check()?;
         let model = Arc::new(model.clone());
         let exec = Executor::new(model.clone(), Options { keep_all: true, threads, ..Options::default() })?;
-        let seen = model.subgraphs.iter().map(|g| vec![None; g.tensors.len()]).collect();
-        Ok(Calibrator {
-            samples: vec![0; model.subgraphs.len()],
-            total: 0,
-            seen,
-            exec,
-            method,
-            model,
-            keep_state: false,
-        })
+        let data = Observations::new(&model, method);
+        Ok(Calibrator { total: 0, exec, data, model, keep_state: false, channels: false })
     }
 
     /// Whether variables keep their values from one sample to the next: samples are then pieces of one stream. By
@@ -98,6 +258,38 @@ impl Calibrator {
     pub fn keep_state(mut self, keep: bool) -> Calibrator {
         self.keep_state = keep;
         self
+    }
+
+    /// Whether sums and extremes are kept per channel too, which bias correction and equalization need.
+    pub fn channels(mut self, keep: bool) -> Calibrator {
+        self.channels = keep;
+        self
+    }
+
+    /// Gives some tensors another method: those for which `of` (subgraph, tensor) names one.
+    ///
+    /// # Errors
+    /// As [`Calibrator::new`].
+    pub fn methods(mut self, of: impl Fn(usize, TensorId) -> Option<Method>) -> Result<Calibrator> {
+        for (g, list) in self.data.methods.iter_mut().enumerate() {
+            for (t, m) in list.iter_mut().enumerate() {
+                if let Some(new) = of(g, t) {
+                    new.check()?;
+                    *m = new;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Goes on where another calibration ended.
+    ///
+    /// # Errors
+    /// `Invalid` when that was of another model or by another method.
+    pub fn resume(mut self, data: Observations) -> Result<Calibrator> {
+        self.data.fits(&data)?;
+        self.data = data;
+        Ok(self)
     }
 
     /// Runs one sample.
@@ -112,11 +304,34 @@ impl Calibrator {
         Ok(())
     }
 
+    /// Takes values that something else computed from one sample: `value` gives the bytes and shape of a float32
+    /// tensor, or `None` where it has none.
+    ///
+    /// # Errors
+    /// `Invalid` for a value that is NaN or infinite, naming sample and tensor.
+    pub fn observe<'a>(
+        &mut self,
+        subgraph: usize,
+        value: impl FnMut(TensorId) -> Option<(&'a [u8], &'a [usize])>,
+    ) -> Result<()> {
+        let n = self.total;
+        let model = self.model.clone();
+        record(&model, &mut self.data, subgraph, self.channels, value)
+            .map_err(|e| e.at(format!("calibration sample {n}")))?;
+        self.total += 1;
+        Ok(())
+    }
+
     /// The ranges.
+    ///
+    /// To save, merge or resume, take [`Calibrator::observations`].
     pub fn finish(self) -> Ranges {
-        let of = |o: Option<Observer>| o.map(|o| o.range(self.method));
-        let tensors = self.seen.into_iter().map(|g| g.into_iter().map(of).collect()).collect();
-        Ranges { samples: self.samples, tensors }
+        self.data.ranges()
+    }
+
+    /// Everything that was seen.
+    pub fn observations(self) -> Observations {
+        self.data
     }
 
     fn run(&mut self, sample: &Sample) -> Result<()> {
@@ -140,26 +355,78 @@ impl Calibrator {
             self.exec.set(subgraph, t, value.view()).map_err(place)?;
         }
         self.exec.run(subgraph)?;
-        let Some(seen) = self.seen.get_mut(subgraph) else { return Ok(()) };
-        for (t, (tensor, seen)) in g.tensors.iter().zip(seen).enumerate() {
-            if tensor.dtype != DType::F32 || tensor.is_constant() && !tensor.is_variable {
-                continue;
-            }
-            // A tensor that no node writes (an intermediate) has no value.
-            let Ok(view) = self.exec.get(subgraph, t) else { continue };
-            let values = floats(view.bytes);
-            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::invalid(format!("tensor {t} '{}': value {i} is {}", tensor.name, values[i])));
-            }
-            if !values.is_empty() {
-                seen.get_or_insert_with(Observer::new).add(&values, self.method);
-            }
-        }
-        if let Some(n) = self.samples.get_mut(subgraph) {
-            *n += 1;
-        }
-        Ok(())
+        let exec = &self.exec;
+        // A tensor that no node writes (an intermediate) has no value.
+        let value = |t: TensorId| exec.get(subgraph, t).ok().map(|v| (v.bytes, v.shape));
+        record(&model, &mut self.data, subgraph, self.channels, value)
     }
+}
+
+/// Adds the values of one sample. Nothing is added when one of them is NaN or infinite.
+fn record<'a>(
+    model: &Model,
+    data: &mut Observations,
+    subgraph: usize,
+    channels: bool,
+    mut value: impl FnMut(TensorId) -> Option<(&'a [u8], &'a [usize])>,
+) -> Result<()> {
+    let Some(g) = model.subgraphs.get(subgraph) else {
+        return Err(Error::invalid(format!("no subgraph {subgraph}")));
+    };
+    let (Some(seen), Some(methods)) = (data.seen.get_mut(subgraph), data.methods.get(subgraph)) else { return Ok(()) };
+    let mut found = Vec::new();
+    for (t, tensor) in g.tensors.iter().enumerate() {
+        if tensor.dtype != DType::F32 || tensor.is_constant() && !tensor.is_variable {
+            continue;
+        }
+        let Some((bytes, shape)) = value(t) else { continue };
+        match extremes(bytes) {
+            Some(range) if range.min.is_finite() && range.max.is_finite() => found.push((t, bytes, shape, range)),
+            Some(_) => {
+                let at = floats(bytes).iter().enumerate().find(|(_, v)| !v.is_finite()).map(|(i, v)| (i, *v));
+                let (i, v) = at.unwrap_or_default();
+                return Err(Error::invalid(format!("tensor {t} '{}': value {i} is {v}", tensor.name)));
+            }
+            None => {}
+        }
+    }
+    for (t, bytes, shape, range) in found {
+        let (Some(seen), Some(method)) = (seen.get_mut(t), methods.get(t)) else { continue };
+        let o = seen.get_or_insert_with(Observer::new);
+        o.add(bytes, range, *method);
+        if let (true, Some(&n)) = (channels && shape.len() >= 2, shape.last()) {
+            o.channels.get_or_insert_with(Channels::default).add(&floats(bytes), n);
+        }
+    }
+    if let Some(n) = data.samples.get_mut(subgraph) {
+        *n += 1;
+    }
+    Ok(())
+}
+
+/// Smallest and largest value; a value that is not finite makes both NaN. `None` for no values.
+fn extremes(bytes: &[u8]) -> Option<Range> {
+    const LANES: usize = 8;
+    let (values, _) = bytes.as_chunks::<4>();
+    let first = f32::from_le_bytes(*values.first()?);
+    let (mut lo, mut hi, mut odd) = ([first; LANES], [first; LANES], [0u32; LANES]);
+    let mut step = |i: usize, b: &[u8; 4]| {
+        let v = f32::from_le_bytes(*b);
+        lo[i] = if v < lo[i] { v } else { lo[i] };
+        hi[i] = if v > hi[i] { v } else { hi[i] };
+        odd[i] |= u32::from(v.to_bits() & 0x7f80_0000 == 0x7f80_0000);
+    };
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for (i, b) in row.iter().enumerate() {
+            step(i, b);
+        }
+    }
+    rest.iter().for_each(|b| step(0, b));
+    if odd.iter().any(|&o| o != 0) {
+        return Some(Range { min: f32::NAN, max: f32::NAN });
+    }
+    Some(Range { min: lo.into_iter().fold(first, f32::min), max: hi.into_iter().fold(first, f32::max) })
 }
 
 /// The subgraph of a sample, and its inputs as (tensor, name, value).
@@ -207,30 +474,31 @@ pub(crate) fn arrange<'a>(model: &Model, sample: &'a Sample) -> Result<(usize, V
 }
 
 /// Bins of the histogram, half of them for each sign.
-const BINS: usize = 4096;
+pub(crate) const BINS: usize = 4096;
 /// Ranges that are tried, as shares of the whole.
 const STEPS: usize = 100;
 /// Integers of 8 bits.
 const LEVELS: usize = 256;
 
 /// What was seen of one tensor.
-#[derive(Debug, Clone)]
-struct Observer {
-    range: Range,
-    average: Option<Range>,
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Observer {
+    pub(crate) range: Range,
+    pub(crate) average: Option<Range>,
     /// Half of what the histogram spans; a power of two.
-    half: f32,
-    bins: Vec<f64>,
+    pub(crate) half: f32,
+    pub(crate) bins: Vec<f64>,
+    pub(crate) channels: Option<Channels>,
 }
 
 impl Observer {
-    fn new() -> Observer {
+    pub(crate) fn new() -> Observer {
         let range = Range { min: f32::INFINITY, max: f32::NEG_INFINITY };
-        Observer { range, average: None, half: f32::MIN_POSITIVE, bins: Vec::new() }
+        Observer { range, average: None, half: f32::MIN_POSITIVE, bins: Vec::new(), channels: None }
     }
 
-    fn add(&mut self, values: &[f32], method: Method) {
-        let Some(now) = Range::of(values) else { return };
+    /// Adds values (float32 bytes) that lie in `now`.
+    fn add(&mut self, values: &[u8], now: Range, method: Method) {
         self.range = self.range.union(now);
         match method {
             Method::MinMax => {}
@@ -241,11 +509,36 @@ impl Observer {
                     None => now,
                 });
             }
-            Method::Percentile(_) | Method::Mse | Method::Entropy => self.count(values, now.magnitude()),
+            Method::Percentile(_) | Method::Mse | Method::Entropy => self.count(&floats(values), now.magnitude()),
         }
     }
 
-    fn count(&mut self, values: &[f32], magnitude: f32) {
+    /// Adds what another saw in `b` samples, to what this one saw in `a`.
+    fn merge(&mut self, other: &Observer, a: f32, b: f32) {
+        self.range = self.range.union(other.range);
+        self.average = match (self.average, other.average) {
+            (Some(x), Some(y)) => {
+                let mix = |x: f32, y: f32| (x * a + y * b) / (a + b).max(1.0);
+                Some(Range { min: mix(x.min, y.min), max: mix(x.max, y.max) })
+            }
+            (x, y) => x.or(y),
+        };
+        if !other.bins.is_empty() {
+            let mut other = other.clone();
+            self.span(other.half);
+            other.span(self.half);
+            self.bins.iter_mut().zip(&other.bins).for_each(|(a, b)| *a += b);
+        }
+        if let Some(theirs) = &other.channels {
+            match &mut self.channels {
+                Some(mine) => mine.merge(theirs),
+                None => self.channels = Some(theirs.clone()),
+            }
+        }
+    }
+
+    /// Makes the histogram hold values of this magnitude.
+    fn span(&mut self, magnitude: f32) {
         if self.bins.is_empty() {
             self.bins = vec![0.0; BINS];
             while self.half < magnitude && self.half < f32::MAX / 4.0 {
@@ -261,6 +554,10 @@ impl Observer {
             self.bins = wide;
             self.half *= 2.0;
         }
+    }
+
+    pub(crate) fn count(&mut self, values: &[f32], magnitude: f32) {
+        self.span(magnitude);
         let scale = (BINS / 2) as f32 / self.half;
         for v in values {
             let i = (v * scale + (BINS / 2) as f32).floor().clamp(0.0, (BINS - 1) as f32) as usize;
@@ -269,7 +566,7 @@ impl Observer {
     }
 
     /// The middle of a bin.
-    fn center(&self, bin: usize) -> f64 {
+    pub(crate) fn center(&self, bin: usize) -> f64 {
         (bin as f64 + 0.5 - (BINS / 2) as f64) * f64::from(self.half) / (BINS / 2) as f64
     }
 
@@ -380,7 +677,10 @@ mod tests {
 
     fn observe(method: Method, samples: &[&[f32]]) -> Range {
         let mut o = Observer::new();
-        samples.iter().for_each(|s| o.add(s, method));
+        for s in samples {
+            let bytes: Vec<u8> = s.iter().flat_map(|v| v.to_le_bytes()).collect();
+            o.add(&bytes, extremes(&bytes).unwrap(), method);
+        }
         o.range(method)
     }
 
@@ -405,6 +705,54 @@ mod tests {
             let even: Vec<f32> = (0..=1000).map(|i| i as f32 / 1000.0).collect();
             let r = observe(method, &[&even[..10], &even]);
             assert!((r.max - 1.0).abs() < 0.02 && r.min.abs() < 0.02, "{method:?} {r:?}");
+        }
+    }
+
+    #[test]
+    fn extremes_see_everything() {
+        let bytes = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(extremes(&[]), None);
+        let v: Vec<f32> = (0..37).map(|i| ((i * 11) % 37) as f32 - 5.0).collect();
+        assert_eq!(extremes(&bytes(&v)), Some(Range { min: -5.0, max: 31.0 }));
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 7, 36] {
+                let mut v = v.clone();
+                v[at] = odd;
+                assert!(extremes(&bytes(&v)).unwrap().min.is_nan(), "{odd} at {at}");
+            }
+        }
+    }
+
+    /// Two halves merged are the whole, whichever way the histogram had to grow.
+    #[test]
+    fn merged_halves() {
+        let (small, large) = (bell()[..5000].to_vec(), bell()[5000..].to_vec());
+        for method in [Method::MinMax, Method::Percentile(0.999), Method::Mse, Method::Entropy] {
+            let of = |parts: &[&[f32]]| {
+                let mut o = Observer::new();
+                for s in parts {
+                    let bytes: Vec<u8> = s.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    o.add(&bytes, extremes(&bytes).unwrap(), method);
+                }
+                o
+            };
+            let whole = of(&[&small, &large]);
+            for (a, b) in [(&small, &large), (&large, &small)] {
+                let mut merged = of(&[a]);
+                merged.merge(&of(&[b]), 1.0, 1.0);
+                assert_eq!(merged.range(method), whole.range(method), "{method}");
+                assert_eq!(merged.bins.iter().sum::<f64>(), whole.bins.iter().sum::<f64>(), "{method}");
+            }
+        }
+    }
+
+    #[test]
+    fn methods_by_name() {
+        for m in [Method::MinMax, Method::MovingAverage(0.9), Method::Percentile(0.999), Method::Mse, Method::Entropy] {
+            assert_eq!(m.to_string().parse::<Method>().unwrap(), m);
+        }
+        for bad in ["", "max", "mse:3", "percentile:2", "average:x", "percentile:nan"] {
+            assert!(bad.parse::<Method>().is_err(), "{bad}");
         }
     }
 

@@ -1,8 +1,9 @@
 //! How far a quantized model is from its float original: signal-to-noise ratio, cosine, error per layer in steps.
 
-use crate::calibrate::{Inputs, Sample};
+use crate::calibrate::{Inputs, Observer, Sample};
+use crate::params::Range;
 use litegpu_cpu::{Executor, Options, Value};
-use litegpu_graph::{DType, Error, Model, Quant, Result, TensorId, elements};
+use litegpu_graph::{DType, Error, Model, Op, Quant, Result, TensorId, elements};
 use std::sync::Arc;
 
 /// Sums over pairs of values (wanted, got), from which the measures follow.
@@ -17,6 +18,7 @@ pub struct Distance {
     /// Largest absolute difference.
     pub max: f64,
     sum: f64,
+    sum_abs: f64,
 }
 
 impl Distance {
@@ -31,6 +33,7 @@ impl Distance {
             self.noise += d * d;
             self.product += w * g;
             self.sum += d;
+            self.sum_abs += d.abs();
             self.max = self.max.max(d.abs());
         }
     }
@@ -55,6 +58,16 @@ impl Distance {
     pub fn mean(&self) -> f64 {
         self.sum / self.count.max(1) as f64
     }
+
+    /// Mean of the error's magnitude.
+    pub fn mean_abs(&self) -> f64 {
+        self.sum_abs / self.count.max(1) as f64
+    }
+
+    /// Standard deviation of the error's magnitude.
+    pub fn deviation(&self) -> f64 {
+        (self.noise / self.count.max(1) as f64 - self.mean_abs().powi(2)).max(0.0).sqrt()
+    }
 }
 
 /// One tensor that both models compute.
@@ -66,16 +79,44 @@ pub struct Layer {
     pub name: String,
     /// The quantized model's operator that makes it.
     pub op: String,
+    /// Its type in the quantized model.
+    pub dtype: DType,
     /// Scale in the quantized model; 0 where it is float there.
     pub scale: f32,
+    /// What the quantized model's integers can stand for.
+    pub range: Option<Range>,
     /// How far it is off.
     pub distance: Distance,
+    /// Values of the float model outside that range.
+    pub clipped: u64,
+    /// Values of the float model; only for layers.
+    seen: Option<Box<Observer>>,
 }
 
 impl Layer {
     /// Error in quantization steps. Rounding alone gives 0.29; above 0.7 something is wrong before or in this layer.
     pub fn steps(&self) -> f64 {
         if self.scale > 0.0 { self.distance.rmse() / f64::from(self.scale) } else { 0.0 }
+    }
+
+    /// Share of the float model's values that the integers cannot stand for.
+    pub fn clipping(&self) -> f64 {
+        self.clipped as f64 / self.distance.count.max(1) as f64
+    }
+
+    /// The float model's values as counts in equal bins from the smallest to the largest.
+    pub fn histogram(&self, bins: usize) -> Option<(Range, Vec<f64>)> {
+        let seen = self.seen.as_ref()?;
+        let (lo, width) = (f64::from(seen.range.min), f64::from(seen.range.max) - f64::from(seen.range.min));
+        let mut out = vec![0.0; bins];
+        if !(width > 0.0) || bins == 0 {
+            return None;
+        }
+        for (i, n) in seen.bins.iter().enumerate().filter(|(_, n)| **n > 0.0) {
+            let at = ((seen.center(i) - lo) / width * bins as f64).clamp(0.0, (bins - 1) as f64) as usize;
+            out[at] += n;
+        }
+        Some((seen.range, out))
     }
 }
 
@@ -90,21 +131,62 @@ pub struct Comparison {
     pub same_top: (usize, usize),
 }
 
+impl Comparison {
+    /// The layers, the most harmful first: by error in steps, and float ones by error against their size.
+    pub fn by_harm(&self) -> Vec<&Layer> {
+        let harm = |l: &Layer| if l.scale > 0.0 { l.steps() } else { 10f64.powf(-l.distance.snr() / 20.0) };
+        let mut all: Vec<&Layer> = self.layers.iter().collect();
+        all.sort_by(|a, b| harm(b).total_cmp(&harm(a)));
+        all
+    }
+}
+
 /// Runs both models on the samples. Inputs are given as the float model takes them, and quantized where the other takes
 /// integers. With `layers`, every tensor is compared, by name.
 ///
 /// # Errors
-/// `Invalid` when the models have different inputs or outputs, with the name; the errors of either run.
+/// As [`Comparer::add`].
 pub fn compare(float: &Model, quantized: &Model, samples: &[Sample], layers: bool) -> Result<Comparison> {
-    let options = Options { keep_all: layers, ..Options::default() };
-    let (a, b) = (Arc::new(float.clone()), Arc::new(quantized.clone()));
-    let mut want = Executor::new(a.clone(), options.clone())?;
-    let mut got = Executor::new(b.clone(), options)?;
-    let mut out = Comparison::default();
-    for (n, sample) in samples.iter().enumerate() {
-        one(&mut want, &mut got, sample, layers, &mut out).map_err(|e| e.at(format!("sample {n}")))?;
+    let mut c = Comparer::new(float, quantized, layers, Options::default().threads)?;
+    samples.iter().try_for_each(|s| c.add(s))?;
+    Ok(c.finish())
+}
+
+/// Compares two models sample by sample.
+#[derive(Debug)]
+pub struct Comparer {
+    want: Executor,
+    got: Executor,
+    layers: bool,
+    out: Comparison,
+}
+
+impl Comparer {
+    /// A comparison of a float model with a quantized one; `threads` as in the executor's options.
+    ///
+    /// # Errors
+    /// As the executor's.
+    pub fn new(float: &Model, quantized: &Model, layers: bool, threads: usize) -> Result<Comparer> {
+        let options = Options { keep_all: layers, threads, ..Options::default() };
+        let want = Executor::new(Arc::new(float.clone()), options.clone())?;
+        let got = Executor::new(Arc::new(quantized.clone()), options)?;
+        Ok(Comparer { want, got, layers, out: Comparison::default() })
     }
-    Ok(out)
+
+    /// Runs both on one sample.
+    ///
+    /// # Errors
+    /// `Invalid` when the models have different inputs or outputs, with the name; the errors of either run; with the
+    /// sample's number.
+    pub fn add(&mut self, sample: &Sample) -> Result<()> {
+        let n = self.out.same_top.1;
+        one(&mut self.want, &mut self.got, sample, self.layers, &mut self.out).map_err(|e| e.at(format!("sample {n}")))
+    }
+
+    /// What was found.
+    pub fn finish(self) -> Comparison {
+        self.out
+    }
 }
 
 fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, out: &mut Comparison) -> Result<()> {
@@ -125,8 +207,8 @@ fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, o
         let value = quantize_value(value, tensor.dtype, tensor.quant.as_ref())?;
         got.set(s, at, value.view()).map_err(|e| e.at(format!("input '{name}' of the quantized model")))?;
     }
-    want.run(s)?;
-    got.run(s)?;
+    want.run(s).map_err(|e| e.at("the float model"))?;
+    got.run(s).map_err(|e| e.at("the quantized model"))?;
     for (i, (&ta, &tb)) in ga.outputs.iter().zip(&gb.outputs).enumerate() {
         let name = ga.tensors.get(ta).map(|t| t.name.clone()).unwrap_or_default();
         let (w, g) = (real(want, s, ta)?, real(got, s, tb)?);
@@ -137,7 +219,7 @@ fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, o
             out.same_top.0 += usize::from(top(&w) == top(&g));
             out.same_top.1 += 1;
         }
-        record(&mut out.outputs, gb, s, tb, &name, &w, &g);
+        record(&mut out.outputs, gb, s, tb, &name, &w, &g, false);
     }
     if layers {
         let by_name: std::collections::HashMap<&str, TensorId> = ga
@@ -150,30 +232,73 @@ fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, o
         for tb in gb.nodes.iter().flat_map(|n| n.outputs.clone()) {
             let Some(t) = gb.tensors.get(tb) else { continue };
             let base = t.name.strip_suffix("_int8").or(t.name.strip_suffix("_int16")).unwrap_or(&t.name);
-            let Some(&ta) = by_name.get(t.name.as_str()).or(by_name.get(base)) else { continue };
+            let exact = by_name.contains_key(t.name.as_str());
+            let base = if exact { t.name.as_str() } else { base };
+            // A float output of an integer model is the same tensor once more.
+            if exact && gb.nodes.iter().any(|n| n.op == Op::Dequantize && n.outputs.contains(&tb)) {
+                continue;
+            }
+            let Some(&ta) = by_name.get(base) else { continue };
             let (Ok(w), Ok(g)) = (real(want, s, ta), real(got, s, tb)) else { continue };
             if w.len() == g.len() {
-                record(&mut out.layers, gb, s, tb, &t.name, &w, &g);
+                record(&mut out.layers, gb, s, tb, base, &w, &g, true);
             }
         }
     }
     Ok(())
 }
 
-fn record(list: &mut Vec<Layer>, g: &litegpu_graph::Graph, s: usize, t: TensorId, name: &str, w: &[f32], got: &[f32]) {
+fn record(
+    list: &mut Vec<Layer>,
+    g: &litegpu_graph::Graph,
+    s: usize,
+    t: TensorId,
+    name: &str,
+    w: &[f32],
+    got: &[f32],
+    count: bool,
+) {
     let at = list.iter().position(|l| l.subgraph == s && l.name == name).unwrap_or_else(|| {
         let maker = g.nodes.iter().find(|n| n.outputs.contains(&t));
+        let tensor = g.tensors.get(t);
+        let params = tensor.and_then(|t| t.per_tensor()).filter(|(s, _)| *s > 0.0);
+        let dtype = tensor.map_or(DType::F32, |t| t.dtype);
+        let range = params.and_then(|(scale, zero)| {
+            let (lo, hi) = match dtype {
+                DType::I8 => (-128, 127),
+                DType::U8 => (0, 255),
+                DType::I16 => (-32768, 32767),
+                _ => return None,
+            };
+            Some(Range { min: (lo - zero) as f32 * scale, max: (hi - zero) as f32 * scale })
+        });
         list.push(Layer {
             subgraph: s,
             name: name.to_string(),
             op: maker.map(|n| n.op.name().to_string()).unwrap_or_default(),
-            scale: g.tensors.get(t).and_then(|t| t.per_tensor()).map_or(0.0, |(s, _)| s),
+            dtype,
+            scale: params.map_or(0.0, |(s, _)| s),
+            range,
             distance: Distance::default(),
+            clipped: 0,
+            seen: count.then(|| Box::new(Observer::new())),
         });
         list.len() - 1
     });
     if let Some(l) = list.get_mut(at) {
         l.distance.add(w, got);
+        if let Some(r) = l.range {
+            // Rounding brings values within half a step of an end back to it.
+            let slack = l.scale / 2.0;
+            l.clipped += w.iter().filter(|v| **v < r.min - slack || **v > r.max + slack).count() as u64;
+        }
+        if let Some(seen) = &mut l.seen {
+            let finite: Vec<f32> = w.iter().copied().filter(|v| v.is_finite()).collect();
+            if let Some(r) = Range::of(&finite) {
+                seen.range = seen.range.union(r);
+                seen.count(&finite, r.magnitude());
+            }
+        }
     }
 }
 

@@ -4,10 +4,10 @@
 //! rebuilt with QUANTIZE and DEQUANTIZE where forms or parameters meet. A tensor lives in the form its producer gives
 //! it; other forms are made once, where first needed.
 
-use crate::calibrate::Ranges;
+use crate::calibrate::{Channels, Ranges};
 use crate::params::{self, Grouping, Params, Range, Rounding, Weights, floats};
 use crate::rules::{Kind, Rule, rule};
-use crate::{Form, Options, QuantReport, entries, node_report};
+use crate::{Form, QuantReport, Scheme, Task, WeightRange, entries, is_float, node_report};
 use litegpu_graph::schema::TensorType;
 use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Result, Tensor, TensorId};
 use std::collections::HashMap;
@@ -15,9 +15,7 @@ use std::collections::HashMap;
 /// What the mode makes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
-    /// int8 or int16.
-    pub activation: DType,
-    /// int32 or int64, in 16x8.
+    /// int32 or int64, where activations are int16.
     pub bias: DType,
     /// Inputs and outputs.
     pub io: DType,
@@ -25,46 +23,72 @@ pub(crate) struct Target {
     pub only: bool,
 }
 
-pub(crate) fn run(
-    m: &mut Model,
-    options: &Options,
-    target: Target,
-    ranges: &Ranges,
-    report: &mut QuantReport,
-) -> Result<()> {
+/// Everything that is the same for all subgraphs.
+pub(crate) struct Job<'a> {
+    pub target: Target,
+    pub ranges: &'a Ranges,
+    /// Where biases are to be corrected.
+    pub means: Option<&'a Ranges>,
+    /// Per subgraph: nodes before the first that has a task.
+    pub inserted: &'a [usize],
+}
+
+/// An operator's integer form, and the type of its activations.
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    rule: Rule,
+    dtype: DType,
+    weights: WeightRange,
+}
+
+pub(crate) fn run(m: &mut Model, tasks: &mut [Vec<Task>], job: &Job<'_>, report: &mut QuantReport) -> Result<()> {
     let entries = entries(m);
-    for s in 0..m.subgraphs.len() {
+    for (s, tasks) in tasks.iter_mut().enumerate() {
         let Some(g) = m.subgraphs.get(s) else { continue };
         let called = !entries.contains(&s);
-        let seen = ranges.samples.get(s).copied().unwrap_or(0);
-        if !called && seen == 0 && target.only {
+        let seen = job.ranges.samples.get(s).copied().unwrap_or(0);
+        if !called && seen == 0 && job.target.only {
             let keys: Vec<_> = m.signatures.iter().filter(|x| x.subgraph == s).map(|x| x.key.as_str()).collect();
             return Err(Error::invalid(format!("no calibration sample ran subgraph {s} ({})", keys.join(", "))));
         }
+        let first = job.inserted.get(s).copied().unwrap_or(0);
         if called || seen == 0 {
             let why = if called { "in a subgraph that control flow runs" } else { "no calibration sample ran it" };
-            for n in 0..g.nodes.len() {
-                let form = if is_float(g, n) { Form::Float(why.into()) } else { Form::Untouched };
-                report.nodes.push(node_report(g, s, n, form));
+            for (n, task) in tasks.iter_mut().enumerate().filter(|(_, t)| t.scheme.needs_calibration()) {
+                if is_float(g, first + n) {
+                    task.form = Form::Float(why.into());
+                }
             }
             continue;
         }
-        let range = |t: TensorId| ranges.get(s, t);
-        let forms = decide(g, options, target, &range);
-        for (n, form) in forms.iter().enumerate() {
-            let form = match form {
-                Ok(Some(_)) => Form::Integer,
-                Ok(None) => Form::Untouched,
-                Err(why) if target.only => {
-                    let r = node_report(g, s, n, Form::Untouched);
-                    return Err(Error::unsupported(format!("operator {n} {} '{}': {why}", r.op, r.output)));
+        let range = |t: TensorId| job.ranges.get(s, t);
+        let mut choices: Vec<Option<Choice>> = vec![None; g.nodes.len()];
+        for (i, task) in tasks.iter_mut().enumerate() {
+            let n = first + i;
+            let dtype = match task.scheme {
+                Scheme::Int8 => DType::I8,
+                Scheme::Int16x8 => DType::I16,
+                _ => {
+                    if let (true, Form::Float(why)) = (job.target.only, &task.form) {
+                        return Err(refused(g, s, n, why));
+                    }
+                    continue;
                 }
-                Err(why) => Form::Float(why.clone()),
             };
-            report.nodes.push(node_report(g, s, n, form));
+            task.form = match decide(g, n, dtype, &range) {
+                Ok(None) => Form::Untouched,
+                Ok(Some(rule)) => {
+                    if let Some(c) = choices.get_mut(n) {
+                        *c = Some(Choice { rule, dtype, weights: task.weights });
+                    }
+                    Form::Integer
+                }
+                Err(why) if job.target.only => return Err(refused(g, s, n, &why)),
+                Err(why) => Form::Float(why),
+            };
         }
-        let rules: Vec<Option<Rule>> = forms.into_iter().map(|f| f.ok().flatten()).collect();
-        let mut b = Builder::new(g, target, &range, &rules);
+        let means = job.means.and_then(|r| r.channels.get(s));
+        let mut b = Builder::new(g, job.target, &range, &choices, means.map(Vec::as_slice).unwrap_or_default());
         b.all().map_err(|e| e.at(format!("subgraph {s}")))?;
         report.notes.append(&mut b.notes);
         let (new, renamed) = b.done();
@@ -80,63 +104,56 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn is_float(g: &Graph, n: NodeId) -> bool {
-    let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype.is_float());
-    g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
+fn refused(g: &Graph, s: usize, n: NodeId, why: &str) -> Error {
+    let r = node_report(g, s, n, Form::Untouched);
+    Error::unsupported(format!("operator {n} {} '{}': {why}", r.op, r.output))
 }
 
-/// The form of every node: a rule, none because nothing in it is float, or the reason why it stays float.
+/// The form of a node: a rule, none because nothing in it is float, or the reason why it stays float.
 fn decide(
     g: &Graph,
-    options: &Options,
-    target: Target,
+    n: NodeId,
+    dtype: DType,
     range: &dyn Fn(TensorId) -> Option<Range>,
-) -> Vec<Result<Option<Rule>, String>> {
-    (0..g.nodes.len())
-        .map(|n| {
-            let Some(node) = g.nodes.get(n) else { return Ok(None) };
-            if !is_float(g, n) {
-                return Ok(None);
+) -> Result<Option<Rule>, String> {
+    let Some(node) = g.nodes.get(n) else { return Ok(None) };
+    if !is_float(g, n) {
+        return Ok(None);
+    }
+    let rule = rule(&node.op).ok_or("has no integer form")?;
+    if dtype == DType::I16 && !rule.wide {
+        return Err("has no form with 16-bit activations".into());
+    }
+    let tensor = |i: usize| g.operand(node, i);
+    let constant = |t: &Tensor| t.is_constant() && !t.is_variable;
+    for &t in node.inputs.iter().flatten().chain(&node.outputs) {
+        let Some(t2) = g.tensors.get(t) else { continue };
+        if t2.dtype.is_float() && t2.dtype != DType::F32 {
+            return Err(format!("'{}' is {}", t2.name, t2.dtype));
+        }
+        if t2.is_variable && rule.kind != Kind::Lstm {
+            return Err(format!("'{}' keeps its value between runs", t2.name));
+        }
+        if t2.dtype == DType::F32 && !constant(t2) && !t2.is_variable && range(t).is_none() {
+            return Err(format!("calibration saw no value of '{}'", t2.name));
+        }
+    }
+    match rule.kind {
+        Kind::Weighted { data, weights, bias, axis } => {
+            if tensor(weights).is_none_or(|w| !constant(w) || w.dtype != DType::F32 || w.shape.len() <= axis) {
+                return Err("its weights are not constant".into());
             }
-            let rule = rule(&node.op).ok_or("has no integer form")?;
-            if options.keeps(g, n) {
-                return Err("kept on request".into());
+            if tensor(bias).is_some_and(|b| !constant(b) || b.dtype != DType::F32) {
+                return Err("its bias is not constant".into());
             }
-            if target.activation == DType::I16 && !rule.wide {
-                return Err("has no form with 16-bit activations".into());
+            if tensor(data).is_none_or(constant) {
+                return Err("its operand is constant".into());
             }
-            let tensor = |i: usize| g.operand(node, i);
-            let constant = |t: &Tensor| t.is_constant() && !t.is_variable;
-            for &t in node.inputs.iter().flatten().chain(&node.outputs) {
-                let Some(t2) = g.tensors.get(t) else { continue };
-                if t2.dtype.is_float() && t2.dtype != DType::F32 {
-                    return Err(format!("'{}' is {}", t2.name, t2.dtype));
-                }
-                if t2.is_variable && rule.kind != Kind::Lstm {
-                    return Err(format!("'{}' keeps its value between runs", t2.name));
-                }
-                if t2.dtype == DType::F32 && !constant(t2) && !t2.is_variable && range(t).is_none() {
-                    return Err(format!("calibration saw no value of '{}'", t2.name));
-                }
-            }
-            match rule.kind {
-                Kind::Weighted { data, weights, bias, axis } => {
-                    if tensor(weights).is_none_or(|w| !constant(w) || w.dtype != DType::F32 || w.shape.len() <= axis) {
-                        return Err("its weights are not constant".into());
-                    }
-                    if tensor(bias).is_some_and(|b| !constant(b) || b.dtype != DType::F32) {
-                        return Err("its bias is not constant".into());
-                    }
-                    if tensor(data).is_none_or(constant) {
-                        return Err("its operand is constant".into());
-                    }
-                }
-                Kind::Lstm => lstm_reason(g, node)?,
-                _ => {}
-            }
-            Ok(Some(rule))
-        })
-        .collect()
+        }
+        Kind::Lstm => lstm_reason(g, node)?,
+        _ => {}
+    }
+    Ok(Some(rule))
 }
 
 /// Why an LSTM has no integer form.
@@ -185,7 +202,12 @@ struct Builder<'a> {
     g: &'a Graph,
     target: Target,
     range: &'a dyn Fn(TensorId) -> Option<Range>,
-    rules: &'a [Option<Rule>],
+    choices: &'a [Option<Choice>],
+    /// What the channels of tensors held, where biases are to be corrected.
+    channels: &'a [Option<Channels>],
+    /// Type of the activations of the node in hand, and how its weights' range is chosen.
+    act: DType,
+    fit: WeightRange,
     tensors: Vec<Tensor>,
     nodes: Vec<Node>,
     /// For each old tensor, where its integer form is, if that is what its producer makes.
@@ -194,7 +216,7 @@ struct Builder<'a> {
     imposed: HashMap<TensorId, Params>,
     floats: HashMap<TensorId, TensorId>,
     quants: HashMap<(TensorId, Key), TensorId>,
-    weights: HashMap<(TensorId, Grouping), (TensorId, Weights)>,
+    weights: HashMap<(TensorId, Grouping, Rounding, WeightRange), (TensorId, Weights)>,
     renamed: HashMap<TensorId, TensorId>,
     outputs: Vec<TensorId>,
     notes: Vec<String>,
@@ -205,13 +227,17 @@ impl<'a> Builder<'a> {
         g: &'a Graph,
         target: Target,
         range: &'a dyn Fn(TensorId) -> Option<Range>,
-        rules: &'a [Option<Rule>],
+        choices: &'a [Option<Choice>],
+        channels: &'a [Option<Channels>],
     ) -> Builder<'a> {
         Builder {
             g,
             target,
             range,
-            rules,
+            choices,
+            channels,
+            act: DType::I8,
+            fit: WeightRange::MinMax,
             tensors: g.tensors.clone(),
             nodes: Vec::new(),
             home: vec![None; g.tensors.len()],
@@ -231,8 +257,11 @@ impl<'a> Builder<'a> {
             self.input(t)?;
         }
         for (n, node) in self.g.nodes.iter().enumerate() {
-            let done = match self.rules.get(n).copied().flatten() {
-                Some(rule) => self.integer(node, rule),
+            let done = match self.choice(n) {
+                Some(c) => {
+                    (self.act, self.fit) = (c.dtype, c.weights);
+                    self.integer(node, c.rule)
+                }
                 None => self.float(node),
             };
             done.map_err(|e| e.at(format!("operator {n} {}", node.op.name())))?;
@@ -256,6 +285,10 @@ impl<'a> Builder<'a> {
         (g, self.renamed)
     }
 
+    fn choice(&self, n: NodeId) -> Option<Choice> {
+        self.choices.get(n).copied().flatten()
+    }
+
     fn old(&self, t: TensorId) -> Result<&'a Tensor> {
         self.g.tensors.get(t).ok_or_else(|| Error::internal(format!("no tensor {t}")))
     }
@@ -269,9 +302,13 @@ impl<'a> Builder<'a> {
         t.data.as_ref().map(|d| floats(d))
     }
 
-    /// The parameters of a tensor by its own range.
+    /// The parameters of a tensor by its own range, as the node in hand has its activations.
     fn own(&self, t: TensorId) -> Result<Params> {
-        if let Some(&p) = self.imposed.get(&t) {
+        self.own_as(t, self.act)
+    }
+
+    fn own_as(&self, t: TensorId, dtype: DType) -> Result<Params> {
+        if let Some(&p) = self.imposed.get(&t).filter(|p| p.dtype == dtype) {
             return Ok(p);
         }
         let range = match self.constant(t) {
@@ -280,34 +317,35 @@ impl<'a> Builder<'a> {
         };
         let name = || self.g.tensors.get(t).map(|t| t.name.as_str()).unwrap_or_default();
         let range = range.ok_or_else(|| Error::invalid(format!("calibration saw no value of '{}'", name())))?;
-        Ok(Params::activation(self.target.activation, range))
+        Ok(Params::activation(dtype, range))
     }
 
-    /// The parameters that operand `t` comes with: those of its home, or its own.
+    /// The parameters that operand `t` comes with: those of its home, or its own where that is of another type.
     fn params(&self, t: TensorId) -> Result<Params> {
         match self.home.get(t).copied().flatten() {
-            Some(h) => Ok(h.params),
-            None => self.own(t),
+            Some(h) if h.params.dtype == self.act => Ok(h.params),
+            _ => self.own(t),
         }
     }
 
     /// In int8, what joins tensors (CONCATENATION) imposes its result's parameters on operands whose producers are free
     /// to take them; others are requantized. In 16x8, which the reference makes with another tool, all are.
     fn impose(&mut self) {
-        if self.target.activation != DType::I8 {
-            return;
-        }
         let (producers, consumers) = (self.g.producers(), self.g.consumers());
         // From the last node back: a join may feed a join.
         for (n, node) in self.g.nodes.iter().enumerate().rev() {
-            let Some(Rule { kind: Kind::Join, .. }) = self.rules.get(n).copied().flatten() else { continue };
-            let Some(Ok(p)) = node.outputs.first().map(|&t| self.own(t)) else { continue };
+            let Some(Choice { rule: Rule { kind: Kind::Join, .. }, dtype: DType::I8, .. }) = self.choice(n) else {
+                continue;
+            };
+            let Some(Ok(p)) = node.outputs.first().map(|&t| self.own_as(t, DType::I8)) else { continue };
             for &t in node.inputs.iter().flatten() {
                 if !self.is_f32(t) {
                     continue;
                 }
-                let maker = producers.get(t).copied().flatten().and_then(|p| self.rules.get(p).copied().flatten());
-                let free = matches!(maker, Some(Rule { kind: Kind::Free | Kind::Join | Kind::Weighted { .. }, .. }));
+                let maker = producers.get(t).copied().flatten().and_then(|p| self.choice(p));
+                let free = maker.is_some_and(|c| {
+                    c.dtype == DType::I8 && matches!(c.rule.kind, Kind::Free | Kind::Join | Kind::Weighted { .. })
+                });
                 if free && consumers.get(t).is_some_and(|c| *c == [n]) && !self.g.outputs.contains(&t) {
                     self.imposed.insert(t, p);
                 }
@@ -336,7 +374,7 @@ impl<'a> Builder<'a> {
         if let Some(new) = self.tensors.get_mut(t) {
             (new.dtype, new.quant) = (params.dtype, Some(params.quant()));
             // A float output of the graph keeps the name; this is what lies before it.
-            if self.g.outputs.contains(&t) && self.target.io != self.target.activation {
+            if self.g.outputs.contains(&t) && self.target.io != params.dtype {
                 new.name = format!("{}_{}", new.name, params.dtype);
             }
         }
@@ -351,14 +389,14 @@ impl<'a> Builder<'a> {
         }
         if self.target.io == DType::F32 {
             // Inputs become integers before anything else runs, where an operator wants them so.
-            let reads = |(n, rule): (&Node, &Option<Rule>)| rule.is_some() && n.inputs.contains(&Some(t));
-            if self.g.nodes.iter().zip(self.rules).any(reads) {
-                let p = self.own(t)?;
+            let readers = self.g.nodes.iter().zip(self.choices).filter(|(n, _)| n.inputs.contains(&Some(t)));
+            if let Some(c) = readers.filter_map(|(_, c)| *c).next() {
+                let p = self.own_as(t, c.dtype)?;
                 self.as_params(t, p)?;
             }
             return Ok(());
         }
-        let p = self.own(t)?;
+        let p = self.own_as(t, if self.target.io == DType::I16 { DType::I16 } else { DType::I8 })?;
         if self.target.io == DType::U8 {
             let id = self.like(t, "_int8", p.dtype, Some(p.quant()))?;
             if let Some(outer) = self.tensors.get_mut(t) {
@@ -387,14 +425,22 @@ impl<'a> Builder<'a> {
         let id = match (home, io) {
             (Some(_), DType::F32) => self.as_float(t)?,
             (None, DType::F32) => t,
-            (Some(h), DType::U8) => {
-                let id = self.like(t, "", DType::U8, Some(h.params.as_u8().quant()))?;
-                self.convert(Op::Quantize, 1, h.id, id);
+            (Some(_), DType::U8) => {
+                // A result of another type first becomes int8.
+                self.act = DType::I8;
+                let p = self.params(t)?;
+                let from = self.as_params(t, p)?;
+                let id = self.like(t, "", DType::U8, Some(p.as_u8().quant()))?;
+                self.convert(Op::Quantize, 1, from, id);
                 id
             }
-            (Some(h), _) => h.id,
+            (Some(_), _) => {
+                self.act = io;
+                let p = self.params(t)?;
+                self.as_params(t, p)?
+            }
             (None, _) => {
-                let p = self.own(t)?;
+                let p = self.own_as(t, if io == DType::I16 { DType::I16 } else { DType::I8 })?;
                 let p = if io == DType::U8 { p.as_u8() } else { p };
                 if let Some(inner) = self.tensors.get_mut(t) {
                     inner.name.push_str("_float");
@@ -463,7 +509,7 @@ impl<'a> Builder<'a> {
     fn integer(&mut self, node: &Node, rule: Rule) -> Result<()> {
         let mut new = node.clone();
         new.version = node.version.max(rule.version);
-        let wide = self.target.activation == DType::I16;
+        let wide = self.act == DType::I16;
         let operands: Vec<(usize, TensorId)> = node
             .inputs
             .iter()
@@ -485,7 +531,7 @@ impl<'a> Builder<'a> {
                 for &(i, t) in &operands {
                     self.operand(&mut new, i, t)?;
                 }
-                let dtype = self.target.activation;
+                let dtype = self.act;
                 Some(if wide { Params { dtype, scale: scale16, zero: 0 } } else { Params { dtype, scale, zero } })
             }
             Kind::Free | Kind::Test => {
@@ -541,14 +587,14 @@ impl<'a> Builder<'a> {
         self.operand(new, data, x)?;
         let w = node.input(weights).ok_or_else(missing)?;
         let b = node.input(bias);
-        let biases = b.and_then(|b| self.constant(b));
+        let mut biases = b.and_then(|b| self.constant(b));
         let depthwise = matches!(node.op, Op::DepthwiseConv2d(_));
-        let bias_type = match (self.target.activation, depthwise) {
+        let bias_type = match (self.act, depthwise) {
             (DType::I16, true) => DType::I64,
             (DType::I16, false) => self.target.bias,
             _ => DType::I32,
         };
-        if bias_type != self.target.bias {
+        if self.act == DType::I16 && bias_type != self.target.bias {
             let note = "DEPTHWISE_CONV_2D has int64 biases: its 16x8 kernels know no other";
             if !self.notes.iter().any(|n| n == note) {
                 self.notes.push(note.into());
@@ -562,6 +608,16 @@ impl<'a> Builder<'a> {
             }
         };
         set(weights, id);
+        if let (Some(values), Some(c)) = (&mut biases, self.channels.get(x).and_then(Option::as_ref)) {
+            let from = self.tensors.get(id).ok_or_else(missing)?;
+            let drift = from.data.as_ref().map(|q| params::integers(q, from.dtype)).and_then(|q| {
+                let old = self.constant(w)?;
+                params::drift(&node.op, &from.shape, &old, &q, &scale, &c.means())
+            });
+            if let Some(drift) = drift {
+                values.iter_mut().zip(drift).for_each(|(b, d)| *b -= d as f32);
+            }
+        }
         if let (Some(b), Some(values)) = (b, biases) {
             let (bytes, quant) = params::bias(&values, input.scale, &scale, bias_type);
             let old = self.old(b)?;
@@ -572,7 +628,7 @@ impl<'a> Builder<'a> {
     }
 
     fn rounding(&self) -> Rounding {
-        if self.target.activation == DType::I16 { Rounding::Single } else { Rounding::Inverse }
+        if self.act == DType::I16 { Rounding::Single } else { Rounding::Inverse }
     }
 
     /// The int8 form of a weight tensor, and its scales. `guard` are biases that must fit int32.
@@ -585,20 +641,27 @@ impl<'a> Builder<'a> {
     ) -> Result<(TensorId, Vec<f32>)> {
         let values = self.constant(w).ok_or_else(|| Error::internal("weights are not constant"))?;
         let old = self.old(w)?;
-        let mut q = match self.weights.get(&(w, grouping)) {
+        let key = (w, grouping, self.rounding(), self.fit);
+        let mut q = match self.weights.get(&key) {
             Some((_, q)) => q.clone(),
-            None => Weights::symmetric(&values, &old.shape, grouping, 8, self.rounding()),
+            None => {
+                let mut q = Weights::symmetric(&values, &old.shape, grouping, 8, self.rounding());
+                if self.fit == WeightRange::Mse {
+                    q.fit_squares(&values, 8);
+                }
+                q
+            }
         };
         let raised = guard.is_some_and(|b| q.fit_bias(&values, b, input, 8));
         if raised {
             self.notes.push(format!("scales of '{}' were raised so that its bias fits int32", old.name));
-        } else if let Some((id, q)) = self.weights.get(&(w, grouping)) {
+        } else if let Some((id, q)) = self.weights.get(&key) {
             return Ok((*id, q.scale.clone()));
         }
         let new = Tensor { dtype: DType::I8, data: Some(q.bytes(DType::I8)), quant: Some(q.quant()), ..old.clone() };
         let (id, scale) = (self.add(new), q.scale.clone());
         if !raised {
-            self.weights.insert((w, grouping), (id, q));
+            self.weights.insert(key, (id, q));
         }
         Ok((id, scale))
     }

@@ -11,18 +11,25 @@
 
 pub mod calibrate;
 pub mod compare;
+pub mod equalize;
 mod integer;
 pub mod params;
+pub mod recipe;
 pub mod rules;
+mod saved;
 mod weights;
 
+use bytes::Bytes;
 use litegpu_cpu::{Executor, Options as CpuOptions, Value};
-use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, passes};
+use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, TensorId, passes};
+use std::collections::HashSet;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-pub use calibrate::{Calibrator, Inputs, Method, Ranges, Sample};
+pub use calibrate::{Calibrator, Inputs, Method, Observations, Ranges, Sample};
 pub use params::Range;
+pub use recipe::{Recipe, Scheme};
 
 /// What to make of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +65,7 @@ pub enum Mode {
 
 impl Mode {
     /// Dynamic range with 8 bits, as the reference converter does it.
-    pub const DYNAMIC: Mode = Mode::Dynamic { bits: 8, weight_only: false, min_elements: 1024 };
+    pub const DYNAMIC: Mode = Mode::Dynamic { bits: 8, weight_only: false, min_elements: MIN_ELEMENTS };
 
     /// Whether the mode needs ranges.
     pub fn needs_calibration(self) -> bool {
@@ -66,27 +73,88 @@ impl Mode {
     }
 }
 
+/// How the range of a group of weights is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WeightRange {
+    /// All that occurs; the reference's choice.
+    #[default]
+    MinMax,
+    /// That with the least mean squared error of rounding and clipping.
+    Mse,
+}
+
+/// `minmax` or `mse`.
+impl FromStr for WeightRange {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<WeightRange> {
+        match s {
+            "minmax" => Ok(WeightRange::MinMax),
+            "mse" => Ok(WeightRange::Mse),
+            _ => Err(Error::invalid(format!("the range of weights can be minmax or mse, not '{s}'"))),
+        }
+    }
+}
+
 /// How to quantize.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// What to make.
     pub mode: Mode,
     /// Operators that stay float: by the operator's name (`CONV_2D`) or the name of one of its outputs.
     pub keep_float: Vec<String>,
+    /// Rules for single operators.
+    pub recipe: Recipe,
+    /// How the range of weights is chosen, where no rule says otherwise.
+    pub weights: WeightRange,
+    /// Corrects biases by what the rounding of weights adds to the results on average. Needs calibration that kept
+    /// channels ([`Calibrator::channels`]).
+    pub correct_bias: bool,
 }
 
 impl Options {
     /// Everything that the mode can quantize.
     pub fn new(mode: Mode) -> Options {
-        Options { mode, keep_float: Vec::new() }
+        Options {
+            mode,
+            keep_float: Vec::new(),
+            recipe: Recipe::default(),
+            weights: WeightRange::MinMax,
+            correct_bias: false,
+        }
     }
 
-    pub(crate) fn keeps(&self, g: &Graph, n: NodeId) -> bool {
+    /// Whether ranges are needed to quantize this model.
+    pub fn needs_calibration(&self, model: &Model) -> bool {
+        let any = |g: &Graph| (0..g.nodes.len()).any(|n| self.scheme(g, n).needs_calibration());
+        self.mode.needs_calibration() || self.correct_bias || model.subgraphs.iter().any(any)
+    }
+
+    fn scheme(&self, g: &Graph, n: NodeId) -> Scheme {
+        if self.keeps(g, n) {
+            return Scheme::Float;
+        }
+        self.recipe.scheme(g, n).unwrap_or(Scheme::of(self.mode))
+    }
+
+    fn weight_range(&self, g: &Graph, n: NodeId) -> WeightRange {
+        self.recipe.weights(g, n).unwrap_or(self.weights)
+    }
+
+    fn keeps(&self, g: &Graph, n: NodeId) -> bool {
         let Some(node) = g.nodes.get(n) else { return false };
         self.keep_float.iter().any(|k| {
             k == node.op.name() || node.outputs.iter().any(|&t| g.tensors.get(t).is_some_and(|t| t.name == *k))
         })
     }
+}
+
+/// What is to become of one operator of a subgraph, and then what has.
+#[derive(Debug, Clone)]
+pub(crate) struct Task {
+    pub scheme: Scheme,
+    pub weights: WeightRange,
+    pub form: Form,
 }
 
 /// What became of an operator.
@@ -163,12 +231,29 @@ impl fmt::Display for QuantReport {
 /// when every operator must become an integer one and one cannot, with its name and the reason; whatever the result's own
 /// reading or running yields.
 pub fn quantize(model: &Model, options: &Options, calibration: Option<&Ranges>) -> Result<(Model, QuantReport)> {
+    quantize_to_bytes(model, options, calibration).map(|(m, _, r)| (m, r))
+}
+
+/// [`quantize`], with the file's bytes too: those that were read back.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_to_bytes(
+    model: &Model,
+    options: &Options,
+    calibration: Option<&Ranges>,
+) -> Result<(Model, Bytes, QuantReport)> {
     check(options)?;
     let mut report = QuantReport { bytes_before: model.write()?.len(), ..QuantReport::default() };
     let mut m = model.clone();
+    // What becomes or stays float16 may stay as sparse, and as short, as it is.
+    let short = |g: &Graph| (0..g.nodes.len()).all(|n| matches!(options.scheme(g, n), Scheme::Float | Scheme::Float16));
+    let short = model.subgraphs.iter().all(short);
     for (i, g) in m.subgraphs.iter_mut().enumerate() {
-        passes::densify::run(g).map_err(|e| e.at(format!("subgraph {i}")))?;
-        widen(g);
+        if !short {
+            passes::densify::run(g).map_err(|e| e.at(format!("subgraph {i}")))?;
+            widen(g);
+        }
         for (n, node) in g.nodes.iter().enumerate() {
             for t in node.inputs.iter().flatten().filter_map(|&t| g.tensors.get(t)) {
                 if let (DType::F32, Some(data)) = (t.dtype, &t.data) {
@@ -178,27 +263,58 @@ pub fn quantize(model: &Model, options: &Options, calibration: Option<&Ranges>) 
             }
         }
     }
-    match options.mode {
-        Mode::Dynamic { bits, weight_only, min_elements } => {
-            weights::dynamic(&mut m, options, bits, weight_only, min_elements, &mut report)
-        }
-        Mode::Float16 => weights::float16(&mut m, options, &mut report),
-        Mode::Int8 { io, only } => {
-            let form = integer::Target { activation: DType::I8, bias: DType::I32, io, only };
-            integer::run(&mut m, options, form, need(calibration, model)?, &mut report)?;
-        }
-        Mode::Int16x8 { io, only, bias } => {
-            let form = integer::Target { activation: DType::I16, bias, io, only };
-            integer::run(&mut m, options, form, need(calibration, model)?, &mut report)?;
-        }
+    if let Some(r) = calibration {
+        fits(r, model)?;
+    } else if options.needs_calibration(&m) {
+        return Err(Error::invalid("this needs calibration data"));
+    }
+    for i in options.recipe.idle(&m) {
+        report.notes.push(format!("rule {i} of the recipe applies to no operator"));
+    }
+    let float = m.subgraphs.clone();
+    let task = |g: &Graph, n: NodeId| {
+        let scheme = options.scheme(g, n);
+        let kept = scheme == Scheme::Float && is_float(g, n);
+        let form = if kept { Form::Float("kept on request".into()) } else { Form::Untouched };
+        Task { scheme, weights: options.weight_range(g, n), form }
+    };
+    let mut tasks: Vec<Vec<Task>> = float.iter().map(|g| (0..g.nodes.len()).map(|n| task(g, n)).collect()).collect();
+    let min_elements = match options.mode {
+        Mode::Dynamic { min_elements, .. } => min_elements,
+        _ => MIN_ELEMENTS,
+    };
+    let means = calibration.filter(|_| options.correct_bias);
+    if let Some(r) = means
+        && r.channels.iter().flatten().all(Option::is_none)
+    {
+        return Err(Error::invalid("correcting biases needs calibration that kept channels"));
+    }
+    let inserted = weights::run(&mut m, &mut tasks, min_elements, means, options.mode == Mode::Float16, &mut report);
+    let target = match options.mode {
+        Mode::Int8 { io, only } => integer::Target { bias: DType::I64, io, only },
+        Mode::Int16x8 { io, only, bias } => integer::Target { bias, io, only },
+        _ => integer::Target { bias: DType::I64, io: DType::F32, only: false },
+    };
+    if let Some(r) = calibration
+        && tasks.iter().flatten().any(|t| t.scheme.needs_calibration())
+    {
+        let job = integer::Job { target, ranges: r, means, inserted: &inserted };
+        integer::run(&mut m, &mut tasks, &job, &mut report)?;
+    }
+    for (s, (g, tasks)) in float.iter().zip(tasks).enumerate() {
+        report.nodes.extend(tasks.into_iter().enumerate().map(|(n, t)| node_report(g, s, n, t.form)));
     }
     passes::compact::run(&mut m);
-    let bytes = m.write().map_err(|e| e.at("writing the quantized model"))?;
+    share(&mut m);
+    let bytes: Bytes = m.write().map_err(|e| e.at("writing the quantized model"))?.into();
     report.bytes_after = bytes.len();
-    let back = Model::read(bytes).map_err(|e| e.at("reading the quantized model back"))?;
+    let back = Model::read(bytes.clone()).map_err(|e| e.at("reading the quantized model back"))?;
     try_run(&back).map_err(|e| e.at("running the quantized model"))?;
-    Ok((back, report))
+    Ok((back, bytes, report))
 }
+
+/// Constants with fewer elements keep their type in dynamic range, unless the caller says otherwise.
+pub const MIN_ELEMENTS: usize = 1024;
 
 fn check(options: &Options) -> Result<()> {
     let io = |io: DType, allowed: &[DType]| {
@@ -221,14 +337,28 @@ fn check(options: &Options) -> Result<()> {
     }
 }
 
-fn need<'a>(ranges: Option<&'a Ranges>, model: &Model) -> Result<&'a Ranges> {
-    let r = ranges.ok_or_else(|| Error::invalid("this mode needs calibration data"))?;
+fn fits(r: &Ranges, model: &Model) -> Result<()> {
     let fits = r.tensors.len() == model.subgraphs.len()
         && r.tensors.iter().zip(&model.subgraphs).all(|(r, g)| r.len() == g.tensors.len());
-    if !fits {
-        return Err(Error::invalid("the calibration is of another model"));
+    if fits { Ok(()) } else { Err(Error::invalid("the calibration is of another model")) }
+}
+
+/// Gives constants of the same bytes one place in the file.
+fn share(m: &mut Model) {
+    let mut known: HashSet<Bytes> = HashSet::new();
+    for t in m.subgraphs.iter_mut().flat_map(|g| &mut g.tensors).filter(|t| !t.is_variable) {
+        let Some(data) = &mut t.data else { continue };
+        match known.get(data) {
+            Some(same) => *data = same.clone(),
+            None => drop(known.insert(data.clone())),
+        }
     }
-    Ok(r)
+}
+
+/// Whether an operator reads or writes floats.
+pub(crate) fn is_float(g: &Graph, n: NodeId) -> bool {
+    let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype.is_float());
+    g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
 }
 
 /// Float16 constants behind DEQUANTIZE become float32 constants: what follows knows float32 only.

@@ -2,7 +2,7 @@
 //! the same weights give the same bytes.
 
 use bytes::Bytes;
-use litegpu_graph::{DType, Error, Quant, Result};
+use litegpu_graph::{DType, Error, Op, Quant, Result};
 
 /// A range of real values, as calibration found it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,7 +116,7 @@ pub enum Grouping {
 
 /// How a weight becomes an integer. The reference has three tools, and of a million weights a few lie so near to the
 /// middle between two integers that the tools disagree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rounding {
     /// Times (127 / largest magnitude), in float64: the dynamic range converter.
     Double,
@@ -167,6 +167,40 @@ impl Weights {
         let top = ((1u32 << (bits - 1)) - 1) as f32;
         for (i, v) in values.iter().enumerate() {
             self.q[i] = (v / self.scale[self.group(i)]).round().clamp(-top, top) as i32;
+        }
+    }
+
+    /// Lowers each group's scale to where the squared error of rounding and clipping is least.
+    pub fn fit_squares(&mut self, values: &[f32], bits: u32) {
+        /// Scales that are tried, as shares of the one at which nothing is clipped.
+        const STEPS: usize = 64;
+        /// Below this share more is clipped than any distribution of weights repays.
+        const LEAST: f64 = 0.3;
+        let top = f64::from((1u32 << (bits - 1)) - 1);
+        let mut members: Vec<Vec<f64>> = vec![Vec::new(); self.groups()];
+        for (i, v) in values.iter().enumerate() {
+            members[self.group(i)].push(f64::from(*v));
+        }
+        let mut changed = false;
+        for (scale, values) in self.scale.iter_mut().zip(&members) {
+            let error = |s: f64| -> f64 {
+                let inverse = 1.0 / s;
+                values.iter().map(|v| (v - (v * inverse).round().clamp(-top, top) * s).powi(2)).sum()
+            };
+            let whole = f64::from(*scale);
+            let mut best = (error(whole), *scale);
+            for k in 1..=STEPS {
+                let s = (whole * (1.0 - (1.0 - LEAST) * k as f64 / STEPS as f64)) as f32;
+                let e = error(f64::from(s));
+                if s > 0.0 && e < best.0 {
+                    best = (e, s);
+                }
+            }
+            changed |= best.1 != *scale;
+            *scale = best.1;
+        }
+        if changed {
+            self.requantize(values, bits);
         }
     }
 
@@ -239,6 +273,46 @@ pub fn bias(values: &[f32], input: f32, weights: &[f32], dtype: DType) -> (Bytes
     };
     let n = scale.len();
     (bytes, Quant { scale, zero_point: vec![0; n], ..Quant::default() })
+}
+
+/// The integers of a weight tensor of 8 or 4 bits.
+pub(crate) fn integers(data: &[u8], dtype: DType) -> Vec<i32> {
+    match dtype {
+        DType::I4 => data.iter().flat_map(|&b| [i32::from((b << 4) as i8 >> 4), i32::from(b as i8 >> 4)]).collect(),
+        _ => data.iter().map(|&b| i32::from(b as i8)).collect(),
+    }
+}
+
+/// How far the rounding of weights moves each result on average: the sum over a result's weights of rounding error times
+/// the mean of what the weight is multiplied with. Edges, where convolutions read padding, are taken for the rest.
+/// `None` where the operator does not multiply each channel with its own weights throughout.
+pub(crate) fn drift(
+    op: &Op,
+    shape: &[usize],
+    values: &[f32],
+    q: &[i32],
+    scale: &[f32],
+    means: &[f64],
+) -> Option<Vec<f64>> {
+    let last = *shape.last()?;
+    let scale = |o: usize| scale.get(o).or(scale.first()).copied().map(f64::from);
+    let error = |i: usize, o: usize| Some(f64::from(*q.get(i)?) * scale(o)? - f64::from(*values.get(i)?));
+    match op {
+        Op::Conv2d(_) | Op::FullyConnected(_) if means.len() == last && last > 0 => {
+            let results = *shape.first()?;
+            let each = values.len().checked_div(results)?;
+            let of = |o: usize| (o * each..(o + 1) * each).map(|i| Some(error(i, o)? * means.get(i % last)?)).sum();
+            (0..results).map(of).collect()
+        }
+        Op::DepthwiseConv2d(_) if !means.is_empty() && last.is_multiple_of(means.len()) => {
+            let multiplier = last / means.len();
+            let of = |o: usize| {
+                (o..values.len()).step_by(last).map(|i| Some(error(i, o)? * means.get(o / multiplier)?)).sum()
+            };
+            (0..last).map(of).collect()
+        }
+        _ => None,
+    }
 }
 
 /// The values of a float32 constant.

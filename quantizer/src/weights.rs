@@ -1,7 +1,8 @@
 //! Modes that change constants only: dynamic range, weight-only, float16.
 
-use crate::params::{Grouping, Rounding, Weights, floats};
-use crate::{Form, Options, QuantReport, node_report};
+use crate::calibrate::Ranges;
+use crate::params::{self, Grouping, Rounding, Weights, floats};
+use crate::{Form, QuantReport, Scheme, Task, WeightRange};
 use bytes::Bytes;
 use litegpu_graph::{DType, Graph, Model, Node, Op, Tensor, TensorId};
 use std::collections::HashMap;
@@ -49,43 +50,76 @@ fn asymmetric(op: &mut Op) {
     }
 }
 
-pub(crate) fn dynamic(
+/// Carries out the tasks that need no ranges. Returns how many nodes each subgraph got before its first.
+pub(crate) fn run(
     m: &mut Model,
-    options: &Options,
+    tasks: &mut [Vec<Task>],
+    min_elements: usize,
+    means: Option<&Ranges>,
+    all_half: bool,
+    report: &mut QuantReport,
+) -> Vec<usize> {
+    let mut clipped = 0;
+    let mut inserted = Vec::with_capacity(tasks.len());
+    for (s, (g, tasks)) in m.subgraphs.iter_mut().zip(tasks).enumerate() {
+        let mut rewrite = Rewrite::default();
+        for (n, task) in tasks.iter_mut().enumerate() {
+            match task.scheme {
+                Scheme::Dynamic { bits, weight_only } => {
+                    let wish = Wish { bits, weight_only, min_elements, range: task.weights };
+                    task.form = rewrite.integers(g, n, wish);
+                    if let (Form::Weights, Some(r)) = (&task.form, means) {
+                        rewrite.correct(g, s, n, r);
+                    }
+                }
+                Scheme::Float16 => {
+                    task.form = rewrite.halves(g, n, &mut clipped);
+                }
+                Scheme::Float | Scheme::Int8 | Scheme::Int16x8 => {}
+            }
+        }
+        inserted.push(rewrite.widening.len());
+        rewrite.insert_widening(g);
+    }
+    if clipped > 0 {
+        report.notes.push(format!("{clipped} constants beyond float16's range were clipped to 65504"));
+    }
+    if all_half {
+        // Tells delegates that computing in float16 is what the model's maker wants.
+        const KEY: &str = "reduced_precision_support";
+        m.metadata.retain(|(k, _)| k != KEY);
+        m.metadata.push((KEY.into(), Bytes::from_static(b"fp16accfp32")));
+    }
+    inserted
+}
+
+/// What weights are to become.
+#[derive(Clone, Copy)]
+struct Wish {
     bits: u32,
     weight_only: bool,
     min_elements: usize,
-    report: &mut QuantReport,
-) {
-    for (s, g) in m.subgraphs.iter_mut().enumerate() {
-        let mut rewrite = Rewrite::default();
-        for n in 0..g.nodes.len() {
-            let form = rewrite.node(g, n, options, bits, weight_only, min_elements);
-            report.nodes.push(node_report(g, s, n, form));
-        }
-        rewrite.insert_widening(g);
-    }
+    range: WeightRange,
 }
 
 /// Constants made on the way, and the nodes that widen them.
 #[derive(Default)]
 struct Rewrite {
-    small: HashMap<(TensorId, usize, DType), TensorId>,
+    small: HashMap<(TensorId, usize, DType, WeightRange), TensorId>,
     wide: HashMap<TensorId, TensorId>,
     widening: Vec<Node>,
+    /// Weights of nodes: the float constant, and what it became.
+    weights: HashMap<usize, (TensorId, TensorId)>,
 }
 
 impl Rewrite {
-    fn node(&mut self, g: &mut Graph, n: usize, options: &Options, bits: u32, weight_only: bool, min: usize) -> Form {
+    fn integers(&mut self, g: &mut Graph, n: usize, wish: Wish) -> Form {
         let Some(node) = g.nodes.get(n) else { return Form::Untouched };
         let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
         if !node.inputs.iter().flatten().chain(&node.outputs).any(float) {
             return Form::Untouched;
         }
         let Some(h) = hybrid(&node.op) else { return Form::Float("has no weights".into()) };
-        if options.keeps(g, n) {
-            return Form::Float("kept on request".into());
-        }
         let candidates: Vec<(usize, TensorId)> = h
             .operands
             .iter()
@@ -98,16 +132,19 @@ impl Rewrite {
         if candidates.is_empty() {
             return Form::Float("its weights are not constant".into());
         }
+        let min = wish.min_elements;
         let small = |t: TensorId| g.tensors.get(t).is_some_and(|t| t.elements() < min);
         let few = candidates.iter().any(|(_, t)| small(*t));
         if candidates.iter().all(|(_, t)| small(*t)) || h.together && few {
             return Form::Float(format!("weights with fewer than {min} elements"));
         }
-        let dtype = if bits == 4 && h.four { DType::I4 } else { DType::I8 };
-        let widen = weight_only || h.version.is_none();
+        let dtype = if wish.bits == 4 && h.four { DType::I4 } else { DType::I8 };
+        let widen = wish.weight_only || h.version.is_none();
         for (i, t) in candidates {
             let axis = if let Grouping::Axis(a) = h.grouping { a } else { usize::MAX };
-            let q = *self.small.entry((t, axis, dtype)).or_insert_with(|| quantize(g, t, h.grouping, dtype));
+            let key = (t, axis, dtype, wish.range);
+            let q = *self.small.entry(key).or_insert_with(|| quantize(g, t, h.grouping, dtype, wish.range));
+            self.weights.insert(n, (t, q));
             let new = if widen { self.widened(g, q, t) } else { q };
             if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
                 *slot = Some(new);
@@ -118,6 +155,74 @@ impl Rewrite {
             asymmetric(&mut node.op);
         }
         Form::Weights
+    }
+
+    /// Takes what the rounding of weights adds to the results of a node, on average, from its bias.
+    fn correct(&mut self, g: &mut Graph, s: usize, n: usize, means: &Ranges) {
+        let corrected = || -> Option<(usize, Tensor)> {
+            let node = g.nodes.get(n)?;
+            let (data, bias) = match node.op {
+                Op::Conv2d(_) | Op::DepthwiseConv2d(_) | Op::FullyConnected(_) => (node.input(0)?, 2),
+                _ => return None,
+            };
+            let b = g.tensors.get(node.input(bias)?).filter(|b| b.dtype == DType::F32)?;
+            let &(from, to) = self.weights.get(&n)?;
+            let (from, to) = (g.tensors.get(from)?, g.tensors.get(to)?);
+            let scale = &to.quant.as_ref()?.scale;
+            let q = params::integers(to.data.as_ref()?, to.dtype);
+            let means = means.channels(s, data)?.means();
+            let drift = params::drift(&node.op, &to.shape, &floats(from.data.as_ref()?), &q, scale, &means)?;
+            let values = floats(b.data.as_ref()?).into_iter().zip(drift);
+            let data: Bytes = values.flat_map(|(b, d)| (b - d as f32).to_le_bytes()).collect();
+            Some((bias, Tensor { data: Some(data), ..b.clone() }))
+        };
+        if let Some((slot, t)) = corrected() {
+            g.tensors.push(t);
+            let id = g.tensors.len() - 1;
+            if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(slot)) {
+                *slot = Some(id);
+            }
+        }
+    }
+
+    fn halves(&mut self, g: &mut Graph, n: usize, clipped: &mut usize) -> Form {
+        // A DEQUANTIZE of what is float16 already is what others get here.
+        let Some(node) = g.nodes.get(n).filter(|n| n.op != Op::Dequantize) else { return Form::Untouched };
+        let operands: Vec<(usize, TensorId)> =
+            node.inputs.iter().enumerate().filter_map(|(i, t)| Some((i, (*t)?))).collect();
+        let mut form = Form::Untouched;
+        for (i, t) in operands {
+            let Some((from, data)) = g.tensors.get(t).and_then(|t| Some((t, t.data.as_ref()?))) else { continue };
+            let sparse = from.sparsity.is_some();
+            if from.dtype != DType::F32 || from.is_variable || from.quant.is_some() || sparse {
+                continue;
+            }
+            let key = (t, usize::MAX, DType::F16, WeightRange::MinMax);
+            let half = if let Some(&half) = self.small.get(&key) {
+                half
+            } else {
+                let values = floats(data);
+                *clipped += values.iter().filter(|v| v.abs() > 65504.0).count();
+                let halves: Bytes =
+                    values.iter().flat_map(|v| half::f16::from_f32(v.clamp(-65504.0, 65504.0)).to_le_bytes()).collect();
+                let new = Tensor { dtype: DType::F16, data: Some(halves), ..from.clone() };
+                g.tensors.push(new);
+                self.small.insert(key, g.tensors.len() - 1);
+                g.tensors.len() - 1
+            };
+            let wide = self.widened(g, half, t);
+            if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
+                *slot = Some(wide);
+            }
+            form = Form::Half;
+        }
+        let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
+        if form == Form::Untouched
+            && g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
+        {
+            form = Form::Float("has no constants".into());
+        }
+        form
     }
 
     /// The float32 copy that a DEQUANTIZE makes of constant `q`.
@@ -141,70 +246,15 @@ impl Rewrite {
     }
 }
 
-fn quantize(g: &mut Graph, t: TensorId, grouping: Grouping, dtype: DType) -> TensorId {
+fn quantize(g: &mut Graph, t: TensorId, grouping: Grouping, dtype: DType, range: WeightRange) -> TensorId {
     let Some((from, data)) = g.tensors.get(t).and_then(|t| Some((t, t.data.as_ref()?))) else { return t };
     let bits = if dtype == DType::I4 { 4 } else { 8 };
-    let w = Weights::symmetric(&floats(data), &from.shape, grouping, bits, Rounding::Double);
+    let values = floats(data);
+    let mut w = Weights::symmetric(&values, &from.shape, grouping, bits, Rounding::Double);
+    if range == WeightRange::Mse {
+        w.fit_squares(&values, bits);
+    }
     let new = Tensor { dtype, data: Some(w.bytes(dtype)), quant: Some(w.quant()), ..from.clone() };
     g.tensors.push(new);
     g.tensors.len() - 1
-}
-
-pub(crate) fn float16(m: &mut Model, options: &Options, report: &mut QuantReport) {
-    let mut clipped = 0usize;
-    for (s, g) in m.subgraphs.iter_mut().enumerate() {
-        let mut rewrite = Rewrite::default();
-        for n in 0..g.nodes.len() {
-            let keep = options.keeps(g, n);
-            let Some(node) = g.nodes.get(n) else { continue };
-            let operands: Vec<(usize, TensorId)> =
-                node.inputs.iter().enumerate().filter_map(|(i, t)| Some((i, (*t)?))).collect();
-            let mut form = Form::Untouched;
-            for (i, t) in operands {
-                let Some((from, data)) = g.tensors.get(t).and_then(|t| Some((t, t.data.as_ref()?))) else { continue };
-                if from.dtype != DType::F32 || from.is_variable || from.quant.is_some() {
-                    continue;
-                }
-                if keep {
-                    form = Form::Float("kept on request".into());
-                    continue;
-                }
-                let key = (t, usize::MAX, DType::F16);
-                let half = if let Some(&half) = rewrite.small.get(&key) {
-                    half
-                } else {
-                    let values = floats(data);
-                    clipped += values.iter().filter(|v| v.abs() > 65504.0).count();
-                    let halves: Bytes = values
-                        .iter()
-                        .flat_map(|v| half::f16::from_f32(v.clamp(-65504.0, 65504.0)).to_le_bytes())
-                        .collect();
-                    let new = Tensor { dtype: DType::F16, data: Some(halves), ..from.clone() };
-                    g.tensors.push(new);
-                    rewrite.small.insert(key, g.tensors.len() - 1);
-                    g.tensors.len() - 1
-                };
-                let wide = rewrite.widened(g, half, t);
-                if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
-                    *slot = Some(wide);
-                }
-                form = Form::Half;
-            }
-            let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
-            if form == Form::Untouched
-                && g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
-            {
-                form = Form::Float("has no constants".into());
-            }
-            report.nodes.push(node_report(g, s, n, form));
-        }
-        rewrite.insert_widening(g);
-    }
-    if clipped > 0 {
-        report.notes.push(format!("{clipped} constants beyond float16's range were clipped to 65504"));
-    }
-    // Tells delegates that computing in float16 is what the model's maker wants.
-    const KEY: &str = "reduced_precision_support";
-    m.metadata.retain(|(k, _)| k != KEY);
-    m.metadata.push((KEY.into(), Bytes::from_static(b"fp16accfp32")));
 }

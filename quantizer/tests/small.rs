@@ -275,3 +275,286 @@ fn large_biases() {
     let out = params::floats(exec.get(0, q.subgraphs[0].outputs[0]).unwrap().bytes);
     assert!((out[0] - 900.0).abs() < 4.0 && (out[1] - 3.0).abs() < 4.0, "{out:?}");
 }
+
+fn observe(m: &Model, method: Method, samples: &[Sample]) -> Observations {
+    let mut c = Calibrator::new(m, method, 1).unwrap().channels(true);
+    samples.iter().for_each(|s| c.add(s).unwrap());
+    c.observations()
+}
+
+/// x -> CONV_2D -> DEPTHWISE_CONV_2D -> CONV_2D -> y, with channels of very different sizes and RELU or RELU6 between.
+fn layers(activation: ActivationFunctionType) -> Model {
+    let mut b = Build::default();
+    let uneven = |c: usize| 0.01 * 2.5f32.powi(c as i32);
+    let x = b.tensor("x", &[1, 6, 6, 3]);
+    let w = b.constant("w", &[8, 1, 1, 3], |i| wave(i) * uneven(i / 3));
+    let wb = b.constant("wb", &[8], |i| 0.1 * uneven(i));
+    let d = b.constant("d", &[1, 3, 3, 8], |i| wave(i + 5) / uneven(i % 8) * 0.3);
+    let db = b.constant("db", &[8], wave);
+    let v = b.constant("v", &[4, 1, 1, 8], |i| wave(i + 11));
+    let vb = b.constant("vb", &[4], wave);
+    let [p, q] = ["p", "q"].map(|n| b.tensor(n, &[1, 6, 6, 8]));
+    let y = b.tensor("y", &[1, 6, 6, 4]);
+    let conv = |a| {
+        Op::Conv2d(Conv2DOptionsT {
+            stride_w: 1,
+            stride_h: 1,
+            fused_activation_function: a,
+            ..Conv2DOptionsT::default()
+        })
+    };
+    b.node(conv(activation), &[x, w, wb], p);
+    let depthwise = DepthwiseConv2DOptionsT {
+        stride_w: 1,
+        stride_h: 1,
+        depth_multiplier: 1,
+        fused_activation_function: activation,
+        ..DepthwiseConv2DOptionsT::default()
+    };
+    b.node(Op::DepthwiseConv2d(depthwise), &[p, d, db], q);
+    b.node(conv(ActivationFunctionType::NONE), &[q, v, vb], y);
+    b.done(&[("x", x)], &[("y", y)])
+}
+
+fn pictures(count: usize) -> Vec<Sample> {
+    let of = |k: usize| Sample {
+        signature: None,
+        inputs: Inputs::Ordered(vec![value(&[1, 6, 6, 3], |i| wave(i * 7 + 31 * k) + 0.4)]),
+    };
+    (0..count).map(of).collect()
+}
+
+fn snr(a: &Model, b: &Model, samples: &[Sample]) -> f64 {
+    compare::compare(a, b, samples, false).unwrap().outputs[0].distance.snr()
+}
+
+#[test]
+fn equalized_layers_compute_the_same_and_quantize_better() {
+    for (activation, data, pairs) in [
+        (ActivationFunctionType::RELU, false, 2),
+        (ActivationFunctionType::RELU, true, 2),
+        (ActivationFunctionType::RELU6, true, 2),
+        // Without samples nobody knows which channels are clipped.
+        (ActivationFunctionType::RELU6, false, 0),
+        (ActivationFunctionType::TANH, true, 0),
+    ] {
+        let m = layers(activation);
+        let s = pictures(6);
+        let seen = data.then(|| observe(&m, Method::MinMax, &s).ranges());
+        let (equal, n) = equalize::equalize(&m, seen.as_ref());
+        assert_eq!(n, pairs, "{activation:?}");
+        // Float32 rounding alone: 24 bits are 144 dB, and a few sums lose some.
+        let exact = snr(&m, &equal, &s);
+        assert!(exact > 110.0, "{activation:?}: {exact}");
+        if n > 0 {
+            let plain = quantize(&m, &Options::new(INT8), Some(&calibrate(&m, &s))).unwrap().0;
+            let better = quantize(&equal, &Options::new(INT8), Some(&calibrate(&equal, &s))).unwrap().0;
+            let (a, b) = (snr(&m, &plain, &s), snr(&m, &better, &s));
+            assert!(b > a + 1.0, "{activation:?}, samples {data}: {a} dB, equalized {b} dB");
+        }
+    }
+}
+
+/// Weights that are all rounded one way move every result one way; the correction takes that back.
+#[test]
+fn corrected_biases() {
+    let m = layers(ActivationFunctionType::RELU);
+    let s = pictures(6);
+    let seen = observe(&m, Method::MinMax, &s).ranges();
+    for mode in [INT8, Mode::Dynamic { bits: 4, weight_only: true, min_elements: 0 }] {
+        let mut means = Vec::new();
+        for correct_bias in [false, true] {
+            let options = Options { correct_bias, ..Options::new(mode) };
+            let (q, _) = quantize(&m, &options, Some(&seen)).unwrap();
+            let d = compare::compare(&m, &q, &s, true).unwrap();
+            let y = d.layers.iter().find(|l| l.name == "y").unwrap().distance;
+            means.push((y.mean().abs(), y.snr()));
+        }
+        assert!(means[1].1 > means[0].1, "{mode:?}: {means:?}");
+    }
+    // Ranges without channels cannot correct.
+    let options = Options { correct_bias: true, ..Options::new(INT8) };
+    let e = quantize(&m, &options, Some(&calibrate(&m, &s))).unwrap_err();
+    assert!(e.message.contains("channels"), "{e}");
+}
+
+/// One outlier among small weights: its range costs all the others their steps, so clipping it is less harm in all.
+#[test]
+fn weights_by_squared_error() {
+    let values: Vec<f32> = (0..512).map(|i| if i == 77 { 1.0 } else { wave(i) * 0.1 }).collect();
+    for bits in [8, 4] {
+        let w =
+            params::Weights::symmetric(&values, &[1, 512], params::Grouping::Axis(0), bits, params::Rounding::Inverse);
+        let mut fit = w.clone();
+        fit.fit_squares(&values, bits);
+        let error = |w: &params::Weights| -> f64 {
+            w.q.iter().zip(&values).map(|(q, v)| (f64::from(*q) * f64::from(w.scale[0]) - f64::from(*v)).powi(2)).sum()
+        };
+        assert!(error(&fit) <= error(&w), "{bits}");
+        assert!(
+            bits == 8 || fit.scale[0] < w.scale[0] && error(&fit) < 0.9 * error(&w),
+            "{} {}",
+            error(&fit),
+            error(&w)
+        );
+    }
+    let m = island();
+    let s = some_samples(&[1, 32]);
+    let options = Options {
+        weights: WeightRange::Mse,
+        ..Options::new(Mode::Dynamic { bits: 4, weight_only: true, min_elements: 0 })
+    };
+    let (q, _) = quantize(&m, &options, None).unwrap();
+    let (plain, _) = quantize(&m, &Options { weights: WeightRange::MinMax, ..options.clone() }, None).unwrap();
+    assert!(snr(&m, &q, &s) > snr(&m, &plain, &s) - 0.5);
+}
+
+#[test]
+fn recipes_mix_schemes() {
+    let m = layers(ActivationFunctionType::RELU);
+    let s = pictures(6);
+    let r = calibrate(&m, &s);
+    let recipe = |text: &str| Recipe::from_json(text).unwrap();
+    let made = |text: &str, mode| {
+        let options = Options { recipe: recipe(text), ..Options::new(mode) };
+        quantize(&m, &options, Some(&r)).unwrap()
+    };
+    // 16 bits in the middle of 8: requantized on the way in and out.
+    let (q, report) = made(r#"{"rules": [{"operator": "DEPTHWISE_CONV_2D", "scheme": "int16x8"}]}"#, INT8);
+    assert_eq!(
+        ops(&q),
+        ["QUANTIZE", "CONV_2D", "QUANTIZE", "DEPTHWISE_CONV_2D", "QUANTIZE", "CONV_2D", "DEQUANTIZE"],
+        "{report}"
+    );
+    assert!(report.nodes.iter().all(|n| n.form == Form::Integer));
+    assert!(snr(&m, &q, &s) > 20.0);
+    // The last rule that applies wins; results are matched by name.
+    let text = r#"{"rules": [{"scheme": "f16"}, {"match": "^[py]$", "scheme": "int8"}, {"match": "^y", "scheme": "weights4"}]}"#;
+    let (q, report) = made(text, Mode::Dynamic { bits: 8, weight_only: false, min_elements: 0 });
+    let forms: Vec<_> = report.nodes.iter().map(|n| n.form.clone()).collect();
+    assert_eq!(forms, [Form::Integer, Form::Half, Form::Weights]);
+    assert!(snr(&m, &q, &s) > 10.0, "{}", text::model(&q));
+    assert_eq!(q.subgraphs[0].tensors.iter().filter(|t| t.dtype == DType::F16).count(), 2);
+    // Constants' names count too, and idle rules are told.
+    let (_, report) =
+        made(r#"{"rules": [{"match": "^vb$", "scheme": "float"}, {"match": "zzz", "scheme": "f16"}]}"#, INT8);
+    assert_eq!(report.nodes[2].form, Form::Float("kept on request".into()));
+    assert!(report.notes.iter().any(|n| n.contains("rule 1")), "{report}");
+    // A mode without data whose recipe needs some.
+    let options = Options { recipe: recipe(r#"{"rules": [{"scheme": "int8"}]}"#), ..Options::new(Mode::DYNAMIC) };
+    assert!(quantize(&m, &options, None).unwrap_err().message.contains("calibration"));
+    for (bad, word) in [
+        ("", "no recipe"),
+        ("{}", "rules"),
+        (r#"{"rules": [{"scheme": "int7"}]}"#, "rule 0"),
+        (r#"{"rules": [{"operator": "ADD"}]}"#, "neither"),
+        (r#"{"rules": [{"scheme": "int8"}, {"match": "(", "scheme": "int8"}]}"#, "rule 1"),
+        (r#"{"rules": [{"match": "((a{999}){999}){999}", "scheme": "int8"}]}"#, "rule 0"),
+        (r#"{"rules": [{"scheme": "int8", "colour": 1}]}"#, "colour"),
+        (r#"{"rules": [{"scheme": "int8", "method": "best"}]}"#, "best"),
+    ] {
+        let e = Recipe::from_json(bad).unwrap_err();
+        assert!(e.message.contains(word), "{bad}: {e}");
+    }
+}
+
+#[test]
+fn methods_by_recipe() {
+    let m = island();
+    let recipe = Recipe::from_json(r#"{"rules": [{"match": "^h$", "method": "average:0.5"}]}"#).unwrap();
+    let s = some_samples(&[1, 32]);
+    let of = |recipe: &Recipe| {
+        let c = Calibrator::new(&m, Method::MinMax, 1).unwrap();
+        let mut c = c.methods(|s, t| recipe.method(&m, s, t)).unwrap();
+        s.iter().for_each(|s| c.add(s).unwrap());
+        c.finish()
+    };
+    let (plain, mixed) = (of(&Recipe::default()), of(&recipe));
+    for (t, tensor) in m.subgraphs[0].tensors.iter().enumerate() {
+        let (a, b) = (plain.get(0, t), mixed.get(0, t));
+        match tensor.name.as_str() {
+            "h" => assert!(b.unwrap().max < a.unwrap().max),
+            _ => assert_eq!(a, b, "{}", tensor.name),
+        }
+    }
+}
+
+#[test]
+fn ranges_are_saved_merged_and_resumed() {
+    let m = layers(ActivationFunctionType::RELU);
+    let s = pictures(6);
+    for method in [Method::MinMax, Method::MovingAverage(0.9), Method::Percentile(0.99), Method::Mse, Method::Entropy] {
+        let whole = observe(&m, method, &s);
+        let back = Observations::from_json(&whole.to_json().unwrap()).unwrap();
+        assert_eq!(back, whole, "{method}");
+        // Resumed.
+        let first = observe(&m, method, &s[..2]);
+        let mut c = Calibrator::new(&m, method, 1).unwrap().channels(true).resume(first.clone()).unwrap();
+        s[2..].iter().for_each(|s| c.add(s).unwrap());
+        assert_eq!(c.observations(), whole, "{method}");
+        // Merged; an average depends on the order, and sums on where they are cut.
+        let mut merged = first;
+        merged.merge(&observe(&m, method, &s[2..])).unwrap();
+        assert_eq!(merged.samples(), 6);
+        if !matches!(method, Method::MovingAverage(_)) {
+            assert_eq!(merged.ranges().tensors, whole.ranges().tensors, "{method}");
+        }
+    }
+    let mut a = observe(&m, Method::MinMax, &s);
+    assert!(a.merge(&observe(&m, Method::Mse, &s)).unwrap_err().message.contains("mse"));
+    let mut other = observe(&island(), Method::MinMax, &some_samples(&[1, 32]));
+    assert!(a.merge(&other).unwrap_err().message.contains("another model"));
+    assert!(other.merge(&a).is_err());
+    let text = a.to_json().unwrap();
+    for (from, to) in [
+        ("litegpu-calibration-1", "litegpu-calibration-9"),
+        ("\"minmax\"", "\"best\""),
+        ("\"range\":[", "\"range\":[9e9,"),
+        ("\"count\":", "\"count\":-"),
+        ("\"samples\":6", "\"samples\":1.5"),
+    ] {
+        assert!(text.contains(from), "{from}: {text}");
+        assert!(Observations::from_json(&text.replacen(from, to, 1)).is_err(), "{to}");
+    }
+    for cut in [0, 1, text.len() / 2, text.len() - 1] {
+        assert!(Observations::from_json(&text[..cut]).is_err());
+    }
+}
+
+/// What another runtime computed counts like what ours computes, and is checked alike.
+#[test]
+fn values_from_elsewhere() {
+    let m = island();
+    let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap();
+    let bytes: Vec<u8> = [1.0f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let shape = [1usize, 2];
+    c.observe(0, |t| (t == 0).then_some((&bytes[..], &shape[..]))).unwrap();
+    let bad: Vec<u8> = [1.0f32, f32::NAN].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let e = c.observe(0, |t| (t == 0).then_some((&bad[..], &shape[..]))).unwrap_err();
+    assert!(e.message.contains("sample 1") && e.message.contains("'x'") && e.message.contains("NaN"), "{e}");
+    assert_eq!(c.finish().get(0, 0), Some(Range { min: -2.0, max: 1.0 }));
+}
+
+#[test]
+fn comparisons_tell_clipping_and_distribution() {
+    let m = island();
+    let s = some_samples(&[1, 32]);
+    // Calibrated on a quarter of the values' size, most of them are clipped.
+    let small: Vec<Sample> = (0..4)
+        .map(|k| Sample { signature: None, inputs: Inputs::Ordered(vec![value(&[1, 32], |i| wave(i + 13 * k) / 4.0)]) })
+        .collect();
+    let clipping = |samples: &[Sample]| {
+        let (q, _) = quantize(&m, &Options::new(INT8), Some(&calibrate(&m, samples))).unwrap();
+        let c = compare::compare(&m, &q, &s, true).unwrap();
+        let worst = c.by_harm()[0].steps();
+        assert!(c.by_harm().windows(2).all(|w| w[0].scale == 0.0 || w[1].scale == 0.0 || w[0].steps() >= w[1].steps()));
+        let x = c.layers.iter().find(|l| l.name == "x").unwrap();
+        let (range, counts) = x.histogram(16).unwrap();
+        assert_eq!(counts.iter().sum::<f64>(), 128.0);
+        assert!(range.max > 0.5);
+        (x.clipping(), worst)
+    };
+    let (healthy, clipped) = (clipping(&s), clipping(&small));
+    assert!(healthy.0 == 0.0 && clipped.0 > 0.5, "{healthy:?} {clipped:?}");
+    assert!(healthy.1 < 2.0 && clipped.1 > 10.0, "{healthy:?} {clipped:?}");
+}

@@ -2,13 +2,20 @@
 //!
 //! Exit codes: 0 all is well; 1 a wrong result or a run that failed; 2 bad usage or a bad file.
 
+mod all;
 mod bench;
+mod calibrate;
+mod chart;
+mod compare;
 mod devices;
+mod evaluate;
 mod html;
 mod inspect;
 mod plan;
 mod profile;
+mod quantize;
 mod run;
+mod suggest;
 mod table;
 mod verify;
 
@@ -43,6 +50,11 @@ enum Verb {
     Bench(bench::Bench),
     Profile(profile::Profile),
     Devices(devices::Devices),
+    Quantize(Box<quantize::Quantize>),
+    Calibrate(Box<calibrate::Calibrate>),
+    Compare(Box<compare::Compare>),
+    Evaluate(evaluate::Evaluate),
+    Suggest(Box<suggest::Suggest>),
 }
 
 /// What a failed command ends with.
@@ -168,6 +180,26 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Outcome {
     std::fs::write(path, bytes).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
+/// Writes a whole file so that nobody ever sees a part of it: under another name in the same folder, then `check`, then
+/// by renaming. Where that fails, nothing is left.
+pub(crate) fn write_safely(path: &Path, bytes: &[u8], check: impl FnOnce(&Path) -> litegpu::Result<()>) -> Outcome {
+    let Some(name) = path.file_name() else {
+        return Err(Failure::usage(format!("{}: no name of a file", path.display())));
+    };
+    let temporary = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+    let done = std::fs::File::create(&temporary)
+        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .map_err(Error::from)
+        .and_then(|()| check(&temporary))
+        .and_then(|()| Ok(std::fs::rename(&temporary, path)?));
+    if let Err(e) = done {
+        // The error that matters is the first.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(Failure::usage(e.at(path.display()).to_string()));
+    }
+    Ok(())
+}
+
 /// Writes to standard output. A reader that has gone (`| head`) is no error.
 pub(crate) fn emit(text: impl AsRef<str>) {
     let mut out = std::io::stdout().lock();
@@ -213,6 +245,11 @@ pub(crate) fn main() -> ExitCode {
         Verb::Bench(v) => v.run(),
         Verb::Profile(v) => v.run(),
         Verb::Devices(v) => v.run(),
+        Verb::Quantize(v) => v.run(),
+        Verb::Calibrate(v) => v.run(),
+        Verb::Compare(v) => v.run(),
+        Verb::Evaluate(v) => v.run(),
+        Verb::Suggest(v) => v.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -65,7 +65,7 @@ pub(crate) struct Run {
     json: bool,
 }
 
-fn range(s: &str) -> Result<(f32, f32), String> {
+pub(super) fn range(s: &str) -> Result<(f32, f32), String> {
     let parts = s.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     parts.filter(|(a, b): &(f32, f32)| a < b).ok_or_else(|| "two numbers, the smaller first, e.g. -1,1".to_string())
 }

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""Quantize float networks in every mode with litegpu, and check each file in LiteRT.
+
+    python tools/check_in_litert.py --litegpu target/release/litegpu \
+        --out out/check --table out/check/table.md NET.tflite=SAMPLES ...
+
+SAMPLES is what `litegpu quantize --calibration` takes; several, as KEY=PATH, are joined
+by commas. Each network becomes a file in each of six modes, or is refused. Every file is
+loaded by LiteRT's reference kernels and run there and in litegpu, on the CPU and (with
+--gpu) the GPU, on the first sample. Integer outputs must be equal; floats within 1e-5 of
+the largest value where everything before is integer, within 1e-4 where floats are computed,
+and within 1e-2 in dynamic, where the last bit of a float may decide an integer; or, where
+floats are computed, three times nearer to each other than to the float model's answer.
+LiteRT's optimized kernels are asked where a file sums integers: its reference kernel for
+that is wrong.
+Exit code 1 if one is not. See docs/quantization.md.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+MODES = ("dynamic", "f16", "int8", "int8-only", "int16x8", "int16x8-only")
+
+
+def first_sample(path, details):
+    """The first sample of a set, in the order of the inputs: a list of arrays."""
+    path = Path(path)
+    if path.is_dir():
+        path = sorted(p for p in path.iterdir() if p.suffix in (".npy", ".npz"))[0]
+    data = np.load(path)
+    arrays = [data] if path.suffix == ".npy" else None
+    out = []
+    for i, d in enumerate(details):
+        if arrays:
+            a = arrays[i]
+        else:
+            names = [n for n in (d["port"], d["name"], f"in{i}") if n in data.files] or data.files[:1]
+            a = data[names[0]]
+        want = [int(n) for n in d["shape_signature"]]
+        fits = lambda s: len(s) == len(want) and all(w in (-1, n) for w, n in zip(want, s))
+        if fits(a.shape) and not (want and want[0] == -1 and len(want) > 1):
+            out.append(a)
+        elif fits(a.shape[1:]):
+            out.append(a[0])
+        else:
+            out.append(a[:1])
+    return out
+
+
+def quantized(x, d):
+    """Real values as the file's input type holds them, rounded as litegpu rounds them."""
+    if x.dtype == d["dtype"] or np.dtype(d["dtype"]).kind == "f":
+        return x.astype(d["dtype"])
+    scale, zero = d["quantization"]
+    q = x.astype(np.float32) / np.float32(scale)
+    q = np.sign(q) * np.floor(np.abs(q) + np.float32(0.5)) + np.float32(zero)
+    limits = np.iinfo(d["dtype"])
+    return np.clip(q, limits.min, limits.max).astype(d["dtype"])
+
+
+def in_litert(model, key, samples):
+    """Inputs and outputs of each entry point, by LiteRT's reference kernels."""
+    kernels = OpResolverType.BUILTIN_REF
+    it = Interpreter(model_path=str(model), num_threads=1, experimental_op_resolver_type=kernels)
+    sums = [o for o in it._get_ops_details() if o["op_name"] == "SUM"]
+    kinds = {d["index"]: d["dtype"] for d in it.get_tensor_details()} if sums else {}
+    if any(kinds.get(o["inputs"][0]) in (np.int8, np.int16) for o in sums):
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        it = Interpreter(model_path=str(model), num_threads=1, experimental_op_resolver_type=kernels)
+    sig = it.get_signature_list()
+    if len(sig) > 1:
+        runner = it.get_signature_runner(key)
+        details = runner.get_input_details()
+        names = list(details)
+        # litegpu takes arrays by name where there are signatures.
+        feed = {}
+        for n in names:
+            d = dict(details[n], port=n)
+            feed[n] = quantized(first_sample(samples, [d])[0], d)
+        got = runner(**feed)
+        return feed, {n: np.asarray(v) for n, v in got.items()}, it
+    details = it.get_input_details()
+    ports = list(next(iter(sig.values()))["inputs"]) if sig else []
+    for i, d in enumerate(details):
+        d["port"] = ports[i] if len(ports) == len(details) else d["name"]
+        # A signature lists names in its own order: only one input is sure.
+        if len(details) > 1:
+            d["port"] = d["name"]
+    values = [quantized(x, d) for x, d in zip(first_sample(samples, details), details)]
+    for d, v in zip(details, values):
+        if tuple(d["shape"]) != v.shape:
+            it.resize_tensor_input(d["index"], v.shape)
+    it.allocate_tensors()
+    for d, v in zip(it.get_input_details(), values):
+        it.set_tensor(d["index"], v)
+    it.invoke()
+    outs = [it.get_tensor(d["index"]) for d in it.get_output_details()]
+    return {f"in{i}": v for i, v in enumerate(values)}, {f"out{i}": v for i, v in enumerate(outs)}, it
+
+
+def in_litegpu(exe, model, key, feed, device, work, named):
+    inputs, outputs = work / "in.npz", work / "out.npz"
+    np.savez(inputs, **feed)
+    cmd = [exe, "run", str(model), "--inputs", str(inputs), "--outputs", str(outputs), "--device", device,
+           "--precision", "f32", "--json"]
+    if named:
+        cmd += ["--signature", key]
+    r = subprocess.run(cmd, capture_output=True, text=True)
+    if r.returncode:
+        return None, r.stderr.strip()
+    data = np.load(outputs)
+    names = [o["name"] for o in json.loads(r.stdout)["outputs"]]
+    return {(names[i] if named else f"out{i}"): data[f"out{i}"] for i in range(len(names))}, None
+
+
+def difference(want, got, loose):
+    """None where `got` is right, else what is wrong."""
+    for name, w in want.items():
+        g = got.get(name)
+        if g is None or g.shape != w.shape:
+            return f"{name}: shape {None if g is None else g.shape}, not {w.shape}"
+        if w.dtype.kind in "iub":
+            n = int((w != g).sum())
+            if n:
+                return f"{name}: {n} of {w.size} integers differ, by up to {int(np.abs(w.astype(np.int64) - g.astype(np.int64)).max())}"
+        elif w.size:
+            if np.isnan(w).any() or np.isnan(g).any():
+                return f"{name}: NaN"
+            err, peak = float(np.abs(w - g).max()), float(np.abs(w).max())
+            if err > loose * max(peak, 1e-30):
+                return f"{name}: off by {err:.3g} of {peak:.3g}"
+    return None
+
+
+def loads(model):
+    try:
+        Interpreter(model_path=str(model), experimental_op_resolver_type=OpResolverType.BUILTIN_REF).allocate_tensors()
+        return True
+    except Exception:
+        return False
+
+
+def rms(a, b):
+    return float(np.sqrt(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))) if a.size else 0.0
+
+
+def nearer(want, got, float_outs):
+    """Whether two runs of a quantized file are much nearer to each other than to the float model."""
+    for name, w in want.items():
+        f = float_outs.get(name)
+        if f is None or f.shape != w.shape or w.dtype.kind != "f" or got.get(name) is None:
+            return False
+        if not rms(w, got[name]) <= 0.3 * rms(w, f):
+            return False
+    return True
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("networks", nargs="+", metavar="NET.tflite=SAMPLES")
+    args.add_argument("--litegpu", default="target/release/litegpu")
+    args.add_argument("--out", type=Path, default=Path("out/check"))
+    args.add_argument("--table", type=Path)
+    args.add_argument("--gpu", action="store_true", help="run on the GPU too")
+    args.add_argument("--modes", default=",".join(MODES))
+    a = args.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    rows, bad = [], 0
+    for pair in a.networks:
+        net, samples = pair.split("=", 1)
+        net = Path(net)
+        # KEY=PATH,KEY=PATH for several signatures.
+        sets = samples.split(",")
+        keyed = [s.split("=", 1) if "=" in s else (None, s) for s in sets]
+        floats, known = {}, loads(net)
+        for key, path in keyed:
+            if known:
+                floats[key] = in_litert(net, key, path)[1]
+        name = net.name.removesuffix(".tflite").removesuffix(".float")
+        for mode in a.modes.split(","):
+            out = a.out / f"{name}_{mode}.tflite"
+            out.unlink(missing_ok=True)
+            cmd = [a.litegpu, "quantize", str(net), "-o", str(out), "--mode", mode, "--json", "--device", "cpu"]
+            for s in sets:
+                cmd += ["--calibration", s]
+            began = time.time()
+            r = subprocess.run(cmd, capture_output=True, text=True)
+            seconds = time.time() - began
+            row = {"net": name, "mode": mode, "seconds": seconds}
+            rows.append(row)
+            if r.returncode:
+                row["refused"] = r.stderr.strip().split("\n")[-1].removeprefix("litegpu: ")
+                if r.returncode != 1 or out.exists():
+                    row["wrong"] = f"exit code {r.returncode}"
+                    bad += 1
+                print(name, mode, "refused:", row["refused"], flush=True)
+                continue
+            made = json.loads(r.stdout)
+            row["ratio"] = made["bytes_before"] / made["bytes_after"]
+            row["float_ops"] = sum(o["form"] == "left in float" for o in made["operators"])
+            cmd = [a.litegpu, "compare", str(net), str(out), "--json", "--device", "cpu", "--samples", "8"]
+            for s in sets:
+                cmd += ["--data", s]
+            c = subprocess.run(cmd, capture_output=True, text=True)
+            if c.returncode == 0:
+                snr = [o["snr_db"] for o in json.loads(c.stdout)["outputs"]]
+                row["snr"] = min((float("inf") if s is None else s for s in snr), default=float("inf"))
+            else:
+                row["wrong"] = c.stderr.strip()
+            # Whatever computes in float may round its sums in another order.
+            integers = mode.startswith("int") and row["float_ops"] == 0
+            for key, path in keyed:
+                try:
+                    feed, want, it = in_litert(out, key, path)
+                except Exception as e:
+                    if not known:
+                        row["litert"] = "nor the original"
+                        break
+                    row["litert"] = "refuses: " + str(e).split("\n")[0][:160]
+                    bad += 1
+                    break
+                for device in ("cpu", "gpu") if a.gpu else ("cpu",):
+                    got, err = in_litegpu(a.litegpu, out, key, feed, device, a.out, key is not None)
+                    # Activations that are quantized on the fly turn a last bit into a step now and then.
+                    loose = 1e-5 if integers else 1e-2 if mode == "dynamic" else 1e-4
+                    wrong = err or difference(want, got, loose)
+                    if wrong and not err and not integers and nearer(want, got, floats.get(key, {})):
+                        wrong = None
+                    if wrong and row.get(device, "equal") == "equal":
+                        row[device] = wrong
+                        bad += 1
+                    else:
+                        row.setdefault(device, "equal")
+            row.setdefault("litert", "loads, runs")
+            print(name, mode, f"{row['ratio']:.2f}x", f"{row.get('snr', float('nan')):.1f} dB", row["litert"],
+                  "cpu:", row.get("cpu"), "gpu:", row.get("gpu"), row.get("wrong", ""), f"{seconds:.1f}s", flush=True)
+    if a.table:
+        lines = ["| network | mode | smaller | SNR dB | float operators | LiteRT | litegpu CPU | GPU |",
+                 "|---|---|---:|---:|---:|---|---|---|"]
+        for r in rows:
+            if "refused" in r:
+                lines.append(f"| {r['net']} | {r['mode']} | refused: {r['refused']} | | | | | |")
+            else:
+                snr = r.get("snr", float("nan"))
+                lines.append(f"| {r['net']} | {r['mode']} | {r['ratio']:.2f}x | {'equal' if snr == float('inf') else f'{snr:.1f}'} | "
+                             f"{r['float_ops']} | {r['litert']} | {r.get('cpu', '')} | {r.get('gpu', '')} |")
+        a.table.write_text("\n".join(lines) + "\n")
+    (a.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{len(rows)} cases, {sum('refused' in r for r in rows)} refused, {bad} wrong")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
