@@ -336,7 +336,7 @@ fn equalized_layers_compute_the_same_and_quantize_better() {
         (ActivationFunctionType::RELU6, true, 2),
         // Without samples nobody knows which channels are clipped.
         (ActivationFunctionType::RELU6, false, 0),
-        (ActivationFunctionType::TANH, true, 0),
+        (ActivationFunctionType::RELU_N1_TO_1, true, 0),
     ] {
         let m = layers(activation);
         let s = pictures(6);
