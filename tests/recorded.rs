@@ -4,7 +4,7 @@
 mod common;
 
 use litegpu::verify::{Options, Outcome, Status, Suite};
-use litegpu::{Device, Precision};
+use litegpu::{Device, HalfStorage, Precision};
 use std::path::PathBuf;
 
 /// Cases that fail today on any device, by the beginning of their names, and why. A case that passes again must be
@@ -58,9 +58,10 @@ fn shipped_models_on_the_gpu() {
     if !common::gpu() {
         return;
     }
-    for (precision, hide_f16) in [(Precision::F16, false), (Precision::F16, true), (Precision::F32, false)] {
+    let all = [HalfStorage::Auto, HalfStorage::Native, HalfStorage::Packed].map(|half| (Precision::F16, half));
+    for (precision, half) in all.into_iter().chain([(Precision::F32, HalfStorage::Auto)]) {
         let mut options = Options { device: Device::Gpu, precision, everything_on_gpu: true, ..Options::default() };
-        options.gpu.hide_f16 = hide_f16;
+        options.gpu.half = half;
         let all = check(&[common::repo("models")], &options);
         assert!(all.iter().all(|r| r.status == Status::Passed), "nothing is skipped");
     }
@@ -70,6 +71,23 @@ fn shipped_models_on_the_gpu() {
 fn real_networks_on_the_cpu() {
     let Some(models) = common::shared("models") else { return };
     check(&[models], &cpu());
+}
+
+#[test]
+fn real_networks_on_the_gpu() {
+    let Some(models) = common::shared("models").filter(|_| common::gpu()) else { return };
+    for precision in [Precision::F16, Precision::F32] {
+        check(std::slice::from_ref(&models), &Options { device: Device::Gpu, precision, ..Options::default() });
+    }
+}
+
+#[test]
+fn conformance_on_the_gpu() {
+    let Some(cases) = common::shared("conformance").filter(|_| common::gpu()) else { return };
+    let all = check(&[cases], &Options { device: Device::Gpu, everything_on_gpu: true, ..Options::default() });
+    let whole = all.iter().filter(|r| r.gpu_ops > 0 && r.cpu_ops == 0).count();
+    eprintln!("{whole} of {} wholly on the GPU", all.len());
+    assert!(whole > 2000, "{whole} wholly on the GPU");
 }
 
 #[test]

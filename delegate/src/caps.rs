@@ -13,15 +13,18 @@ pub enum AdapterClass {
     Discrete,
 }
 
-/// How floats are kept between operators. Arithmetic is in f32 in either case.
+/// How floats are kept between operators. Arithmetic is in f32 in either case, and constants are as in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// 16-bit storage: half the memory and the traffic.
+    /// 16-bit storage of the tensors where it saves time ([`Caps::half_from`]): half the memory and the traffic.
     #[default]
     F16,
     /// 32-bit storage.
     F32,
 }
+
+/// [`Caps::half_from`] of a GPU: 256 KiB of 16-bit elements, beyond which tensors begin to miss its caches.
+pub const HALF_FROM: usize = 128 << 10;
 
 /// An adapter's capabilities, after the options that hide some of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +41,10 @@ pub struct Caps {
     pub f16: bool,
     /// Keep f16 two to a word even though `f16` is there, because that is faster.
     pub packed_f16: bool,
+    /// Elements from which a float tensor is kept in 16 bits under [`Precision::F16`]. Smaller ones stay in a GPU's
+    /// caches, where 32 bits cost nothing and every rounding that is spared counts; adapters that run shaders on the
+    /// CPU gain nothing from 16 bits at any size.
+    pub half_from: usize,
     /// Smallest and largest subgroup size, when subgroup operations are there.
     pub subgroups: Option<(u32, u32)>,
     /// Dispatches can be timed.
@@ -74,6 +81,7 @@ impl Caps {
             class: AdapterClass::Discrete,
             f16: false,
             packed_f16: true,
+            half_from: HALF_FROM,
             subgroups: None,
             timestamps: false,
             mappable: false,
@@ -94,11 +102,11 @@ impl Caps {
         if self.f16 && !self.packed_f16 { Elem::F16 } else { Elem::F16Packed }
     }
 
-    /// How float activations are stored.
-    pub fn float(&self, precision: Precision) -> Elem {
+    /// How float activations of so many elements are stored.
+    pub fn float(&self, precision: Precision, elements: usize) -> Elem {
         match precision {
-            Precision::F16 => self.half(),
-            Precision::F32 => Elem::F32,
+            Precision::F16 if elements >= self.half_from => self.half(),
+            _ => Elem::F32,
         }
     }
 }

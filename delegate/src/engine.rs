@@ -81,12 +81,12 @@ pub enum Power {
 /// How f16 tensors are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HalfStorage {
-    /// What is faster on the kind of adapter.
+    /// What is faster on the kind of adapter, and only where it is faster than 32 bits.
     #[default]
     Auto,
-    /// 16-bit types, where the adapter has them.
+    /// 16-bit types, where the adapter has them, for tensors of any size.
     Native,
-    /// Two to a word.
+    /// Two to a word, for tensors of any size.
     Packed,
 }
 
@@ -151,6 +151,8 @@ struct Faults {
 
 /// A device, with the pipelines that have been compiled on it.
 pub struct Engine {
+    #[cfg(not(target_family = "wasm"))]
+    adapter: wgpu::Adapter,
     device: wgpu::Device,
     queue: wgpu::Queue,
     caps: Caps,
@@ -218,6 +220,11 @@ fn caps_of(adapter: &wgpu::Adapter, options: &EngineOptions) -> Caps {
         class: about.class,
         f16,
         packed_f16: !f16 || (about.class == AdapterClass::Software && options.half != HalfStorage::Native),
+        half_from: match (options.half, about.class) {
+            (HalfStorage::Native | HalfStorage::Packed, _) => 0,
+            (HalfStorage::Auto, AdapterClass::Software) => usize::MAX,
+            (HalfStorage::Auto, _) => crate::caps::HALF_FROM,
+        },
         subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
         timestamps: has.contains(wgpu::Features::TIMESTAMP_QUERY),
         mappable: has.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
@@ -250,27 +257,7 @@ impl Engine {
         let instance = instance();
         let adapter = pick(&instance, &options).await?;
         let caps = caps_of(&adapter, &options);
-        let mut features = wgpu::Features::empty();
-        for (want, feature) in [
-            (caps.f16, wgpu::Features::SHADER_F16),
-            (caps.subgroups.is_some(), wgpu::Features::SUBGROUP),
-            (caps.timestamps, wgpu::Features::TIMESTAMP_QUERY),
-            (caps.mappable, wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
-            (caps.int64, wgpu::Features::SHADER_INT64),
-        ] {
-            if want {
-                features |= feature;
-            }
-        }
-        let (device, queue) = adapter
-            .request_device(&wgpu::DeviceDescriptor {
-                label: Some("litegpu"),
-                required_features: features,
-                required_limits: adapter.limits(),
-                ..Default::default()
-            })
-            .await
-            .map_err(|e| GpuError::new(GpuErrorKind::Refused, e.to_string()))?;
+        let (device, queue) = request(&adapter, &caps).await?;
         let faults = Arc::new(Mutex::new(Faults::default()));
         let f = faults.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
@@ -280,7 +267,16 @@ impl Engine {
         device.set_device_lost_callback(move |reason, message| {
             lock(&f).lost = Some(format!("{reason:?} {message}"));
         });
-        Ok(Engine { device, queue, caps, options, faults, pipelines: Mutex::default() })
+        Ok(Engine {
+            #[cfg(not(target_family = "wasm"))]
+            adapter,
+            device,
+            queue,
+            caps,
+            options,
+            faults,
+            pipelines: Mutex::default(),
+        })
     }
 
     /// [`Engine::open`], blocking.
@@ -351,6 +347,13 @@ impl Engine {
         {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             let threads = if self.options.compile_threads == 0 { cores } else { self.options.compile_threads };
+            if self.caps.class == AdapterClass::Software && threads > 1 {
+                self.warm(&missing, threads)?;
+            }
+            let missing: Vec<_> = {
+                let have = lock(&self.pipelines);
+                missing.into_iter().filter(|(k, _)| !have.contains_key(*k)).collect()
+            };
             let next = std::sync::atomic::AtomicUsize::new(0);
             let results: Mutex<Vec<(KernelKey, Result<Compiled>)>> = Mutex::default();
             std::thread::scope(|scope| {
@@ -359,7 +362,7 @@ impl Engine {
                         while let Some((key, pattern)) =
                             missing.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
                         {
-                            let done = pollster::block_on(self.compile_one(key, pattern));
+                            let done = pollster::block_on(compile_one(&self.device, key, pattern));
                             lock(&results).push(((*key).clone(), done));
                         }
                     });
@@ -372,54 +375,60 @@ impl Engine {
         }
         #[cfg(target_family = "wasm")]
         for (key, pattern) in missing {
-            let done = self.compile_one(key, pattern).await?;
+            let done = compile_one(&self.device, key, pattern).await?;
             lock(&self.pipelines).insert(key.clone(), done);
         }
         Ok(())
     }
 
-    async fn compile_one(&self, key: &KernelKey, pattern: &[(u32, Access)]) -> Result<Compiled> {
-        let text = litegpu_shaders::source(key).map_err(|e| GpuError::new(GpuErrorKind::Internal, e))?;
-        let label = key.label();
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(text.into()),
-        });
-        let buffer = |binding: u32, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-            count: None,
-        };
-        let mut entries = vec![buffer(0, wgpu::BufferBindingType::Uniform)];
-        entries.extend(pattern.iter().map(|&(binding, access)| {
-            buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
-        }));
-        let layout = self
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&label),
-            bind_group_layouts: &[Some(&layout)],
-            ..Default::default()
-        });
-        let constants: Vec<(&str, f64)> = key.constants.iter().map(|&(name, v)| (name, f64::from(v))).collect();
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: None,
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &constants,
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: None,
-        });
-        match scope.pop().await {
-            Some(e) => Err(GpuError::new(GpuErrorKind::Internal, format!("kernel {label}: {e}"))),
-            None => Ok(Compiled { pipeline, layout }),
+    /// Has an adapter that runs shaders on the CPU make its machine code on all cores.
+    ///
+    /// Such a driver makes it at a kernel's first dispatch, in the one thread that a device has, which is most of the
+    /// time to a first result. So further devices dispatch (nothing, of) some of the kernels: what the driver made for
+    /// them it finds in its cache on disk, and what this device dispatched itself it has. Without that cache nothing
+    /// is gained and nothing lost. Results do not hang on any of this, and an error here shows again where it counts.
+    #[cfg(not(target_family = "wasm"))]
+    fn warm(&self, missing: &[(&KernelKey, &[(u32, Access)])], threads: usize) -> Result<()> {
+        /// Longer than any driver needs for a kernel that it has in its cache.
+        const CACHED: Duration = Duration::from_millis(25);
+        // The shortest kernel tells whether the cache has them; then the longest come first, so that the cores finish
+        // together.
+        let mut order: Vec<(usize, (&KernelKey, &[(u32, Access)]))> =
+            missing.iter().map(|m| (litegpu_shaders::source(m.0).map_or(0, |s| s.len()), *m)).collect();
+        order.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        let Some((_, (key, pattern))) = order.pop() else { return Ok(()) };
+        let rest: Vec<(&KernelKey, &[(u32, Access)])> = order.into_iter().map(|(_, m)| m).collect();
+        let here = Bench::new(&self.device, &self.queue, self.options.timeout);
+        let start = std::time::Instant::now();
+        let first = here.dispatch(key, pattern)?;
+        lock(&self.pipelines).insert(key.clone(), first);
+        if start.elapsed() < CACHED || rest.is_empty() {
+            return Ok(());
         }
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let take = || rest.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let mut own = Vec::new();
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(rest.len()) {
+                scope.spawn(|| {
+                    let Ok((device, queue)) = pollster::block_on(request(&self.adapter, &self.caps)) else { return };
+                    let there = Bench::new(&device, &queue, self.options.timeout);
+                    while let Some(&(key, pattern)) = take() {
+                        if there.dispatch(key, pattern).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            while let Some(&(key, pattern)) = take() {
+                own.push((key, here.dispatch(key, pattern)));
+            }
+        });
+        let mut have = lock(&self.pipelines);
+        for (key, done) in own {
+            have.insert(key.clone(), done?);
+        }
+        Ok(())
     }
 
     fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
@@ -599,6 +608,133 @@ impl Engine {
             staging,
             scratch: Vec::new(),
         })
+    }
+}
+
+/// A device with the features that `caps` counts on.
+async fn request(adapter: &wgpu::Adapter, caps: &Caps) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let mut features = wgpu::Features::empty();
+    for (want, feature) in [
+        (caps.f16, wgpu::Features::SHADER_F16),
+        (caps.subgroups.is_some(), wgpu::Features::SUBGROUP),
+        (caps.timestamps, wgpu::Features::TIMESTAMP_QUERY),
+        (caps.mappable, wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+        (caps.int64, wgpu::Features::SHADER_INT64),
+    ] {
+        if want {
+            features |= feature;
+        }
+    }
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("litegpu"),
+        required_features: features,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let refused = |e: wgpu::RequestDeviceError| GpuError::new(GpuErrorKind::Refused, e.to_string());
+    adapter.request_device(&descriptor).await.map_err(refused)
+}
+
+async fn compile_one(device: &wgpu::Device, key: &KernelKey, pattern: &[(u32, Access)]) -> Result<Compiled> {
+    let text = litegpu_shaders::source(key).map_err(|e| GpuError::new(GpuErrorKind::Internal, e))?;
+    let label = key.label();
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(&label),
+        source: wgpu::ShaderSource::Wgsl(text.into()),
+    });
+    let buffer = |binding: u32, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    };
+    let mut entries = vec![buffer(0, wgpu::BufferBindingType::Uniform)];
+    entries.extend(pattern.iter().map(|&(binding, access)| {
+        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
+    }));
+    let layout =
+        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(&label),
+        bind_group_layouts: &[Some(&layout)],
+        ..Default::default()
+    });
+    let constants: Vec<(&str, f64)> = key.constants.iter().map(|&(name, v)| (name, f64::from(v))).collect();
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(&label),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: None,
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &constants,
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    match scope.pop().await {
+        Some(e) => Err(GpuError::new(GpuErrorKind::Internal, format!("kernel {label}: {e}"))),
+        None => Ok(Compiled { pipeline, layout }),
+    }
+}
+
+/// What kernels are dispatched with when only their compilation counts: memory that is not read, results that nobody
+/// wants.
+#[cfg(not(target_family = "wasm"))]
+struct Bench<'a> {
+    device: &'a wgpu::Device,
+    queue: &'a wgpu::Queue,
+    timeout: Duration,
+    uniform: wgpu::Buffer,
+    read: wgpu::Buffer,
+    write: wgpu::Buffer,
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl<'a> Bench<'a> {
+    fn new(device: &'a wgpu::Device, queue: &'a wgpu::Queue, timeout: Duration) -> Bench<'a> {
+        // More than the fixed part of any binding.
+        let buffer = |usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("compile"),
+                size: 4096,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let [read, write] = [(); 2].map(|()| buffer(wgpu::BufferUsages::STORAGE));
+        Bench { device, queue, timeout, uniform: buffer(wgpu::BufferUsages::UNIFORM), read, write }
+    }
+
+    /// Compiles a kernel and dispatches no workgroup of it.
+    fn dispatch(&self, key: &KernelKey, pattern: &[(u32, Access)]) -> Result<Compiled> {
+        let compiled = pollster::block_on(compile_one(self.device, key, pattern))?;
+        fn entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
+            wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() }
+        }
+        let mut entries = vec![entry(0, &self.uniform)];
+        entries.extend(pattern.iter().map(|&(binding, access)| match access {
+            Access::Read => entry(binding, &self.read),
+            Access::Write => entry(binding, &self.write),
+        }));
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &compiled.layout,
+            entries: &entries,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&compiled.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(0, 1, 1);
+        }
+        let index = self.queue.submit([encoder.finish()]);
+        let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(self.timeout) };
+        match self.device.poll(wait) {
+            Ok(_) => Ok(compiled),
+            Err(e) => Err(GpuError::new(GpuErrorKind::Timeout, e.to_string())),
+        }
     }
 }
 

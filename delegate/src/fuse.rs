@@ -5,7 +5,7 @@
 //! there already, and be laid out as the result is, or be one element, or one row.
 
 use crate::program::{Access, Dispatch, Program, SlotId};
-use litegpu_shaders::{At, EPILOGUE_BINDING, Elem, KernelKey, Step, kernel};
+use litegpu_shaders::{At, EPILOGUE_BINDING, Elem, KernelKey, Lit, Step, kernel};
 use std::collections::HashMap;
 
 /// Operands that an epilogue may have, over which a further one is not fused.
@@ -148,6 +148,16 @@ fn merge(
         }
         more.extend(tail);
         steps.extend(key.epilogue.iter().cloned());
+        let mut merged = p.clone();
+        for b in &mut merged.bindings {
+            if b.access == Access::Write && b.slot == slot {
+                b.slot = result;
+            }
+        }
+        let mut merged_key = pk.clone();
+        if pk.epilogue.is_empty() && more.is_empty() && narrow(&mut merged, steps.first()) {
+            steps.remove(0);
+        }
         let had = extras(p).count();
         if had + more.len() > MAX_OPERANDS
             || pk.epilogue.len() + steps.len() > MAX_STEPS
@@ -155,17 +165,10 @@ fn merge(
         {
             continue;
         }
-        let mut merged = p.clone();
-        for b in &mut merged.bindings {
-            if b.access == Access::Write && b.slot == slot {
-                b.slot = result;
-            }
-        }
         for (k, s) in more.into_iter().enumerate() {
             let binding = EPILOGUE_BINDING + (had + k) as u32;
             merged.bindings.push(crate::program::Binding { binding, slot: s, access: Access::Read });
         }
-        let mut merged_key = pk.clone();
         merged_key.epilogue.extend(steps);
         let out = role(key, "out")?;
         for (r, e) in &mut merged_key.roles {
@@ -176,6 +179,23 @@ fn merge(
         return Some((*into, merged_key, merged));
     }
     None
+}
+
+/// Makes a clamp part of the limits that the producer's uniform already has: one pipeline less, and no step.
+fn narrow(d: &mut Dispatch, step: Option<&Step>) -> bool {
+    let (low, high) = match step {
+        Some(Step { f: "f_relu", operand: None, .. }) => (0.0, f32::INFINITY),
+        Some(Step { f: "f_clamp", operand: None, args, .. }) => match args.as_slice() {
+            [Lit::F(low), Lit::F(high)] => (f32::from_bits(*low), f32::from_bits(*high)),
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let Some([a, b]) = d.limits.and_then(|at| d.params.get_mut(at..at + 2)) else { return false };
+    for word in [a, b] {
+        *word = f32::from_bits(*word).max(low).min(high).to_bits();
+    }
+    true
 }
 
 /// Where the other operand of a binary dispatch is read, if the fused one is laid out as the result.

@@ -100,7 +100,7 @@ impl Operand<'_> {
 
 /// The uniform of a dispatch, word by word. Rows are 16 bytes, as WGSL lays out vec4 members.
 #[derive(Debug, Clone, Default)]
-pub struct Params(Vec<u32>);
+pub struct Params(Vec<u32>, Option<usize>);
 
 impl Params {
     /// Empty.
@@ -122,6 +122,11 @@ impl Params {
         self.0.push(v.to_bits());
         self
     }
+    /// Limits of float results, as bits: the least and the greatest. A clamp that follows can be merged into them.
+    pub fn limits(mut self, low: i32, high: i32) -> Params {
+        self.1 = Some(self.0.len());
+        self.i(low).i(high)
+    }
     /// Zeros up to the next row.
     pub fn row(mut self) -> Params {
         while self.0.len() % 4 != 0 {
@@ -133,12 +138,12 @@ impl Params {
     pub fn i4(self, v: [i32; 4]) -> Params {
         v.into_iter().fold(self.row(), Params::i)
     }
-    fn finish(self) -> Vec<u32> {
+    fn finish(self) -> (Vec<u32>, Option<usize>) {
         let mut p = self.row();
         if p.0.is_empty() {
             p.0.extend([0; 4]);
         }
-        p.0
+        (p.0, p.1)
     }
 }
 
@@ -280,8 +285,9 @@ impl<'a> Scene<'a> {
     pub fn elem(&self, t: TensorId) -> Lowered<Elem> {
         let tensor = self.tensor(t)?;
         Ok(match tensor.dtype {
+            DType::F32 if tensor.is_constant() => Elem::F32,
             DType::F32 if self.whole.contains(&t) && !self.graph.inputs.contains(&t) => Elem::F32,
-            DType::F32 => self.caps.float(self.precision),
+            DType::F32 => self.caps.float(self.precision, elements(&self.shape(t)?)),
             DType::F16 => self.caps.half(),
             DType::I8 => Elem::I8,
             DType::U8 => Elem::U8,
@@ -463,6 +469,16 @@ impl<'a, 'e> Lower<'a, 'e> {
         Ok(())
     }
 
+    /// The operand stored as `elem`: itself, or a copy that one more dispatch makes.
+    pub fn stored(&mut self, x: Operand<'a>, elem: Elem) -> Lowered<Operand<'a>> {
+        if x.elem == elem || !(x.elem.is_float() && elem.is_float()) {
+            return Ok(x);
+        }
+        let copy = Operand { slot: self.temp(&x.shape, elem), elem, constant: false, ..x.clone() };
+        ops::convert(self, &x, &copy)?;
+        Ok(copy)
+    }
+
     /// Scratch memory.
     pub fn temp(&mut self, shape: &[usize], elem: Elem) -> SlotId {
         self.slot(padded_bytes(shape, elem))
@@ -549,7 +565,8 @@ impl<'a, 'e> Lower<'a, 'e> {
                 k
             }
         };
-        self.program.dispatches.push(Dispatch { node: self.id, kernel, bindings, params: params.finish(), groups });
+        let (params, limits) = params.finish();
+        self.program.dispatches.push(Dispatch { node: self.id, kernel, bindings, params, limits, groups });
         Ok(())
     }
 

@@ -58,6 +58,8 @@ pub struct Dispatch {
     pub bindings: Vec<Binding>,
     /// The uniform, a multiple of 16 bytes.
     pub params: Vec<u32>,
+    /// The word of the uniform that holds the f32 that results are at least; the next holds what they are at most.
+    pub limits: Option<usize>,
     /// Workgroups.
     pub groups: [u32; 3],
 }
@@ -229,7 +231,14 @@ mod tests {
             slots: slots.iter().map(|&bytes| Slot { bytes, place: Place::Unused }).collect(),
             dispatches: dispatches
                 .iter()
-                .map(|(r, w)| Dispatch { node: 0, kernel: 0, bindings: bind(r, w), params: vec![0; 4], groups: [1; 3] })
+                .map(|(r, w)| Dispatch {
+                    node: 0,
+                    kernel: 0,
+                    bindings: bind(r, w),
+                    params: vec![0; 4],
+                    limits: None,
+                    groups: [1; 3],
+                })
                 .collect(),
             ..Program::default()
         }

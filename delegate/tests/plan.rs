@@ -61,6 +61,34 @@ fn budget_and_cpu() {
     assert!(p.placements.iter().all(|p| p.device == Device::Cpu));
 }
 
+/// A clamp after a product becomes the product's own limits: no other pipeline than the product's without it.
+#[test]
+fn clamps_join_the_limits_of_products() {
+    let plan = |tail: Option<Op>| {
+        let mut c = Case::new("clamped", Tolerance::Exact);
+        let x = c.input(DType::F32, &[16, 8], -1.0, 1.0);
+        let w = c.weights(DType::F32, &[12, 8], -1.0, 1.0, None);
+        let y = c.op(Op::FullyConnected(Default::default()), &[x, w], DType::F32, None);
+        if let Some(op) = tail {
+            c.op(op, &[y], DType::F32, None);
+            c.model.subgraphs[0].outputs.remove(0);
+        }
+        let shapes = infer(&mut c.model).unwrap();
+        let options = PlanOptions { force_gpu: true, ..PlanOptions::default() };
+        let p = gpu_plan(&c.model, &shapes, &Caps::baseline(), &options).unwrap();
+        p.programs().next().unwrap().clone()
+    };
+    let plain = plan(None);
+    for (op, high) in [(Op::Relu, f32::INFINITY), (Op::Relu6, 6.0)] {
+        let p = plan(Some(op));
+        assert_eq!(p.kernels, plain.kernels);
+        let d = &p.dispatches[0];
+        let at = d.limits.unwrap();
+        assert_eq!(d.params[at..at + 2], [0.0f32.to_bits(), high.to_bits()]);
+    }
+    assert_ne!(plan(Some(Op::Tanh)).kernels, plain.kernels);
+}
+
 #[test]
 fn element_wise_chains_are_one_dispatch() {
     let mut c = Case::new("chain", Tolerance::Exact);

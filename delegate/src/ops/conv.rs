@@ -143,7 +143,7 @@ impl Arithmetic {
             d => return no(format!("{d} activations")),
         };
         let mut all =
-            Arithmetic { class: Class::Float, weights: x.elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+            Arithmetic { class: Class::Float, weights: Elem::F32, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
         match (x.dtype, w) {
             (DType::F32, DType::F32) => {}
             (DType::F32, DType::F16) => all.weights = half,
@@ -215,7 +215,11 @@ impl Arithmetic {
 
     /// Zero points and limits, where the uniforms have them.
     pub(super) fn params(&self, p: Params) -> Params {
-        p.i(self.x_zero).i(self.w_zero).i(self.out_zero).i(self.low).i(self.high)
+        let p = p.i(self.x_zero).i(self.w_zero).i(self.out_zero);
+        match self.class {
+            Class::Float | Class::Scaled(_) => p.limits(self.low, self.high),
+            Class::Rounded(_) | Class::Real(_) => p.i(self.low).i(self.high),
+        }
     }
 
     /// What padding of the weights holds, so that it counts for nothing.

@@ -153,6 +153,7 @@ const MAX_STEPS: usize = 1 << 26;
 fn scatter(cx: &mut Lower<'_, '_>) -> Lowered {
     let (slot, i) = indices(cx, 0)?;
     let (u, y) = (cx.operand(1)?, cx.result(0)?);
+    let u = cx.stored(u, y.elem)?;
     let rank = y.shape.len();
     let Some((&depth, tuples)) = i.split_last().filter(|(d, _)| **d <= rank.min(6)) else {
         return no("index tuples that do not fit");

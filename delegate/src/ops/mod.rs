@@ -81,6 +81,11 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     }
 }
 
+/// Copies floats from one storage to another.
+pub(crate) fn convert(cx: &mut Lower<'_, '_>, x: &Operand<'_>, to: &Operand<'_>) -> Lowered {
+    unary::emit(cx, x, to, Vec::new())
+}
+
 /// The type that arithmetic on an element is done in, as the `acc` role wants it.
 pub(crate) fn acc(elem: Elem) -> Elem {
     if elem.is_float() { Elem::F32 } else { Elem::I32 }

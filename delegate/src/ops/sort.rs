@@ -15,6 +15,7 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     }
     let x = cx.operand(0)?;
     let (values, places) = (cx.result(0)?, cx.result(1)?);
+    let x = cx.stored(x, values.elem)?;
     if places.dtype != DType::I32 || values.elem != x.elem {
         return no(format!("{} values and {} indices of {}", values.dtype, places.dtype, x.dtype));
     }
