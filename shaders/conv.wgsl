@@ -129,6 +129,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     o0.base += wg.z * p.x_batch;
     o1.base += wg.z * p.x_batch;
     let first = wg.z * p.w_batch + channel * p.steps;
+    // Weights end with the last channel: those past it repeat it, and are masked in the result.
+    let last = (p.nq - 1u) * 4u + p.tail - 1u - channel;
     var a0 = acc_Val4();
     var a1 = acc_Val4();
     var b0 = acc_Val4();
@@ -148,29 +150,29 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let f = factors(o0, dy, dx0, c, dx1, c1, ok1);
         let g = factors(o1, dy, dx0, c, dx1, c1, ok1);
         let at = first + s;
-        let m = mine(lane % 8u, at);
-        let r0 = row(m, at, 0u);
+        let m = mine(min(lane % 8u, last), at);
+        let r0 = row(m, at, 0u, last);
         a0.x += dot8(f, r0);
         b0.x += dot8(g, r0);
-        let r1 = row(m, at, 1u);
+        let r1 = row(m, at, 1u, last);
         a0.y += dot8(f, r1);
         b0.y += dot8(g, r1);
-        let r2 = row(m, at, 2u);
+        let r2 = row(m, at, 2u, last);
         a0.z += dot8(f, r2);
         b0.z += dot8(g, r2);
-        let r3 = row(m, at, 3u);
+        let r3 = row(m, at, 3u, last);
         a0.w += dot8(f, r3);
         b0.w += dot8(g, r3);
-        let r4 = row(m, at, 4u);
+        let r4 = row(m, at, 4u, last);
         a1.x += dot8(f, r4);
         b1.x += dot8(g, r4);
-        let r5 = row(m, at, 5u);
+        let r5 = row(m, at, 5u, last);
         a1.y += dot8(f, r5);
         b1.y += dot8(g, r5);
-        let r6 = row(m, at, 6u);
+        let r6 = row(m, at, 6u, last);
         a1.z += dot8(f, r6);
         b1.z += dot8(g, r6);
-        let r7 = row(m, at, 7u);
+        let r7 = row(m, at, 7u, last);
         a1.w += dot8(f, r7);
         b1.w += dot8(g, r7);
         // On to the next step.

@@ -35,6 +35,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     let row = wg.y * p.cq;
     let first = quad * 4u * p.steps;
+    // Weights end with the last channel: those past it repeat it, and are masked in the result.
+    let last = select(3u, p.tail - 1u, quad + 1u == p.nq);
     var sum = acc_Val4();
     for (var s = 0u; s < p.steps; s++) {
         let c = 2u * s;
@@ -45,9 +47,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let hi = select(acc_Val4(), x_value(v.hi), two);
         sum += acc_Val4(
             product(lo, hi, first + s),
-            product(lo, hi, first + s + p.steps),
-            product(lo, hi, first + s + 2u * p.steps),
-            product(lo, hi, first + s + 3u * p.steps),
+            product(lo, hi, first + s + min(1u, last) * p.steps),
+            product(lo, hi, first + s + min(2u, last) * p.steps),
+            product(lo, hi, first + s + last * p.steps),
         );
     }
     let at = wg.y * p.nq + quad;

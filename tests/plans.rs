@@ -61,3 +61,28 @@ fn shipped_models() {
     }
     assert!(wrong.is_empty(), "plans have changed: {wrong:?} (BLESS=1 accepts them)");
 }
+
+/// Every real network with float16 or float32 weights that the GPU can take whole: one part, and constants that cost
+/// there at most a twentieth more than in the file (where each weight has the type that the GPU keeps it in).
+#[test]
+fn mediapipe_networks_are_one_part() {
+    let Some(folder) = common::shared("models") else { return };
+    for name in
+        ["face_detection_short_range", "selfie_segmentation", "pose_detection", "hand_landmark_lite", "iris_landmark"]
+    {
+        let model = Model::open(folder.join(format!("mediapipe__{name}.tflite"))).unwrap();
+        let graph = model.graph().main().unwrap();
+        // Sparse constants count as what they unfold to: the GPU has no sparse form.
+        let file: usize = graph
+            .tensors
+            .iter()
+            .filter(|t| t.is_constant() && t.dtype.is_float() && !t.is_variable)
+            .filter_map(|t| t.dtype.byte_len(t.shape.iter().product()))
+            .sum();
+        let report = Session::builder(&model).device(Device::Gpu).threads(1).plan_for(&Caps::baseline()).unwrap();
+        assert_eq!((report.partition_count(Target::Gpu), report.partition_count(Target::Cpu)), (1, 0), "{name}");
+        assert_eq!(report.count(Target::Cpu), 0, "{name}");
+        let ratio = report.memory.gpu_weights as f64 / file as f64;
+        assert!(ratio <= 1.05, "{name}: constants are {ratio:.3} of the file's");
+    }
+}

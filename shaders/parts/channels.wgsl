@@ -257,7 +257,7 @@ fn high_mul(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
 fn mine(lane: u32, at: u32) -> Factors {
     return weights(at + lane * p.steps);
 }
-fn row(m: Factors, at: u32, i: u32) -> Factors {
+fn row(m: Factors, at: u32, i: u32, last: u32) -> Factors {
     return Factors(subgroupShuffle(m.lo, i), subgroupShuffle(m.hi, i));
 }
 fn my_chan(lane: u32, c: u32) -> Chan {
@@ -272,8 +272,8 @@ fn pick_chan(m: Chan, c: u32, i: u32) -> Chan {
 fn mine(lane: u32, at: u32) -> Factors {
     return Factors();
 }
-fn row(m: Factors, at: u32, i: u32) -> Factors {
-    return weights(at + i * p.steps);
+fn row(m: Factors, at: u32, i: u32, last: u32) -> Factors {
+    return weights(at + min(i, last) * p.steps);
 }
 fn my_chan(lane: u32, c: u32) -> Chan {
     return Chan();

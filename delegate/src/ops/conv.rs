@@ -338,7 +338,7 @@ pub(super) struct Layout {
     pub runs: Vec<(usize, usize)>,
 }
 
-/// Lays weights out in rows padded with `pad` (zeros for floats), `rows` of them rounded up to whole steps.
+/// Lays weights out in rows padded with `pad` (zeros for floats).
 pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
     let from = match c.dtype {
         DType::F32 => 4,
@@ -347,8 +347,7 @@ pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8
         d => return no(format!("{d} weights")),
     };
     let to = elem.quad_bytes() / 4;
-    let rows = l.rows.next_multiple_of(OCT);
-    let Some(bytes) = rows.checked_mul(l.width).and_then(|n| n.checked_mul(to)) else {
+    let Some(bytes) = l.rows.checked_mul(l.width).and_then(|n| n.checked_mul(to)) else {
         return no("weights that are too large");
     };
     let mut out = vec![if from == 1 { pad } else { 0 }; bytes];
