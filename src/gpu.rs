@@ -61,6 +61,11 @@ impl Gpu {
         &self.caps().name
     }
 
+    /// Gives the device and all its memory back. Sessions on it go on on the CPU, as if it had been lost.
+    pub fn close(&self) {
+        self.0.destroy();
+    }
+
     /// Whether shaders run on the CPU.
     pub fn is_software(&self) -> bool {
         self.caps().class == AdapterClass::Software

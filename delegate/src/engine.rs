@@ -293,6 +293,12 @@ impl Engine {
         &self.caps
     }
 
+    /// Gives the device and all its memory back. What is loaded on it fails with `Lost` from now on.
+    pub fn destroy(&self) {
+        lock(&self.faults).lost.get_or_insert_with(|| "it was given back".into());
+        self.device.destroy();
+    }
+
     /// Makes a program ready to run: compiles what is not compiled yet, uploads its constants, makes its buffers and
     /// bind groups.
     ///

@@ -1,0 +1,77 @@
+//! What happens to a session when the GPU is missing, refused or lost: the same answers from the CPU, and a report that
+//! says why, or an error where the caller wants the GPU or nothing.
+#![cfg(feature = "gpu")]
+
+mod common;
+
+use litegpu::{Device, ErrorKind, Gpu, GpuOptions, Model, Precision, Session, Target, Tensor};
+
+fn digits() -> (Model, Tensor) {
+    let model = Model::open(common::repo("models/digits_int8.tflite")).unwrap();
+    let session = Session::builder(&model).device(Device::Cpu).build().unwrap();
+    let info = &session.inputs()[0];
+    let bytes: Vec<u8> = (0..info.shape.iter().product::<usize>()).map(|i| (i * 37 % 251) as u8).collect();
+    let input = Tensor::from_bytes(info.dtype, &info.shape, &bytes).unwrap();
+    (model, input)
+}
+
+fn on_cpu(model: &Model, input: &Tensor) -> Vec<u8> {
+    let mut session = Session::builder(model).device(Device::Cpu).build().unwrap();
+    session.run(std::slice::from_ref(input)).unwrap()[0].bytes().to_vec()
+}
+
+fn no_such() -> GpuOptions {
+    GpuOptions { adapter: Some("an adapter that nobody has".into()), ..GpuOptions::default() }
+}
+
+#[test]
+fn without_an_adapter_the_cpu_runs_and_the_report_says_so() {
+    let (model, input) = digits();
+    let mut session = Session::builder(&model).device(Device::Gpu).gpu_options(no_such()).build().unwrap();
+    assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), on_cpu(&model, &input));
+    let report = session.report();
+    assert_eq!(report.count(Target::Gpu), 0);
+    assert!(report.note.as_deref().unwrap_or_default().contains("an adapter that nobody has"), "{:?}", report.note);
+}
+
+#[test]
+fn without_an_adapter_who_requires_one_gets_an_error() {
+    let (model, _) = digits();
+    let built = Session::builder(&model).device(Device::Gpu).require_gpu(true).gpu_options(no_such()).build();
+    assert_eq!(built.err().unwrap().kind, ErrorKind::Device);
+}
+
+#[test]
+fn a_lost_device_leaves_the_work_to_the_cpu() {
+    if !common::gpu() {
+        return;
+    }
+    let (model, input) = digits();
+    let want = on_cpu(&model, &input);
+    let gpu = Gpu::open(GpuOptions::default()).unwrap();
+    let b = Session::builder(&model).device(Device::Gpu).precision(Precision::F16).gpu(&gpu);
+    let mut session = b.build().unwrap();
+    assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+    assert!(session.report().count(Target::Gpu) > 0);
+    gpu.close();
+    for _ in 0..2 {
+        assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+    }
+    let report = session.report();
+    assert_eq!(report.count(Target::Gpu), 0);
+    assert!(report.note.as_deref().unwrap_or_default().contains("lost"), "{:?}", report.note);
+}
+
+#[test]
+fn a_lost_device_is_an_error_to_who_requires_it() {
+    if !common::gpu() {
+        return;
+    }
+    let (model, input) = digits();
+    let gpu = Gpu::open(GpuOptions::default()).unwrap();
+    let b = Session::builder(&model).device(Device::Gpu).require_gpu(true).gpu(&gpu);
+    let mut session = b.build().unwrap();
+    session.run(std::slice::from_ref(&input)).unwrap();
+    gpu.close();
+    assert_eq!(session.run(std::slice::from_ref(&input)).err().unwrap().kind, ErrorKind::Device);
+}
