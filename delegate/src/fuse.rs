@@ -69,6 +69,19 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
             None => at += 1,
         }
     }
+    // Copies that nobody reads any more.
+    let table = uses(&dispatches, program.slots.len());
+    for (d, key) in dispatches.iter_mut().zip(&mut keys) {
+        let unread = |d: &Dispatch| {
+            let mut results = slots(d, Access::Write);
+            d.appends.is_some()
+                && results.all(|s| !pinned.contains(&s) && table.get(s).is_some_and(|u| u.readers.is_empty()))
+        };
+        if d.as_ref().is_some_and(unread) {
+            *d = None;
+            *key = None;
+        }
+    }
     // Kernels again, in the order of their first use.
     let mut kernels: Vec<KernelKey> = Vec::new();
     let mut numbers: HashMap<KernelKey, usize> = HashMap::new();
@@ -103,9 +116,15 @@ fn merge(
     let result = slots(d, Access::Write).next()?;
     // Later producers first: the other operand is then more likely to be there.
     let mut order: Vec<usize> = (0..operands.len()).collect();
+    let appended = |slot: SlotId| match table.get(slot).map(|u| u.writers.as_slice()) {
+        Some(&[w]) => dispatches.get(w).and_then(Option::as_ref).filter(|d| d.appends.is_some()),
+        _ => None,
+    };
+    // What only appends zeros comes last: the other operand's producer can do without it.
     order.sort_by_key(|&i| {
-        let last = operands.get(i).and_then(|s| table.get(*s)?.writers.last().copied());
-        std::cmp::Reverse(last.map_or(0, |w| w + 1))
+        let slot = operands.get(i).copied();
+        let last = slot.and_then(|s| table.get(s)?.writers.last().copied());
+        (slot.is_some_and(|s| appended(s).is_some()), std::cmp::Reverse(last.map_or(0, |w| w + 1)))
     });
     for i in order {
         let slot = *operands.get(i)?;
@@ -132,8 +151,16 @@ fn merge(
             let splat = constant(key, "SPLAT");
             let f = key.functions.iter().find(|(a, _)| *a == "OP").map(|(_, f)| *f)?;
             let Some(place) = place(d, constant(key, "SAME") == 1, splat, i, other) else { continue };
-            let elem = role(key, if other == 0 { "in0" } else { "in1" })?;
-            let source = *operands.get(other)?;
+            let mut elem = role(key, if other == 0 { "in0" } else { "in1" })?;
+            let mut source = *operands.get(other)?;
+            let mut place = place;
+            if let (At::Same, Some(copy)) = (place, appended(source))
+                && let (Some((row, own)), Some(from)) = (copy.appends, slots(copy, Access::Read).next())
+                && let Some(stored) =
+                    table.get(source).and_then(|u| role(keys.get(*u.writers.first()?)?.as_ref()?, "in0"))
+            {
+                (source, elem, place) = (from, stored, At::Narrow(row, own));
+            }
             let ready = table.get(source).is_some_and(|u| u.writers.iter().all(|w| w < into));
             if !ready {
                 continue;

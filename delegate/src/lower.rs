@@ -566,8 +566,25 @@ impl<'a, 'e> Lower<'a, 'e> {
             }
         };
         let (params, limits) = params.finish();
-        self.program.dispatches.push(Dispatch { node: self.id, kernel, bindings, params, limits, groups });
+        self.program.dispatches.push(Dispatch {
+            node: self.id,
+            kernel,
+            bindings,
+            params,
+            limits,
+            appends: None,
+            groups,
+        });
         Ok(())
+    }
+
+    /// Says that the last dispatch only appends zeros to its operand's rows.
+    pub(crate) fn appends(&mut self, rows: usize, of: usize) {
+        if let (Some(d), Ok(rows), Ok(of)) =
+            (self.program.dispatches.last_mut(), u32::try_from(rows), u32::try_from(of))
+        {
+            d.appends = Some((rows, of));
+        }
     }
 
     /// Finishes the part: ports for `outputs`, and memory.

@@ -60,6 +60,8 @@ pub struct Dispatch {
     pub params: Vec<u32>,
     /// The word of the uniform that holds the f32 that results are at least; the next holds what they are at most.
     pub limits: Option<usize>,
+    /// Set by a dispatch that only appends zeros to its operand's rows: (quads of its rows, of the operand's).
+    pub appends: Option<(u32, u32)>,
     /// Workgroups.
     pub groups: [u32; 3],
 }
@@ -237,6 +239,7 @@ mod tests {
                     bindings: bind(r, w),
                     params: vec![0; 4],
                     limits: None,
+                    appends: None,
                     groups: [1; 3],
                 })
                 .collect(),

@@ -3,7 +3,7 @@
 mod common;
 use common::{Case, Tolerance, gpu_plan, infer};
 use litegpu_delegate::{Caps, Device, Plan, PlanOptions, Step};
-use litegpu_graph::schema::FakeQuantOptionsT;
+use litegpu_graph::schema::{Conv2DOptionsT, FakeQuantOptionsT};
 use litegpu_graph::{DType, Model, Op};
 
 /// NEG, an operator that only the CPU has, NEG; and EXP of the input beside them.
@@ -87,6 +87,36 @@ fn clamps_join_the_limits_of_products() {
         assert_eq!(d.params[at..at + 2], [0.0f32.to_bits(), high.to_bits()]);
     }
     assert_ne!(plan(Some(Op::Tanh)).kernels, plain.kernels);
+}
+
+/// The residual of a block that widens: channels padded with zeros, added to the block's result. No copy is made.
+#[test]
+fn appended_zeros_are_not_copied() {
+    let mut c = residual();
+    let shapes = infer(&mut c.model).unwrap();
+    let options = PlanOptions { force_gpu: true, ..PlanOptions::default() };
+    let p = gpu_plan(&c.model, &shapes, &Caps::baseline(), &options).unwrap();
+    let program = p.programs().next().unwrap();
+    assert_eq!(program.dispatches.len(), 1, "{:?}", program.kernels);
+}
+
+fn residual() -> Case {
+    let mut c = Case::new("residual", Tolerance::Float { abs: 1e-5, rel: 1e-5 });
+    let x = c.input(DType::F32, &[1, 5, 3, 8], -1.0, 1.0);
+    let pads = c.i32s_of(&[4, 2], &[0, 0, 0, 0, 0, 0, 0, 5]);
+    let wide = c.op(Op::Pad, &[x, pads], DType::F32, None);
+    let w = c.weights(DType::F32, &[13, 1, 1, 8], -1.0, 1.0, None);
+    let one_by_one = Conv2DOptionsT { stride_w: 1, stride_h: 1, ..Default::default() };
+    let y = c.op(Op::Conv2d(one_by_one), &[x, w], DType::F32, None);
+    let sum = c.op(Op::Add(Default::default()), &[y, wide], DType::F32, None);
+    c.op(Op::Relu, &[sum], DType::F32, None);
+    c.model.subgraphs[0].outputs.drain(..3);
+    c
+}
+
+#[test]
+fn appended_zeros_are_not_copied_and_count() {
+    residual().run();
 }
 
 #[test]

@@ -109,6 +109,8 @@ pub enum At {
     Mod(u32),
     /// Lane 0 of quad 0: a scalar.
     Scalar,
+    /// An operand with rows of fewer quads than the output's: (the output's, its own). Zeros stand for the rest.
+    Narrow(u32, u32),
 }
 
 /// One step of an epilogue: a function of `parts/functions.wgsl` applied to the running value.
@@ -263,6 +265,10 @@ fn finish(steps: &[Step], text: &mut String) {
                 At::Same => format!("{role}_unpack({role}[at])"),
                 At::Mod(n) => format!("{role}_unpack({role}[at % {n}u])"),
                 At::Scalar => format!("{role}_Val4({role}_unpack({role}[0]).x)"),
+                At::Narrow(row, own) => format!(
+                    "select({role}_Val4(), {role}_unpack({role}[(at / {row}u) * {own}u + min(at % {row}u, {own}u - 1u)]), \
+                     at % {row}u < {own}u)"
+                ),
             };
             args.insert(if s.swap { 0 } else { 1 }, load);
             operands += 1;
