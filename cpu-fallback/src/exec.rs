@@ -98,6 +98,8 @@ struct NodeState {
     out_shapes: SmallVec<[Option<Shape>; 2]>,
     inferred: bool,
     by_value: bool,
+    /// It has run and need not run again before a reset.
+    settled: bool,
 }
 
 impl Executor {
@@ -274,15 +276,16 @@ impl Executor {
         self.budget.used()
     }
 
-    /// Sets variable tensors to zero and forgets resources: the next run starts as the first did.
+    /// Sets variable tensors to their first values and forgets resources: the next run starts as the first did.
     pub fn reset(&mut self) {
         self.resources.reset();
         for (graph, frame) in self.model.clone().subgraphs.iter().zip(self.frames.iter_mut().flatten()) {
             for (t, slot) in graph.tensors.iter().zip(&mut frame.slots) {
                 if let (true, Slot::Value { value, .. }) = (t.is_variable, slot) {
-                    zero(t, value);
+                    initialise(t, value);
                 }
             }
+            frame.nodes.iter_mut().for_each(|n| n.settled = false);
         }
     }
 
@@ -331,6 +334,9 @@ impl Executor {
         state: &mut NodeState,
     ) -> Result<()> {
         let Some(node) = graph.nodes.get(n) else { return Ok(()) };
+        if state.settled {
+            return Ok(());
+        }
         if state.kernel.is_none() {
             state.kernel = Some(self.make(&Site { model, graph, node })?);
         }
@@ -392,6 +398,7 @@ impl Executor {
             }
         })();
         restore(frame, node, &mut outputs, &mut variables, run.is_ok());
+        state.settled = run.is_ok() && gives_first_value(graph, node);
         run
     }
 
@@ -627,16 +634,11 @@ impl Frame {
         for t in &graph.tensors {
             slots.push(match &t.data {
                 Some(data) if !t.is_variable => Slot::Constant(Constant::new(t.dtype, data)?),
-                data => {
+                _ => {
                     let mut value = Value::empty(t.dtype, t.quant.clone().map(Arc::new)).budgeted(budget);
                     if t.is_variable {
                         value.reshape(&t.shape)?;
-                        zero(t, &mut value);
-                        if let Some(d) = data
-                            && value.bytes().len() == d.len()
-                        {
-                            value.bytes_mut().copy_from_slice(d);
-                        }
+                        initialise(t, &mut value);
                     }
                     Slot::Value { value, ready: t.is_variable }
                 }
@@ -783,8 +785,24 @@ fn view<'a>(graph: &'a Graph, slots: &'a [Slot], tensor: TensorId) -> Result<Vie
     }
 }
 
-/// Zero as a real number: the zero point of a quantized variable.
-fn zero(t: &Tensor, value: &mut Value) {
+/// Whether a node computes what a variable tensor holds at first: a DEQUANTIZE of a constant, in networks whose
+/// constants were made float16. It runs once; the state that operators leave in the tensor must survive later runs.
+fn gives_first_value(graph: &Graph, node: &litegpu_graph::Node) -> bool {
+    let tensor = |t: Option<TensorId>| t.and_then(|t| graph.tensors.get(t));
+    node.op == Op::Dequantize
+        && tensor(node.input(0)).is_some_and(Tensor::is_constant)
+        && tensor(node.outputs.first().copied()).is_some_and(|t| t.is_variable)
+}
+
+/// What a variable holds before the first run: its data, else zero as a real number, which is the zero point of a
+/// quantized one.
+fn initialise(t: &Tensor, value: &mut Value) {
+    if let Some(d) = &t.data
+        && value.bytes().len() == d.len()
+    {
+        value.bytes_mut().copy_from_slice(d);
+        return;
+    }
     let z = t.per_tensor().map_or(0, |(_, z)| z);
     match t.dtype {
         DType::I8 | DType::U8 => value.bytes_mut().fill(z as u8),

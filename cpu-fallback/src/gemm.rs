@@ -117,7 +117,7 @@ impl PackedF32 {
         Ok(())
     }
 
-    fn panel(&self, p: usize) -> &[LineF32] {
+    pub(crate) fn panel(&self, p: usize) -> &[LineF32] {
         &self.lines[p * self.depth..][..self.depth]
     }
 }
@@ -185,7 +185,7 @@ impl PackedInt {
         Ok(())
     }
 
-    fn panel(&self, p: usize) -> Panel<'_> {
+    pub(crate) fn panel(&self, p: usize) -> Panel<'_> {
         let range = p * self.pairs..(p + 1) * self.pairs;
         if self.is_wide { Panel::Wide(&self.wide[range]) } else { Panel::Narrow(&self.narrow[range]) }
     }

@@ -4,6 +4,7 @@ mod custom;
 mod eval;
 mod exec;
 mod gemm;
+mod in_order;
 mod kernel;
 mod moves;
 pub mod ops;

@@ -36,18 +36,47 @@ pub(crate) fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The hyperbolic tangent: a polynomial near zero, the exponential elsewhere.
+/// The hyperbolic tangent, as the C library that the reference was recorded with has it, to the bit: from e^y - 1
+/// (fdlibm's reduction and rational approximation, its branches made selections) with y = 2|x|, or -2|x| below 1.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
-    let z = x * x;
-    let p = -5.704_988_6e-3;
-    let p = p * z + 2.063_909e-2;
-    let p = p * z - 5.373_971_5e-2;
-    let p = p * z + 1.333_144_3e-1;
-    let p = p * z - 3.333_328e-1;
-    let near = p * z * x + x;
-    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
-    if x.abs() < 0.625 { near } else { far }
+    const LN2_HIGH: f32 = 6.931_381_225_6e-1;
+    const LN2_LOW: f32 = 9.058_000_614_5e-6;
+    let size = x.abs();
+    // The result is 1 long before this.
+    let size = if size > 20.0 { 20.0 } else { size };
+    let large = size >= 1.0;
+    let y = if large { 2.0 * size } else { -2.0 * size };
+    let k = (std::f32::consts::LOG2_E * y + 0.5f32.copysign(y)) as i32;
+    let k = if y.abs() < 1.039_720_8 { -1 } else { k };
+    let k = if y.abs() <= 0.346_573_6 { 0 } else { k };
+    let n = k as f32;
+    let (high, low) = (y - n * LN2_HIGH, n * LN2_LOW);
+    let r = high - low;
+    let c = (high - r) - low;
+    let half = 0.5 * r;
+    let h = r * half;
+    let p = 1.0
+        + h * (-3.333_333_507_2e-2
+            + h * (1.587_301_609_1e-3
+                + h * (-7.936_507_609_0e-5 + h * (4.008_217_729_3e-6 + h * -2.010_992_119_5e-7))));
+    let t = 3.0 - p * half;
+    let e = h * ((p - t) / (6.0 - r * t));
+    let e = (r * (e - c) - c) - h;
+    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    let rest = e - r;
+    let z = if k < 0 {
+        if k == -1 { 0.5 * (r - e) - 0.5 } else { (1.0 - rest) * power(k) - 1.0 }
+    } else if k == 0 {
+        r - e
+    } else if k < 23 {
+        ((1.0 - power(-k)) - rest) * power(k)
+    } else {
+        ((r - (e + power(-k))) + 1.0) * power(k)
+    };
+    let q = if large { 2.0 } else { -z } / (z + 2.0);
+    let q = if large { 1.0 - q } else { q };
+    q.copysign(x)
 }
 
 #[cfg(test)]

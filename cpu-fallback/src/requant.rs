@@ -1,7 +1,7 @@
 //! What follows an integer product: bias, scale, zero point, activation.
 
 use crate::gemm::{Finish, refill};
-use crate::simd::{Isa, NR, Requant, RequantWide, clamp};
+use crate::simd::{Isa, NR, Requant, RequantWide, Task, clamp, dispatch};
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
@@ -87,6 +87,21 @@ impl Rounded {
     }
 }
 
+impl Rounded {
+    /// The constants of 16 columns.
+    #[inline(always)]
+    fn requant(&self, column: usize) -> Requant<'_> {
+        Requant {
+            bias: lanes(&self.bias, column),
+            value: lanes(&self.value, column),
+            shift: lanes(&self.shift, column),
+            zero: self.zero,
+            low: self.low,
+            high: self.high,
+        }
+    }
+}
+
 /// Narrows rows of 16 values to the first `n` of outputs `stride` apart.
 #[inline(always)]
 fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O], stride: usize, n: usize) {
@@ -110,14 +125,7 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
     }
     #[inline(always)]
     fn tile<S: Isa>(&self, _row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [O], stride: usize, n: usize) {
-        let q = Requant {
-            bias: lanes(&self.bias, column),
-            value: lanes(&self.value, column),
-            shift: lanes(&self.shift, column),
-            zero: self.zero,
-            low: self.low,
-            high: self.high,
-        };
+        let q = self.requant(column);
         S::requantize(acc, &q);
         narrow_rows::<S, O>(acc, out, stride, n);
     }
@@ -187,6 +195,51 @@ impl<O: Quantized> Finish<i64, O> for Wide {
         };
         S::requantize_wide(acc, &q);
         narrow_rows::<S, O>(acc, out, stride, n);
+    }
+}
+
+/// [`Rounded`] values added to 16-bit ones, saturated: the recurrent part of a gate's sum.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Onto<'a> {
+    pub constants: &'a Rounded,
+    /// What is added to, its rows `stride` apart.
+    pub values: &'a [i16],
+    pub stride: usize,
+}
+
+impl Finish<i32, i16> for Onto<'_> {
+    #[inline(always)]
+    fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[i32; NR], out: &mut [i16]) {
+        let n = out.len();
+        self.tile::<S>(row, column, &mut [*sums], out, n, n);
+    }
+    #[inline(always)]
+    fn tile<S: Isa>(&self, row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [i16], stride: usize, n: usize) {
+        S::requantize(acc, &self.constants.requant(column));
+        for (l, acc) in acc.iter().enumerate() {
+            let onto = &self.values[(row + l) * self.stride + column..][..n];
+            for ((o, x), y) in out[l * stride..][..n].iter_mut().zip(acc).zip(onto) {
+                *o = x.saturating_add(*y as i32).clamp(i16::MIN as i32, i16::MAX as i32) as i16;
+            }
+        }
+    }
+}
+
+/// [`Rounded`] values and a zero point, added with saturation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Saturated<'a> {
+    pub constants: &'a Rounded,
+    pub zero: i32,
+}
+
+impl Finish<i32, i8> for Saturated<'_> {
+    #[inline(always)]
+    fn finish<S: Isa>(&self, _row: usize, column: usize, sums: &[i32; NR], out: &mut [i8]) {
+        let mut acc = [*sums];
+        S::requantize(&mut acc, &self.constants.requant(column));
+        for (o, x) in out.iter_mut().zip(&acc[0]) {
+            *o = x.saturating_add(self.zero).clamp(-128, 127) as i8;
+        }
     }
 }
 
@@ -306,38 +359,76 @@ impl Finish<i32, i32> for Sums {
 
 /// Quantizes floats to int8 symmetrically; returns the scale.
 pub(crate) fn quantize_symmetric(x: &[f32], q: &mut [i8]) -> f32 {
-    let range = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let (low, high) = dispatch(Extremes(x));
+    let range = high.max(-low);
     if range == 0.0 || !range.is_finite() {
         q.fill(0);
         return 1.0;
     }
-    let inverse = 127.0 / range;
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round().clamp(-127.0, 127.0) as i8;
-    }
+    dispatch(Quantize { x, q, zero: 0.0, inverse: 127.0 / range, low: -127.0 });
     range / 127.0
 }
 
 /// Quantizes floats to int8 so that zero and the extremes are kept; returns scale and zero point.
 pub(crate) fn quantize_asymmetric(x: &[f32], q: &mut [i8]) -> (f32, i32) {
-    let (low, high) = x.iter().fold((0.0f32, 0.0f32), |(l, h), &v| (l.min(v), h.max(v)));
+    let (low, high) = dispatch(Extremes(x));
     let (low, high) = (low as f64, high as f64);
     if low == high || !(high - low).is_finite() {
         q.fill(0);
         return (1.0, 0);
     }
     let scale = (high - low) / 255.0;
+    // The zero point is taken from the end that it follows from with the smaller error.
     let (from_low, from_high) = (-128.0 - low / scale, 127.0 - high / scale);
     let low_error = 128.0 + (low / scale).abs();
     let high_error = 127.0 + (high / scale).abs();
     let zero = if low_error < high_error { from_low } else { from_high };
     let zero = zero.round().clamp(-128.0, 127.0) as i32;
     let scale = scale as f32;
-    let inverse = 1.0 / scale;
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (zero as f32 + x * inverse).round().clamp(-128.0, 127.0) as i8;
-    }
+    dispatch(Quantize { x, q, zero: zero as f32, inverse: 1.0 / scale, low: -128.0 });
     (scale, zero)
+}
+
+/// The smallest and the largest of some numbers and zero; what is no number does not count.
+struct Extremes<'a>(&'a [f32]);
+
+impl Task for Extremes<'_> {
+    type Output = (f32, f32);
+    #[inline(always)]
+    fn run<S: Isa>(self) -> (f32, f32) {
+        let (blocks, rest) = self.0.as_chunks::<32>();
+        let (mut low, mut high) = ([0f32; 32], [0f32; 32]);
+        for b in blocks {
+            for j in 0..32 {
+                low[j] = if b[j] < low[j] { b[j] } else { low[j] };
+                high[j] = if b[j] > high[j] { b[j] } else { high[j] };
+            }
+        }
+        let both = rest.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+        low.iter().zip(&high).fold(both, |(l, h), (&a, &b)| (l.min(a), h.max(b)))
+    }
+}
+
+/// q = x * inverse + zero, rounded half away from zero, within int8.
+struct Quantize<'a> {
+    x: &'a [f32],
+    q: &'a mut [i8],
+    zero: f32,
+    inverse: f32,
+    low: f32,
+}
+
+impl Task for Quantize<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        for (q, x) in self.q.iter_mut().zip(self.x) {
+            let v = self.zero + x * self.inverse;
+            // Just under a half is added, so that the largest fraction below it does not carry.
+            let v = clamp(v + 0.499_999_97f32.copysign(v), (self.low, 127.0));
+            *q = v as i32 as i8;
+        }
+    }
 }
 
 /// Multipliers of a quantized convolution: in double precision, per channel.
@@ -377,5 +468,44 @@ pub(crate) fn after(activation: ActivationFunctionType) -> Option<fn(f32) -> f32
         ActivationFunctionType::TANH => Some(f32::tanh),
         ActivationFunctionType::SIGN_BIT => Some(|x| if x.is_sign_negative() { 1.0 } else { 0.0 }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Portable;
+
+    #[test]
+    fn quantized_floats_are_rounded_half_away() {
+        let x: Vec<f32> = (0..301).map(|i| (i as f32 - 120.0) * 0.037).chain([0.0, -0.0, 6.7]).collect();
+        let mut q = vec![0i8; x.len()];
+        let scale = quantize_symmetric(&x, &mut q);
+        let range = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert_eq!(scale, range / 127.0);
+        for (x, q) in x.iter().zip(&q) {
+            assert_eq!(*q, (x * (127.0 / range)).round().clamp(-127.0, 127.0) as i8);
+        }
+        let (scale, zero) = quantize_asymmetric(&x, &mut q);
+        for (x, q) in x.iter().zip(&q) {
+            assert_eq!(*q, (zero as f32 + x * (1.0 / scale)).round().clamp(-128.0, 127.0) as i8);
+            assert!(((*q as i32 - zero) as f32 * scale - x).abs() <= scale * 0.501);
+        }
+        // The vector code and the portable code agree.
+        let mut portable = vec![0i8; x.len()];
+        let (zero, inverse) = (zero as f32, 1.0 / scale);
+        Quantize { x: &x, q: &mut portable, zero, inverse, low: -128.0 }.run::<Portable>();
+        assert_eq!(portable, q);
+        assert_eq!(Extremes(&x).run::<Portable>(), dispatch(Extremes(&x)));
+    }
+
+    #[test]
+    fn what_is_no_number_is_quantized_to_something() {
+        let mut q = [1i8; 2];
+        assert_eq!(quantize_asymmetric(&[0.0, 0.0], &mut q), (1.0, 0));
+        assert_eq!(q, [0, 0]);
+        quantize_asymmetric(&[f32::NAN, f32::INFINITY], &mut q);
+        quantize_symmetric(&[f32::NAN, f32::NEG_INFINITY], &mut q);
+        assert_eq!(q, [0, 0]);
     }
 }

@@ -94,6 +94,15 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn store(x: Self::F, to: &mut [f32; 8]);
     /// a * b + c on each lane, fused where the set has it.
     fn fma8(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a * b + c on each lane, rounded twice: the same on every machine.
+    #[inline(always)]
+    fn mul_add8(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        let [mut x, mut y, mut z] = [[0.0; 8]; 3];
+        Self::store(a, &mut x);
+        Self::store(b, &mut y);
+        Self::store(c, &mut z);
+        Self::load(&std::array::from_fn(|j| x[j] * y[j] + z[j]))
+    }
     /// Clamps each lane.
     fn clamp8(x: Self::F, range: (f32, f32)) -> Self::F;
 
@@ -498,6 +507,11 @@ mod avx2 {
         fn fma8(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn mul_add8(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_add_ps(_mm256_mul_ps(a, b), c) }
         }
         #[inline(always)]
         fn clamp8(x: __m256, range: (f32, f32)) -> __m256 {

@@ -614,6 +614,11 @@ impl Scales {
 
 /// A convolution whose filters see all channels (of their group).
 fn dense(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
+    let types = (site.input(at[0])?.dtype, site.input(at[1])?.dtype, site.output(0)?.dtype);
+    if types == (DType::I16, DType::I16, DType::I16) {
+        // The reference takes the bytes of 16-bit weights for 8-bit weights; here they are what they say.
+        return dense_wide(site, spatial, at);
+    }
     match kind(site, at, spatial.bias_type)? {
         Kind::Float => dense_float(site, spatial, at),
         Kind::Hybrid => dense_hybrid(site, spatial, at),
@@ -686,22 +691,39 @@ fn pack_ints(
     packs: &mut Vec<PackedInt>,
 ) -> Result<()> {
     let groups = s.channels / s.group;
-    let per = s.filters / groups;
     packs.resize_with(phases.len() * groups + 1, PackedInt::default);
+    if w.dtype == DType::I16 {
+        let words = w.wide()?;
+        return pack_values(spatial, s, phases, true, &words, |w| w as i16, packs);
+    }
     let bytes = w.bytes8()?;
     let unsigned = w.dtype == DType::U8;
     // Signed weights of convolutions have no zero point.
     let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
     let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
+    pack_values(spatial, s, phases, unsigned, &bytes, value, packs)
+}
+
+fn pack_values<T: Copy>(
+    spatial: &Spatial,
+    s: &Sizes,
+    phases: &[Phase],
+    wide: bool,
+    values: &[T],
+    value: impl Fn(T) -> i16,
+    packs: &mut [PackedInt],
+) -> Result<()> {
+    let groups = s.channels / s.group;
+    let per = s.filters / groups;
     // The last one is for outputs that no tap reaches.
     let none = Phase::default();
     for (p, phase) in phases.iter().chain([&none]).enumerate() {
         for g in 0..if p < phases.len() { groups } else { 1 } {
-            packs[p * groups + g].pack(phase.taps() * s.group, per, unsigned, |n, row| {
+            packs[p * groups + g].pack(phase.taps() * s.group, per, wide, |n, row| {
                 let mut row = row.chunks_exact_mut(s.group);
                 phase.each_tap(|tap| {
                     let (from, step) = spatial.tap(s, g * per + n, tap);
-                    let source = bytes[from..].iter().step_by(step);
+                    let source = values[from..].iter().step_by(step);
                     if let Some(to) = row.next() {
                         to.iter_mut().zip(source).for_each(|(t, w)| *t = value(*w));
                     }

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::gemm::{Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Sum, product_f32, product_int, refill};
+use crate::in_order::product_in_order;
 use crate::kernel::Call;
 use crate::requant::*;
+use crate::simd::{Isa, MAX_MR, NR, Task, clamp, dispatch};
 use crate::weights::{Source, Weights};
 use litegpu_graph::fixed::{float_range, quantized_range, type_range};
 use litegpu_graph::schema::{
@@ -142,7 +144,11 @@ fn float(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
-        product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))?;
+        if layer.weights.constant {
+            product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))?;
+        } else {
+            product_in_order(pool, x, &layer.pack, &layer.finish, out);
+        }
         apply(after, out);
         Ok(())
     }))
@@ -386,11 +392,18 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         return Err(Error::invalid(format!("{} block scales for {units} units of {blocks} blocks", scales.len())));
     }
     let block = params.block_size;
-    let mut packs: Vec<PackedInt> = Vec::new();
-    let mut finish: Vec<Hybrid> = Vec::new();
+    let mut blocks = Blocks { weights: PackedInt::default(), scales: Vec::new(), count: blocks };
+    // Scales of 16 units side by side, block after block.
+    refill(&mut blocks.scales, units.div_ceil(NR) * blocks.count * NR, 0.0)?;
+    for (i, s) in scales.iter().enumerate() {
+        let (n, b) = (i / blocks.count, i % blocks.count);
+        blocks.scales[(n / NR * blocks.count + b) * NR + n % NR] = *s;
+    }
+    // Depth steps go in pairs: a block of odd size gets one more.
+    let step = block.next_multiple_of(2);
     let mut offset = FinishF32 { range, ..FinishF32::default() };
     let mut ready = false;
-    let (mut q, mut pieces, mut zeros, mut part) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut q, mut pieces, mut zeros, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     Ok(Box::new(move |call| {
         if !ready {
             let w = weights.get(call)?;
@@ -398,20 +411,12 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
             if bytes.len() != units * depth {
                 return Err(Error::invalid("the weights' data does not fit their shape"));
             }
-            packs.clear();
-            finish.clear();
-            for b in 0..blocks {
-                let mut pack = PackedInt::default();
-                pack.pack(block, units, false, |n, row| {
-                    let from = &bytes[n * depth + b * block..][..block];
-                    row.iter_mut().zip(from).for_each(|(r, w)| *r = *w as i16);
-                })?;
-                packs.push(pack);
-                let column: Vec<f32> = (0..units).map(|n| scales[n * blocks + b]).collect();
-                let mut f = Hybrid::linear();
-                f.set(None, &column)?;
-                finish.push(f);
-            }
+            blocks.weights.pack(step * blocks.count, units, false, |n, row| {
+                for (to, from) in row.chunks_exact_mut(step).zip(bytes[n * depth..].chunks_exact(block)) {
+                    to.fill(0);
+                    to.iter_mut().zip(from).for_each(|(t, w)| *t = *w as i16);
+                }
+            })?;
             let bias = bias.as_ref().map(|b| b.get(call)).transpose()?;
             offset.set(units, bias_floats(bias.as_ref(), units)?.as_deref())?;
             ready = weights.constant;
@@ -421,27 +426,95 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
         quantize_rows(x, depth, true, &mut q, &mut pieces, &mut zeros)?;
-        refill(&mut part, out.len(), 0.0f32)?;
-        out.fill(0.0);
-        for (b, (pack, finish)) in packs.iter().zip(&finish).enumerate() {
-            let finish = HybridRows { constants: finish, pieces: &pieces, rows: 1 };
-            let (q, zeros) = (&q, &zeros);
-            // The block's inputs start within the row: the row's length is given, the block is cut out of it.
-            let a = Converted(&q[..], depth, |from: &[i8], to: &mut [i16], row: usize| {
-                let from = &from[b * block..][..block];
-                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zeros[row]);
-            });
-            product_int::<i32, f32>(pool, rows, &a, pack, &finish, &mut part, whole(units))?;
-            out.iter_mut().zip(&part).for_each(|(o, p)| *o += p);
+        refill(&mut words, rows * step * blocks.count, 0i16)?;
+        for (i, (to, from)) in words.chunks_exact_mut(step).zip(q.chunks_exact(block)).enumerate() {
+            let zero = zeros[i / blocks.count];
+            to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zero);
         }
-        for row in out.chunks_exact_mut(units.max(1)) {
-            for (o, b) in row.iter_mut().zip(&offset.bias) {
-                *o = crate::simd::clamp(*o + b, range);
-            }
-        }
+        blocks.product(pool, &words, &pieces, &offset, out);
         apply(after, out);
         Ok(())
     }))
+}
+
+/// Weights with a scale for every block of depth steps.
+struct Blocks {
+    weights: PackedInt,
+    scales: Vec<f32>,
+    count: usize,
+}
+
+impl Blocks {
+    /// Each block's sum is scaled on its own; the blocks are added up in order.
+    fn product(&self, pool: &crate::pool::Pool, x: &[i16], pieces: &[f32], bias: &FinishF32, out: &mut [f32]) {
+        const PARALLEL: usize = 400_000;
+        let (units, depth) = (self.weights.columns, self.weights.depth);
+        if units == 0 {
+            return;
+        }
+        let parallel = pool.threads() > 1 && out.len().saturating_mul(depth) >= PARALLEL;
+        if pieces.len() == 1 {
+            let per = units.div_ceil(2 * pool.threads()).next_multiple_of(NR);
+            pool.chunks(out, if parallel { per } else { units }, parallel, |i, out| {
+                dispatch(BlocksTask { of: self, x, pieces, bias, first: i * per, columns: out.len(), out });
+            });
+            return;
+        }
+        let rows = if parallel { pieces.len().div_ceil(3 * pool.threads()) } else { pieces.len() };
+        pool.chunks(out, rows * units, parallel, |i, out| {
+            let (x, pieces) = (&x[i * rows * depth..], &pieces[i * rows..]);
+            dispatch(BlocksTask { of: self, x, pieces, bias, first: 0, columns: units, out });
+        });
+    }
+}
+
+/// Some columns, from `first` on, of some rows.
+struct BlocksTask<'a> {
+    of: &'a Blocks,
+    x: &'a [i16],
+    pieces: &'a [f32],
+    bias: &'a FinishF32,
+    first: usize,
+    columns: usize,
+    out: &'a mut [f32],
+}
+
+impl Task for BlocksTask<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        let Blocks { weights, scales, count } = self.of;
+        let depth = weights.depth;
+        let pairs = depth / 2 / (*count).max(1);
+        let rows = self.out.len() / self.columns;
+        for column in (0..self.columns).step_by(NR) {
+            let p = (self.first + column) / NR;
+            let n = NR.min(self.columns - column);
+            let panel = weights.panel(p);
+            let scales = scales[p * count * NR..][..count * NR].as_chunks::<NR>().0;
+            for r in (0..rows).step_by(S::MR) {
+                let m = S::MR.min(rows - r);
+                let mut sums = [[0f32; NR]; MAX_MR];
+                for (b, scale) in scales.iter().enumerate() {
+                    let mut acc = [[0i32; NR]; MAX_MR];
+                    let x = &self.x[r * depth + 2 * b * pairs..];
+                    S::tile_i16(x, depth, m, panel.part(b * pairs..(b + 1) * pairs), n, &mut acc);
+                    for l in 0..m {
+                        let piece = self.pieces[r + l];
+                        for j in 0..NR {
+                            sums[l][j] += acc[l][j] as f32 * (scale[j] * piece);
+                        }
+                    }
+                }
+                for (l, sums) in sums.iter().enumerate().take(m) {
+                    let out = &mut self.out[(r + l) * self.columns + column..][..n];
+                    for (j, o) in out.iter_mut().enumerate() {
+                        *o = clamp(sums[j] + self.bias.bias[p * NR + j], self.bias.range);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// How the batches of a product lie: for each output batch, the batch of either operand.
@@ -510,29 +583,59 @@ fn batch_matmul(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
         (DType::F32, DType::I8 | DType::I4 | DType::I2, DType::F32) => batch_hybrid(site, o),
         (DType::I8, DType::I8, DType::I32) => batch_sums(site, o),
         (DType::I8, DType::I8 | DType::I4 | DType::I2, DType::I8) => {
-            let m = batch_scale(site)?;
+            let scales = BatchScales::new(site, o)?;
             let (low, high) = type_range(DType::I8)?;
             let zero = per_tensor(z)?.1;
-            batch_int::<i8, i8, i32, Rounded>(site, o, move |f, n| {
+            batch_int::<i8, i8, i32, Rounded>(site, o, scales.zero, move |f, n| {
                 (f.zero, f.low, f.high) = (zero, low, high);
-                f.set(None, &vec![m; n])
+                f.set(None, &scales.multipliers(n)?)
             })
         }
         (DType::I16, DType::I16 | DType::I8 | DType::I4 | DType::I2, DType::I16) => {
-            let m = batch_scale(site)?;
+            let scales = BatchScales::new(site, o)?;
             let (low, high) = type_range(DType::I16)?;
-            batch_int::<i16, i16, i64, Wide>(site, o, move |f, n| {
+            batch_int::<i16, i16, i64, Wide>(site, o, scales.zero, move |f, n| {
                 (f.low, f.high) = (low, high);
-                f.set(None, &vec![m; n])
+                f.set(None, &scales.multipliers(n)?)
             })
         }
         (x, y, z) => Err(site.unsupported(format!("{x} by {y} giving {z}"))),
     }
 }
 
-fn batch_scale(site: &Site<'_>) -> Result<litegpu_graph::fixed::Multiplier> {
-    let scale = |t: &Tensor| per_tensor(t).map(|s| s.0);
-    Ok(multiplier(scale(site.input(0)?)?, scale(site.input(1)?)?, scale(site.output(0)?)?))
+/// Scales of an integer product of two operands, and the right operand's zero point.
+struct BatchScales {
+    left: f32,
+    /// One, or one for each column. The reference takes the latter for zero; here it means what it says.
+    right: Vec<f32>,
+    output: f32,
+    zero: i32,
+}
+
+impl BatchScales {
+    fn new(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<BatchScales> {
+        let (left, output) = (per_tensor(site.input(0)?)?.0, per_tensor(site.output(0)?)?.0);
+        let y = site.input(1)?;
+        let columns = y.quant.as_ref().filter(|q| q.scale.len() > 1);
+        let Some(q) = columns else {
+            let (scale, zero) = per_tensor(y)?;
+            return Ok(BatchScales { left, right: vec![scale], output, zero });
+        };
+        let axis = y.shape.len().checked_sub(if o.adj_y { 2 } else { 1 });
+        if axis != Some(q.axis) || q.zero_point.iter().any(|&z| z != 0) || q.scale.iter().any(|s| !(*s > 0.0)) {
+            return Err(site.unsupported(format!("scales along axis {} of the right operand", q.axis)));
+        }
+        Ok(BatchScales { left, right: q.scale.clone(), output, zero: 0 })
+    }
+
+    fn multipliers(&self, columns: usize) -> Result<Vec<litegpu_graph::fixed::Multiplier>> {
+        let one = |s: f32| multiplier(self.left, s, self.output);
+        match self.right.as_slice() {
+            [s] => Ok(vec![one(*s); columns]),
+            s if s.len() == columns => Ok(s.iter().map(|&s| one(s)).collect()),
+            s => Err(Error::invalid(format!("{} scales for {columns} columns", s.len()))),
+        }
+    }
 }
 
 /// Packs the right operand's matrices.
@@ -582,7 +685,11 @@ fn batch_float(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             let n = b.pairs[i..].iter().enumerate().take_while(|(k, p)| **p == (l + k, r)).count();
             let a = &left[l * b.rows * b.depth..][..n * b.rows * b.depth];
             let out = &mut out[i * size..][..n * size];
-            product_f32(pool, n * b.rows, &Direct(a, b.depth), &packs[r], &finish, out, whole(b.columns))?;
+            if right.constant {
+                product_f32(pool, n * b.rows, &Direct(a, b.depth), &packs[r], &finish, out, whole(b.columns))?;
+            } else {
+                product_in_order(pool, a, &packs[r], &finish, out);
+            }
             i += n;
         }
         Ok(())
@@ -618,12 +725,13 @@ fn pack_int_matrices(w: &Weights<'_>, zero: i32, b: &Batches, adj_y: bool, packs
 fn batch_int<X: Quantized, O: Quantized, U: Sum, F>(
     site: &Site<'_>,
     o: &BatchMatMulOptionsT,
+    right_zero: i32,
     set: impl Fn(&mut F, usize) -> Result<()> + Send + 'static,
 ) -> Result<Kernel>
 where
     F: crate::gemm::Finish<U, O> + Default + Send + 'static,
 {
-    let zeros = (per_tensor(site.input(0)?)?.1, per_tensor(site.input(1)?)?.1);
+    let zeros = (per_tensor(site.input(0)?)?.1, right_zero);
     let (o, right) = (o.clone(), Source::new(site, 1)?);
     if size_of::<X>() == 2 && zeros != (0, 0) {
         return Err(Error::invalid("16-bit operands with a zero point"));

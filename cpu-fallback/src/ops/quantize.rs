@@ -3,6 +3,7 @@
 use super::*;
 use crate::pool::Pool;
 use crate::simd::{Isa, Task, dispatch};
+use crate::tables::to_int;
 use crate::value::{Value, View};
 use crate::weights::{Source, pack, unpack};
 use bytemuck::Pod;
@@ -122,13 +123,13 @@ fn quantize(site: &Site<'_>) -> Result<Kernel> {
 
 #[inline(always)]
 fn quantize_one(x: f32, scale: f32, zero: i32, low: i32, high: i32) -> i32 {
-    round(x / scale).saturating_add(zero).clamp(low, high)
+    round(x / scale).wrapping_add(zero).clamp(low, high)
 }
 
-/// Half away from zero, without a call into the maths library.
+/// Half away from zero, without a call into the maths library; [`to_int`] says what becomes of infinities.
 #[inline(always)]
 fn round(x: f32) -> i32 {
-    (x + 0.499_999_97f32.copysign(x)).trunc() as i32
+    to_int(x + 0.499_999_97f32.copysign(x))
 }
 
 trait Element: Pod + Send + Sync {
@@ -183,13 +184,19 @@ fn from_float<Y: Element>(site: &Site<'_>, to: &Quant) -> Result<Kernel> {
 
 fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
     let per_tensor = |t: &Tensor| {
-        let scale = t.per_tensor().filter(|(s, _)| *s > 0.0);
-        scale.ok_or_else(|| Error::invalid(format!("tensor '{}' has no per-tensor scale", t.name)))
+        t.per_tensor().ok_or_else(|| Error::invalid(format!("tensor '{}' has no per-tensor scale", t.name)))
     };
     let (x, y) = (site.input(0)?, site.output(0)?);
-    let (from, to) = (per_tensor(x)?, per_tensor(y)?);
-    let m = Multiplier::new(from.0 as f64 / to.0 as f64);
     let (low, high) = type_range(y.dtype)?;
+    if quantization(x)?.scale.len() > 1 || quantization(y)?.scale.len() > 1 {
+        return requantize_channels::<X, Y>(quantization(x)?, quantization(y)?, (low, high));
+    }
+    let (from, to) = (per_tensor(x)?, per_tensor(y)?);
+    // Converters give a constant of zeros a scale of zero.
+    if !(from.0 >= 0.0 && to.0 > 0.0) {
+        return Err(Error::invalid(format!("a scale of {} to a scale of {}", from.0, to.0)));
+    }
+    let m = Multiplier::new(from.0 as f64 / to.0 as f64);
     let one = move |x: i32| m.apply(x.wrapping_sub(from.1)).wrapping_add(to.1).clamp(low, high);
     if size_of::<X>() == 1 {
         // 256 values: a table, indexed by the byte.
@@ -208,6 +215,44 @@ fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
     Ok(Box::new(move |call| {
         let (x, pool) = (call.input(0)?.as_slice::<X>()?, call.pool);
         map(pool, x, call.output(0)?.as_mut_slice::<Y>()?, |x| Y::narrow(one(x.wide())));
+        Ok(())
+    }))
+}
+
+/// The same where either side has a scale for each channel. The reference takes such a scale for zero, whatever the
+/// values; here they keep their meaning.
+fn requantize_channels<X: Element, Y: Element>(from: &Quant, to: &Quant, range: (i32, i32)) -> Result<Kernel> {
+    let axis = if from.scale.len() > 1 { from.axis } else { to.axis };
+    let (from, to, other) = (channels(from), channels(to), to.axis);
+    let n = from.len().max(to.len());
+    if from.iter().chain(&to).any(|c| !(c.0 > 0.0)) {
+        return Err(Error::invalid("a scale that is not positive"));
+    }
+    let fits = |list: &[(f32, i32)]| list.len() == 1 || list.len() == n;
+    if !fits(&from) || !fits(&to) || (to.len() > 1 && other != axis) {
+        return Err(Error::invalid(format!("{} scales to {} scales", from.len(), to.len())));
+    }
+    let at = |list: &[(f32, i32)], i: usize| if list.len() == 1 { list[0] } else { list[i] };
+    let constants: Vec<_> = (0..n)
+        .map(|i| {
+            let ((s, z), (t, y)) = (at(&from, i), at(&to, i));
+            (Multiplier::new(s as f64 / t as f64), z, y)
+        })
+        .collect();
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        let (n, inner) = around(x.shape, axis)?;
+        if n != constants.len() {
+            return Err(Error::invalid(format!("{} scales for {n} channels", constants.len())));
+        }
+        let (x, y) = (x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<Y>()?);
+        for (i, (x, y)) in x.chunks_exact(inner.max(1)).zip(y.chunks_exact_mut(inner.max(1))).enumerate() {
+            let (m, zx, zy) = constants[i % n];
+            for (y, x) in y.iter_mut().zip(x) {
+                let v = m.apply(x.wide().wrapping_sub(zx)).wrapping_add(zy);
+                *y = Y::narrow(v.clamp(range.0, range.1));
+            }
+        }
         Ok(())
     }))
 }

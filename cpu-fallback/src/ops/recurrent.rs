@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::kernel::Call;
+use crate::real;
+use crate::simd::{Isa, Task, dispatch};
 use crate::value::{Value, View};
 use litegpu_graph::schema::{ActivationFunctionType as Activation, LSTMKernelType};
 use litegpu_graph::{DType, Op};
@@ -95,12 +97,23 @@ fn states(variables: &mut [(usize, Value)], ids: [usize; 2]) -> Result<[&mut Val
     }
 }
 
+/// The hyperbolic tangent of every number, in place.
+struct Tanh<'a>(&'a mut [f32]);
+
+impl Task for Tanh<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        self.0.iter_mut().for_each(|x| *x = real::tanh(*x));
+    }
+}
+
 fn activate(activation: Activation, x: &mut [f32]) {
     match activation {
         Activation::RELU => x.iter_mut().for_each(|x| *x = x.max(0.0)),
         Activation::RELU6 => x.iter_mut().for_each(|x| *x = x.clamp(0.0, 6.0)),
         Activation::RELU_N1_TO_1 => x.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0)),
-        Activation::TANH => x.iter_mut().for_each(|x| *x = x.tanh()),
+        Activation::TANH => dispatch(Tanh(x)),
         Activation::SIGN_BIT => x.iter_mut().for_each(|x| *x = x.is_sign_negative() as u8 as f32),
         _ => {}
     }

@@ -1,6 +1,7 @@
 //! Reductions, scans and segment operators: kernels.
 
 use super::*;
+use crate::in_order::add_rows;
 use crate::kernel::Call;
 use crate::moves::{int, ints};
 use crate::pool::Pool;
@@ -244,7 +245,11 @@ fn fold<T: Pod + Send + Sync>(init: T, f: impl Fn(T, T) -> T + Send + Sync + 'st
     }))
 }
 
-/// SUM and MEAN of float32. Rows are summed in sixteen lanes; across rows, as the format's kernels do it, in order.
+/// Elements up to which a row is summed in order.
+const IN_ORDER: usize = 1024;
+
+/// SUM and MEAN of float32, in the order of the format's kernels; long rows, whose sums in order would be slow and
+/// less exact, in sixteen lanes.
 fn sum_f32(mean: bool) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
         let (dims, count) = plan(call)?;
@@ -253,7 +258,18 @@ fn sum_f32(mean: bool) -> Result<Kernel> {
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         out.fill(0.0);
         let each = |acc: &mut [f32], line: &[f32]| acc.iter_mut().zip(line).for_each(|(a, &v)| *a += v);
-        reduce(pool, x, &dims, out, Fold { row: &|a, line| a + sum_line(line), each: &each });
+        let row = |a: f32, line: &[f32]| {
+            if line.len() <= IN_ORDER { line.iter().fold(a, |a, v| a + v) } else { a + sum_line(line) }
+        };
+        match *dims.as_slice() {
+            [(_, false), (n, true)] if (1..=IN_ORDER).contains(&n) && x.len() == out.len() * n => {
+                let per = (PARALLEL / n).next_multiple_of(8);
+                pool.chunks(out, per, x.len() >= 2 * PARALLEL, |i, out| {
+                    add_rows(x.get(i * per * n..).unwrap_or_default(), n, out);
+                });
+            }
+            _ => reduce(pool, x, &dims, out, Fold { row: &row, each: &each }),
+        }
         if mean {
             let n = count as f32;
             out.iter_mut().for_each(|v| *v /= n);

@@ -2,17 +2,19 @@
 //! 16-bit cell state whose scale is a power of two.
 
 use super::basic::log2;
-use super::fixed16::{logistic, tanh};
-use super::linear::dot_i8;
+use super::fixed16::{logistic_all, tanh_all};
 use super::lstm::{Operands, Params};
 use super::*;
+use crate::gemm::{Converted, PackedInt, Place, product_int};
 use crate::pool::Pool;
+use crate::requant::{Onto, Rounded, Saturated};
+use crate::simd::{Isa, Task, dispatch};
 use crate::value::fill_to;
 use litegpu_graph::fixed::{Multiplier, inv_sqrt, rounding_shift};
 use litegpu_graph::{Quant, Tensor};
 
-/// Multiplications from which a step is worth the threads.
-const PARALLEL: usize = 1 << 16;
+/// Sums of the inputs' part that are made at once.
+const AT_ONCE: usize = 1 << 18;
 
 /// A product's weights with everything that does not change from run to run.
 #[derive(Debug)]
@@ -64,9 +66,44 @@ struct Cell {
     state_zero: i32,
     constant: bool,
     ready: bool,
+    /// All gates' weights side by side, gate by gate.
+    from_input: Packed,
+    from_state: Packed,
+    to_state: Packed,
+    /// The inputs' part of many steps, and one step's sums with all gates side by side.
+    ahead: Vec<i16>,
+    step: Vec<i16>,
     sums: [Vec<i16>; 4],
     scratch: Vec<i16>,
     narrow: Vec<i8>,
+}
+
+/// Weights of several products of the same rows, and what follows the sums.
+#[derive(Debug, Default)]
+struct Packed {
+    weights: PackedInt,
+    finish: Rounded,
+}
+
+impl Packed {
+    fn set(&mut self, products: &[(&Product, &[i8])], cols: usize, (zero, low, high): (i32, i32, i32)) -> Result<()> {
+        let rows = products.first().map_or(0, |(p, _)| p.rows);
+        self.weights.pack(cols, rows * products.len(), false, |n, to| {
+            let w = &products[n / rows.max(1)].1[n % rows.max(1) * cols..][..cols];
+            to.iter_mut().zip(w).for_each(|(t, w)| *t = *w as i16);
+        })?;
+        let bias: Vec<i64> = products.iter().flat_map(|(p, _)| &p.effective).map(|&e| e as i64).collect();
+        let scales: Vec<_> = products.iter().flat_map(|(p, _)| std::iter::repeat_n(p.scale, rows)).collect();
+        (self.finish.zero, self.finish.low, self.finish.high) = (zero, low, high);
+        self.finish.set(Some(&bias), &scales)
+    }
+}
+
+/// Rows of int8 as the left operand of a product.
+fn rows(x: &[i8], cols: usize) -> Converted<'_, i8, impl Fn(&[i8], &mut [i16], usize) + Sync> {
+    Converted(x, cols, |from: &[i8], to: &mut [i16], _: usize| {
+        to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16);
+    })
 }
 
 fn scale_of(t: &Tensor) -> Result<f32> {
@@ -225,6 +262,11 @@ pub(super) fn prepare(site: &Site<'_>, p: Params, time_major: bool) -> Result<Ke
         state_zero,
         constant,
         ready: false,
+        from_input: Packed::default(),
+        from_state: Packed::default(),
+        to_state: Packed::default(),
+        ahead: Vec::new(),
+        step: Vec::new(),
         sums: [const { Vec::new() }; 4],
         scratch: Vec::new(),
         narrow: Vec::new(),
@@ -259,12 +301,6 @@ impl Product {
         }
         Ok(())
     }
-
-    /// The rescaled product with one row of input.
-    fn at(&self, w: &[i8], x: &[i8], r: usize) -> i32 {
-        let sum = self.effective[r].wrapping_add(dot_i8(&w[r * self.cols..][..self.cols], x));
-        self.scale.apply(sum)
-    }
 }
 
 fn clamp16(x: i32) -> i16 {
@@ -272,15 +308,30 @@ fn clamp16(x: i32) -> i16 {
 }
 
 impl Cell {
+    /// Packs the weights.
+    fn settle(&mut self, call: &Call<'_>) -> Result<()> {
+        for g in self.gates.iter_mut().flatten() {
+            g.input.settle(call)?;
+            g.recurrent.settle(call)?;
+        }
+        let mut parts: [Vec<(&Product, &[i8])>; 2] = Default::default();
+        for g in self.gates.iter().flatten() {
+            parts[0].push((&g.input, g.input.weights(call)?));
+            parts[1].push((&g.recurrent, g.recurrent.weights(call)?));
+        }
+        self.from_input.set(&parts[0], self.width, (0, i16::MIN as i32, i16::MAX as i32))?;
+        self.from_state.set(&parts[1], self.outputs, (0, i32::MIN, i32::MAX))?;
+        if let Some(p) = &mut self.projection {
+            p.settle(call)?;
+            // Zero point and limits come after a sum that saturates.
+            self.to_state.set(&[(&*p, p.weights(call)?)], self.cells, (0, i32::MIN, i32::MAX))?;
+        }
+        Ok(())
+    }
+
     fn run(&mut self, call: &mut Call<'_>, time_major: bool) -> Result<()> {
         if !self.ready {
-            for g in self.gates.iter_mut().flatten() {
-                g.input.settle(call)?;
-                g.recurrent.settle(call)?;
-            }
-            if let Some(p) = &mut self.projection {
-                p.settle(call)?;
-            }
+            self.settle(call)?;
             self.ready = self.constant;
         }
         let x = call.input(0)?;
@@ -296,10 +347,6 @@ impl Cell {
                 *w = Some(GateData::new(call, g, cells)?);
             }
         }
-        let projection = match &self.projection {
-            Some(p) => Some((p, p.weights(call)?)),
-            None => None,
-        };
         let pool = call.pool;
         let out = call.outputs.first_mut().ok_or_else(|| Error::invalid("no output"))?;
         let out = out.as_mut_slice::<i8>()?;
@@ -320,18 +367,45 @@ impl Cell {
         }
         fill_to(&mut self.scratch, c.len(), 0)?;
         fill_to(&mut self.narrow, c.len(), 0)?;
+        // Columns of all gates.
+        let columns = self.from_input.weights.columns;
+        let whole = Place { stride: columns, column: 0 };
+        fill_to(&mut self.step, batch * columns, 0)?;
+        let at_once = (AT_ONCE / (batch * columns).max(1)).clamp(1, layout.time);
+        fill_to(&mut self.ahead, at_once * batch * columns, 0)?;
         // The reference's peephole walks as many elements as there are outputs, also where a projection makes them
         // fewer than the cells; in the batch-major layout it takes one batch entry at a time.
         let spans = if layout.time_major { (1, batch) } else { (batch, 1) };
         for t in 0..layout.time {
-            let row = |b: usize| &x[layout.row(t, b) * width..][..width];
+            let step = t % at_once;
+            if step == 0 {
+                // The inputs' part of the coming steps: in one product, or one for each batch entry's steps.
+                let steps = at_once.min(layout.time - t);
+                let (products, count) = if layout.time_major { (1, batch * steps) } else { (batch, steps) };
+                for b in 0..products {
+                    let x = &x[layout.row(t, b) * width..][..count * width];
+                    let ahead = &mut self.ahead[b * at_once * columns..][..count * columns];
+                    let Packed { weights, finish } = &self.from_input;
+                    product_int::<i32, i16>(pool, count, &rows(x, width), weights, finish, ahead, whole)?;
+                }
+            }
+            let (from, stride) = if layout.time_major { (step * batch, columns) } else { (step, at_once * columns) };
+            let onto = Onto { constants: &self.from_state.finish, values: &self.ahead[from * columns..], stride };
+            let sums = &mut self.step;
+            product_int::<i32, i16>(pool, batch, &rows(h, outputs), &self.from_state.weights, &onto, sums, whole)?;
+            let mut first = 0;
+            for (sum, _) in self.sums.iter_mut().zip(&self.gates).filter(|(_, g)| g.is_some()) {
+                for (to, from) in sum.chunks_exact_mut(cells).zip(self.step.chunks_exact(columns)) {
+                    to.copy_from_slice(&from[first..first + cells]);
+                }
+                first += cells;
+            }
             for g in 0..4 {
                 if g == 3 {
                     self.update(c);
                 }
                 let (Some(gate), Some(data)) = (&self.gates[g], &weights[g]) else { continue };
                 let sum = &mut self.sums[g];
-                gate.products(data, row, h, sum, cells, outputs, pool);
                 if let (Some((_, scale)), Some(w)) = (&gate.peephole, data.peephole) {
                     for s in 0..spans.0 {
                         let from = s * cells;
@@ -344,35 +418,26 @@ impl Cell {
                 if let (Some(norm), Some((w, bias))) = (&gate.norm, data.norm) {
                     sum.chunks_exact_mut(cells).for_each(|row| norm.apply(w, bias, row));
                 }
-                if g == 2 {
-                    sum.iter_mut().for_each(|s| *s = tanh(*s, 3));
-                } else {
-                    sum.iter_mut().for_each(|s| *s = logistic(*s, 3));
-                }
+                if g == 2 { tanh_all(sum, 3) } else { logistic_all(sum, 3) }
             }
             match self.tanh_bits {
-                Some(bits) => self.scratch.iter_mut().zip(&*c).for_each(|(y, c)| *y = tanh(*c, bits)),
+                Some(bits) => {
+                    self.scratch.copy_from_slice(c);
+                    tanh_all(&mut self.scratch, bits);
+                }
                 // The reference has no such tanh and multiplies by what its working memory holds: the input gate.
                 None => self.scratch.copy_from_slice(&self.sums[0]),
             }
-            let zero = if projection.is_some() { self.hidden_zero.wrapping_neg() } else { self.hidden_zero };
-            let hidden = self.sums[3].iter().zip(&self.scratch).map(|(&o, &y)| {
-                let v = self.hidden.apply(o as i32 * y as i32);
-                v.wrapping_add(zero).clamp(-128, 127) as i8
+            let projected = self.projection.is_some();
+            dispatch(Hidden {
+                gate: &self.sums[3],
+                cell: &self.scratch,
+                scale: self.hidden,
+                zero: if projected { self.hidden_zero.wrapping_neg() } else { self.hidden_zero },
+                out: if projected { &mut self.narrow } else { &mut *h },
             });
-            match projection {
-                None => h.iter_mut().zip(hidden).for_each(|(h, v)| *h = v),
-                Some((p, w)) => {
-                    self.narrow.iter_mut().zip(hidden).for_each(|(n, v)| *n = v);
-                    for (h, n) in h.chunks_exact_mut(outputs).zip(self.narrow.chunks_exact(cells)) {
-                        for (r, h) in h.iter_mut().enumerate() {
-                            *h = p.at(w, n, r).saturating_add(self.state_zero).clamp(-128, 127) as i8;
-                        }
-                    }
-                    if self.proj_clip > 0 {
-                        h.iter_mut().for_each(|h| *h = (*h).clamp(-self.proj_clip, self.proj_clip));
-                    }
-                }
+            if projected {
+                self.project(pool, batch, h)?;
             }
             for (b, h) in h.chunks_exact(outputs).enumerate() {
                 out[layout.row(t, b) * outputs..][..outputs].copy_from_slice(h);
@@ -381,26 +446,80 @@ impl Cell {
         Ok(())
     }
 
+    /// The output state from the hidden values.
+    fn project(&mut self, pool: &Pool, batch: usize, h: &mut [i8]) -> Result<()> {
+        let Packed { weights, finish } = &self.to_state;
+        let finish = Saturated { constants: finish, zero: self.state_zero };
+        let place = Place { stride: self.outputs, column: 0 };
+        product_int::<i32, i8>(pool, batch, &rows(&self.narrow, self.cells), weights, &finish, h, place)?;
+        if self.proj_clip > 0 {
+            h.iter_mut().for_each(|h| *h = (*h).clamp(-self.proj_clip, self.proj_clip));
+        }
+        Ok(())
+    }
+
     /// The new cell state.
     fn update(&self, c: &mut [i16]) {
         let [input, forget, cell, _] = &self.sums;
-        let cifg = self.gates[0].is_none();
-        for (i, c) in c.iter_mut().enumerate() {
-            let kept = rounding_shift(forget[i] as i32 * *c as i32, 15) as i16;
-            let write = if cifg { i16::MAX - forget[i] } else { input[i] };
-            let fresh = rounding_shift(write as i32 * cell[i] as i32, 30 + self.cell_exponent) as i16;
-            *c = kept.saturating_add(fresh);
-            if self.cell_clip > 0 {
-                *c = (*c).clamp(-self.cell_clip, self.cell_clip);
-            }
+        let write = if self.gates[0].is_none() { None } else { Some(input.as_slice()) };
+        dispatch(Update { write, forget, cell, shift: 30 + self.cell_exponent, clip: self.cell_clip, c });
+    }
+}
+
+/// The new cell state, from the gates; without an input gate what is forgotten is written.
+struct Update<'a> {
+    write: Option<&'a [i16]>,
+    forget: &'a [i16],
+    cell: &'a [i16],
+    shift: i32,
+    clip: i16,
+    c: &'a mut [i16],
+}
+
+impl Update<'_> {
+    #[inline(always)]
+    fn one(&self, write: i16, forget: i16, cell: i16, c: i16) -> i16 {
+        let kept = rounding_shift(forget as i32 * c as i32, 15) as i16;
+        let fresh = rounding_shift(write as i32 * cell as i32, self.shift) as i16;
+        let c = kept.saturating_add(fresh);
+        if self.clip > 0 { c.clamp(-self.clip, self.clip) } else { c }
+    }
+}
+
+impl Task for Update<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        for i in 0..self.c.len() {
+            let (forget, cell) = (self.forget[i], self.cell[i]);
+            let write = self.write.map_or(i16::MAX - forget, |w| w[i]);
+            self.c[i] = self.one(write, forget, cell, self.c[i]);
         }
     }
 }
 
-/// A gate's operands in one run.
+/// The output gate times the cell's hyperbolic tangent, rescaled.
+struct Hidden<'a> {
+    gate: &'a [i16],
+    cell: &'a [i16],
+    scale: Multiplier,
+    zero: i32,
+    out: &'a mut [i8],
+}
+
+impl Task for Hidden<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        for ((h, &o), &y) in self.out.iter_mut().zip(self.gate).zip(self.cell) {
+            let v = self.scale.apply(o as i32 * y as i32);
+            *h = v.wrapping_add(self.zero).clamp(-128, 127) as i8;
+        }
+    }
+}
+
+/// A gate's operands in one run, beside the weights.
 struct GateData<'a> {
-    input: &'a [i8],
-    recurrent: &'a [i8],
     peephole: Option<&'a [i16]>,
     norm: Option<(&'a [i16], &'a [i32])>,
 }
@@ -418,31 +537,7 @@ impl<'a> GateData<'a> {
         };
         sized(peephole.is_none_or(|p| p.len() == cells))?;
         sized(norm.is_none_or(|(w, b)| w.len() == cells && b.len() == cells))?;
-        Ok(GateData { input: g.input.weights(call)?, recurrent: g.recurrent.weights(call)?, peephole, norm })
-    }
-}
-
-impl Gate {
-    fn products<'x>(
-        &self,
-        data: &GateData<'_>,
-        row: impl Fn(usize) -> &'x [i8] + Sync,
-        h: &[i8],
-        sum: &mut [i16],
-        cells: usize,
-        outputs: usize,
-        pool: &Pool,
-    ) {
-        let parallel = sum.len() * (self.input.cols + self.recurrent.cols) >= PARALLEL;
-        let chunk = if parallel { sum.len().div_ceil(2 * pool.threads()).max(16) } else { sum.len() };
-        pool.chunks(sum, chunk, parallel, |k, sum| {
-            for (j, s) in sum.iter_mut().enumerate() {
-                let (b, r) = ((k * chunk + j) / cells, (k * chunk + j) % cells);
-                let x = clamp16(self.input.at(data.input, row(b), r));
-                let y = self.recurrent.at(data.recurrent, &h[b * outputs..][..outputs], r);
-                *s = clamp16(y.saturating_add(x as i32));
-            }
-        });
+        Ok(GateData { peephole, norm })
     }
 }
 

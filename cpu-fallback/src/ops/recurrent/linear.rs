@@ -1,6 +1,8 @@
 //! Rows times weights, float and dynamic range: what every recurrent cell is made of.
 
 use crate::pool::Pool;
+use crate::requant::{quantize_asymmetric, quantize_symmetric};
+use crate::simd::{Isa, Task, dispatch};
 use crate::value::{View, fill_to};
 use litegpu_graph::{DType, Error, Result};
 use std::collections::HashMap;
@@ -94,45 +96,10 @@ impl QuantizedRows {
         fill_to(&mut self.zero, rows, 0)?;
         for (i, q) in self.q.chunks_exact_mut(cols.max(1)).enumerate() {
             (self.scale[i], self.zero[i]) =
-                if asymmetric { quantize(row(i), q) } else { quantize_symmetric(row(i), q) };
+                if asymmetric { quantize_asymmetric(row(i), q) } else { (quantize_symmetric(row(i), q), 0) };
         }
         Ok(())
     }
-}
-
-/// Quantizes to [-127, 127] around zero; returns the scale and 0.
-pub(super) fn quantize_symmetric(x: &[f32], q: &mut [i8]) -> (f32, i32) {
-    let range = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    if range == 0.0 {
-        q.fill(0);
-        return (1.0, 0);
-    }
-    let inverse = 127.0 / range;
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round().clamp(-127.0, 127.0) as i8;
-    }
-    (range / 127.0, 0)
-}
-
-/// Quantizes to [-128, 127] with a zero point; returns scale and zero point.
-pub(super) fn quantize(x: &[f32], q: &mut [i8]) -> (f32, i32) {
-    let low = x.iter().fold(0f32, |m, &v| m.min(v)) as f64;
-    let high = x.iter().fold(0f32, |m, &v| m.max(v)) as f64;
-    if low == high {
-        q.fill(0);
-        return (1.0, 0);
-    }
-    let scale = (high - low) / 255.0;
-    // The zero point is taken from the end that it follows from with the smaller error.
-    let (from_low, from_high) = (-128.0 - low / scale, 127.0 - high / scale);
-    let zero = if 128.0 + (low / scale).abs() < 127.0 + (high / scale).abs() { from_low } else { from_high };
-    let zero = zero.round().clamp(-128.0, 127.0) as i32;
-    let scale = scale as f32;
-    let inverse = 1.0 / scale;
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (zero as f32 + x * inverse).round().clamp(-128.0, 127.0) as i8;
-    }
-    (scale, zero)
 }
 
 /// Row sums of integer weights by operand, kept for constants.
@@ -204,24 +171,59 @@ fn products(m: &Matrix<'_>, out: &mut [f32], pool: &Pool, f: impl Fn(usize, usiz
     let parallel = out.len() * m.cols >= PARALLEL;
     if rows >= GROUP * pool.threads() {
         pool.chunks(out, GROUP * m.rows, parallel, |g, out| {
-            for r in 0..m.rows {
-                for (i, o) in out.iter_mut().skip(r).step_by(m.rows).enumerate() {
-                    *o += f(g * GROUP + i, r);
-                }
-            }
+            dispatch(Group { out, rows: m.rows, first: g * GROUP, f: &f });
         });
         return;
     }
     let chunk = if parallel { out.len().div_ceil(2 * pool.threads()).max(16) } else { out.len() };
-    pool.chunks(out, chunk, parallel, |c, out| {
-        for (j, o) in out.iter_mut().enumerate() {
-            let at = c * chunk + j;
-            *o += f(at / m.rows, at % m.rows);
+    pool.chunks(out, chunk, parallel, |c, out| dispatch(Run { out, rows: m.rows, first: c * chunk, f: &f }));
+}
+
+/// All results of some rows, from row `first` on.
+struct Group<'a, F> {
+    out: &'a mut [f32],
+    rows: usize,
+    first: usize,
+    f: &'a F,
+}
+
+impl<F: Fn(usize, usize) -> f32> Task for Group<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        for r in 0..self.rows {
+            for (i, o) in self.out.iter_mut().skip(r).step_by(self.rows).enumerate() {
+                *o += (self.f)(self.first + i, r);
+            }
         }
-    });
+    }
+}
+
+/// Neighbouring results, from the first on.
+struct Run<'a, F> {
+    out: &'a mut [f32],
+    rows: usize,
+    first: usize,
+    f: &'a F,
+}
+
+impl<F: Fn(usize, usize) -> f32> Task for Run<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        let (mut i, mut r) = (self.first / self.rows, self.first % self.rows);
+        for o in self.out {
+            *o += (self.f)(i, r);
+            r += 1;
+            if r == self.rows {
+                (i, r) = (i + 1, 0);
+            }
+        }
+    }
 }
 
 /// The sum of products; the order of additions depends on the length only.
+#[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a8, a_rest) = a.as_chunks::<16>();
     let (b8, b_rest) = b.as_chunks::<16>();
@@ -236,31 +238,14 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The sum of products modulo 2^32.
-pub(super) fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
+#[inline(always)]
+fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
     a.iter().zip(b).fold(0i32, |s, (&a, &b)| s.wrapping_add(a as i16 as i32 * b as i16 as i32))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantized_rows_are_near() {
-        let x = [0.5, -1.0, 0.25, 3.0];
-        for f in [quantize, quantize_symmetric] {
-            let mut q = [0i8; 4];
-            let (scale, zero) = f(&x, &mut q);
-            for (x, q) in x.iter().zip(q) {
-                assert!(((q as i32 - zero) as f32 * scale - x).abs() <= scale * 0.5001);
-            }
-        }
-        let mut q = [1i8; 2];
-        assert_eq!(quantize(&[0.0, 0.0], &mut q), (1.0, 0));
-        assert_eq!(q, [0, 0]);
-        // Values that are no numbers must not panic.
-        quantize(&[f32::NAN, f32::INFINITY], &mut q);
-        quantize_symmetric(&[f32::NAN, f32::NEG_INFINITY], &mut q);
-    }
 
     #[test]
     fn groups_and_threads_agree() {

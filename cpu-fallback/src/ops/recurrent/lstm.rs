@@ -3,7 +3,10 @@
 
 use super::linear::{Matrix, QuantizedRows, Sums, Weights, accumulate, vector};
 use super::{Layout, activate, states};
+use crate::gemm::{Direct, FinishF32, PackedF32, Place, Rows, product_f32};
 use crate::pool::Pool;
+use crate::real;
+use crate::simd::{Isa, Task, dispatch};
 use crate::value::{Value, View, fill_to};
 use litegpu_graph::schema::ActivationFunctionType as Activation;
 use litegpu_graph::{DType, Error, Result};
@@ -78,11 +81,79 @@ pub(super) struct Scratch {
     x: QuantizedRows,
     aux: QuantizedRows,
     state: QuantizedRows,
+    /// Operands that are constant.
+    constant: Vec<bool>,
+    /// Constant float weights of each direction, by their first operand.
+    packed: Vec<(usize, Packed)>,
+    ahead: Vec<f32>,
+    step: Vec<f32>,
 }
 
 impl Scratch {
     pub(super) fn new(constant: Vec<bool>) -> Scratch {
-        Scratch { sums: Sums::new(constant), ..Scratch::default() }
+        Scratch { sums: Sums::new(constant.clone()), constant, ..Scratch::default() }
+    }
+}
+
+/// Float weights of all gates side by side, gate by gate.
+#[derive(Debug)]
+struct Packed {
+    input: PackedF32,
+    recurrent: PackedF32,
+    /// The gates' biases, where they come before the activation.
+    bias: FinishF32,
+    none: FinishF32,
+}
+
+impl Packed {
+    /// `None` when some weights are no float matrices that stay as they are.
+    fn new(gates: &[Option<Gate<'_>>; 4], constant: &[bool], ids: &Operands) -> Result<Option<Packed>> {
+        let mut parts: [Vec<&[f32]>; 2] = Default::default();
+        for (g, gate) in gates.iter().enumerate() {
+            let Some(gate) = gate else { continue };
+            let fixed = |i: usize| constant.get(i) == Some(&true);
+            let (Weights::Float(x), Weights::Float(h)) = (gate.input.weights, gate.recurrent.weights) else {
+                return Ok(None);
+            };
+            if gate.aux.is_some() || ![ids.input[g], ids.recurrent[g], ids.bias[g]].into_iter().all(fixed) {
+                return Ok(None);
+            }
+            parts[0].push(x);
+            parts[1].push(h);
+        }
+        let Some(first) = gates.iter().flatten().next() else { return Ok(None) };
+        let cells = first.input.rows;
+        let columns = cells * parts[0].len();
+        let pack = |cols: usize, parts: &[&[f32]]| {
+            let mut pack = PackedF32::default();
+            pack.pack(cols, columns, |n, row| row.copy_from_slice(&parts[n / cells][n % cells * cols..][..cols]))?;
+            Ok::<_, Error>(pack)
+        };
+        let all = (f32::NEG_INFINITY, f32::INFINITY);
+        let [mut bias, mut none] = [(); 2].map(|()| FinishF32 { range: all, ..FinishF32::default() });
+        none.set(columns, None)?;
+        let offset: Vec<f32> = gates.iter().flatten().flat_map(|g| g.bias).copied().collect();
+        bias.set(columns, first.norm.is_none().then_some(offset.as_slice()))?;
+        let (input, recurrent) = (pack(first.input.cols, &parts[0])?, pack(first.recurrent.cols, &parts[1])?);
+        Ok(Some(Packed { input, recurrent, bias, none }))
+    }
+}
+
+/// Rows of the input in the order of the walk.
+struct Steps<'a> {
+    x: &'a [f32],
+    layout: Layout,
+    start: usize,
+}
+
+impl Rows<f32> for Steps<'_> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [f32], stride: usize) {
+        let Layout { batch, width, .. } = self.layout;
+        for r in 0..count {
+            let at = self.layout.row(self.start + (first + r) / batch, (first + r) % batch);
+            into[r * stride..][..width].copy_from_slice(&self.x[at * width..][..width]);
+        }
     }
 }
 
@@ -185,6 +256,19 @@ pub(super) fn run<'a>(
     let int_aux = gates.iter().flatten().filter_map(|g| g.aux.as_ref()).any(int);
     let int_h = gates.iter().flatten().any(|g| int(&g.recurrent));
     fill_to(&mut s.hidden, batch * cells, 0.0)?;
+    // A normalised gate adds its bias later: either all gates do or none.
+    let alike = gates.iter().flatten().all(|g| g.norm.is_some()) || gates.iter().flatten().all(|g| g.norm.is_none());
+    if alike
+        && cells > 0
+        && !s.packed.iter().any(|(id, _)| *id == ids.input[3])
+        && let Some(packed) = Packed::new(&gates, &s.constant, ids)?
+    {
+        s.packed.push((ids.input[3], packed));
+    }
+    let packed = s.packed.iter().find(|(id, _)| *id == ids.input[3]).map(|(_, p)| p);
+    let columns = packed.map_or(0, |p| p.input.columns);
+    let whole = Place { stride: columns, column: 0 };
+    fill_to(&mut s.step, batch * columns, 0.0)?;
 
     // The input's part of many steps at once reads the weights fewer times.
     let steps = ((1usize << 18) / (batch * cells).max(1)).clamp(1, time.max(1));
@@ -200,9 +284,17 @@ pub(super) fn run<'a>(
         if int_aux {
             s.aux.fill(count, aux_width, p.asymmetric, aux_row)?;
         }
+        if let Some(p) = packed {
+            fill_to(&mut s.ahead, count * columns, 0.0)?;
+            let rows = Steps { x, layout, start };
+            product_f32(pool, count, &rows, &p.input, &p.bias, &mut s.ahead, whole)?;
+        }
         for (gate, sum) in gates.iter().zip(&mut s.gates) {
             let Some(gate) = gate else { continue };
             fill_to(sum, count * cells, 0.0)?;
+            if packed.is_some() {
+                continue;
+            }
             if gate.norm.is_none() && cells > 0 {
                 sum.chunks_exact_mut(cells).for_each(|row| row.copy_from_slice(gate.bias));
             }
@@ -216,9 +308,24 @@ pub(super) fn run<'a>(
             if int_h {
                 s.state.fill(batch, outputs, p.asymmetric, |b| &h[b * outputs..][..outputs])?;
             }
+            if let Some(p) = packed {
+                product_f32(pool, batch, &Direct(&*h, outputs), &p.recurrent, &p.none, &mut s.step, whole)?;
+                let ahead = &s.ahead[t * batch * columns..][..batch * columns];
+                let mut first = 0;
+                for (sum, _) in s.gates.iter_mut().zip(&gates).filter(|(_, g)| g.is_some()) {
+                    for (b, sum) in sum[part.clone()].chunks_exact_mut(cells).enumerate() {
+                        let at = b * columns + first;
+                        let both = s.step[at..].iter().zip(&ahead[at..]);
+                        sum.iter_mut().zip(both).for_each(|(s, (h, x))| *s = h + x);
+                    }
+                    first += cells;
+                }
+            }
             // What a gate's activation is applied to.
             let finish = |gate: &Gate<'_>, sum: &mut [f32], c: &[f32], sums: &Sums, q: &QuantizedRows| {
-                accumulate(&gate.recurrent, sums, |b| &h[b * outputs..][..outputs], q, sum, pool);
+                if packed.is_none() {
+                    accumulate(&gate.recurrent, sums, |b| &h[b * outputs..][..outputs], q, sum, pool);
+                }
                 for (sum, c) in sum.chunks_exact_mut(cells.max(1)).zip(c.chunks_exact(cells.max(1))) {
                     if let Some(w) = &gate.peephole {
                         sum.iter_mut().zip(w.iter()).zip(c).for_each(|((s, w), c)| *s += w * c);
@@ -279,7 +386,15 @@ pub(super) fn run<'a>(
 }
 
 fn logistic(x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+    struct Logistic<'a>(&'a mut [f32]);
+    impl Task for Logistic<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Isa>(self) {
+            self.0.iter_mut().for_each(|x| *x = real::logistic(*x));
+        }
+    }
+    dispatch(Logistic(x));
 }
 
 /// To mean 0 and variance 1.
