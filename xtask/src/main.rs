@@ -27,6 +27,8 @@ enum Chore {
     Adapter,
     /// Regenerate graph/schema/tflite_generated.rs from graph/schema/tflite.fbs with flatc.
     Schema,
+    /// Write docs/ops.md anew: which operators run where, in which types, as the code answers.
+    Ops,
     /// Check that the library compiles for wasm32-unknown-unknown, installing a toolchain for it if there is none.
     Wasm,
     /// The browser package: build it, serve the demo, test it in Chromium.
@@ -44,6 +46,10 @@ fn main() -> anyhow::Result<()> {
             None => println!("the system's own adapters are used"),
         }),
         Chore::Schema => schema::run_chore(),
+        Chore::Ops => {
+            let mut test = std::process::Command::new("cargo");
+            run::run(test.args(["test", "--workspace", "--test", "ops_doc"]).env("BLESS", "1"))
+        }
         Chore::Wasm => wasm::check(),
         Chore::Web { what } => web::web(&what),
     }
