@@ -47,10 +47,14 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let size = if size > 20.0 { 20.0 } else { size };
     let large = size >= 1.0;
     let y = if large { 2.0 * size } else { -2.0 * size };
-    let k = (std::f32::consts::LOG2_E * y + 0.5f32.copysign(y)) as i32;
-    let k = if y.abs() < 1.039_720_8 { -1 } else { k };
-    let k = if y.abs() <= 0.346_573_6 { 0 } else { k };
-    let n = k as f32;
+    // The nearest whole number of halvings or doublings, cut off towards zero, without a conversion: those have no
+    // vector code.
+    let v = (std::f32::consts::LOG2_E * y + 0.5f32.copysign(y)).abs();
+    let near = (v + ROUNDER) - ROUNDER;
+    let n = if near > v { near - 1.0 } else { near };
+    let n = if y.abs() < 1.039_720_8 { 1.0 } else { n };
+    let n = if y.abs() <= 0.346_573_6 { 0.0 } else { n };
+    let n = if large { n } else { -n };
     let (high, low) = (y - n * LN2_HIGH, n * LN2_LOW);
     let r = high - low;
     let c = (high - r) - low;
@@ -63,19 +67,23 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let t = 3.0 - p * half;
     let e = h * ((p - t) / (6.0 - r * t));
     let e = (r * (e - c) - c) - h;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    // 2^n, of a whole number: the low bits of n + ROUNDER are the number.
+    let power =
+        |n: f32| f32::from_bits((n + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127) << 23);
     let rest = e - r;
-    let z = if k < 0 {
-        if k == -1 { 0.5 * (r - e) - 0.5 } else { (1.0 - rest) * power(k) - 1.0 }
-    } else if k == 0 {
-        r - e
-    } else if k < 23 {
-        ((1.0 - power(-k)) - rest) * power(k)
-    } else {
-        ((r - (e + power(-k))) + 1.0) * power(k)
-    };
-    let q = if large { 2.0 } else { -z } / (z + 2.0);
-    let q = if large { 1.0 - q } else { q };
+    // Every branch is computed and one taken: with branches there would be no vector code.
+    let negative = (1.0 - rest) * power(n) - 1.0;
+    let minus_one = 0.5 * (r - e) - 0.5;
+    let small = ((1.0 - power(-n)) - rest) * power(n);
+    let big = ((r - (e + power(-n))) + 1.0) * power(n);
+    let z = if n < 23.0 { small } else { big };
+    let z = if n < 0.0 { negative } else { z };
+    let z = if n == -1.0 { minus_one } else { z };
+    let z = if n == 0.0 { r - e } else { z };
+    let top = if large { 2.0 } else { -z };
+    let q = top / (z + 2.0);
+    let whole = 1.0 - q;
+    let q = if large { whole } else { q };
     q.copysign(x)
 }
 
