@@ -28,7 +28,7 @@ pub(crate) struct Job<'a> {
     pub target: Target,
     pub ranges: &'a Ranges,
     /// Where biases are to be corrected.
-    pub means: Option<&'a Ranges>,
+    pub drift: Option<&'a Ranges>,
     /// Per subgraph: nodes before the first that has a task.
     pub inserted: &'a [usize],
 }
@@ -87,8 +87,8 @@ pub(crate) fn run(m: &mut Model, tasks: &mut [Vec<Task>], job: &Job<'_>, report:
                 Err(why) => Form::Float(why),
             };
         }
-        let means = job.means.and_then(|r| r.channels.get(s));
-        let mut b = Builder::new(g, job.target, &range, &choices, means.map(Vec::as_slice).unwrap_or_default());
+        let drift = job.drift.and_then(|r| r.drift.get(s));
+        let mut b = Builder::new(g, job.target, &range, &choices, drift);
         b.all().map_err(|e| e.at(format!("subgraph {s}")))?;
         report.notes.append(&mut b.notes);
         let (new, renamed) = b.done();
@@ -203,8 +203,8 @@ struct Builder<'a> {
     target: Target,
     range: &'a dyn Fn(TensorId) -> Option<Range>,
     choices: &'a [Option<Choice>],
-    /// What the channels of tensors held, where biases are to be corrected.
-    channels: &'a [Option<Channels>],
+    /// What the rounding of weights adds to results, where biases are to be corrected.
+    drift: Option<&'a HashMap<TensorId, Channels>>,
     /// Type of the activations of the node in hand, and how its weights' range is chosen.
     act: DType,
     fit: WeightRange,
@@ -228,14 +228,14 @@ impl<'a> Builder<'a> {
         target: Target,
         range: &'a dyn Fn(TensorId) -> Option<Range>,
         choices: &'a [Option<Choice>],
-        channels: &'a [Option<Channels>],
+        drift: Option<&'a HashMap<TensorId, Channels>>,
     ) -> Builder<'a> {
         Builder {
             g,
             target,
             range,
             choices,
-            channels,
+            drift,
             act: DType::I8,
             fit: WeightRange::MinMax,
             tensors: g.tensors.clone(),
@@ -608,15 +608,9 @@ impl<'a> Builder<'a> {
             }
         };
         set(weights, id);
-        if let (Some(values), Some(c)) = (&mut biases, self.channels.get(x).and_then(Option::as_ref)) {
-            let from = self.tensors.get(id).ok_or_else(missing)?;
-            let drift = from.data.as_ref().map(|q| params::integers(q, from.dtype)).and_then(|q| {
-                let old = self.constant(w)?;
-                params::drift(&node.op, &from.shape, &old, &q, &scale, &c.means())
-            });
-            if let Some(drift) = drift {
-                values.iter_mut().zip(drift).for_each(|(b, d)| *b -= d as f32);
-            }
+        let drift = self.drift.and_then(|d| d.get(node.outputs.first()?));
+        if let (Some(values), Some(d)) = (&mut biases, drift) {
+            values.iter_mut().zip(d.means()).for_each(|(b, d)| *b -= d as f32);
         }
         if let (Some(b), Some(values)) = (b, biases) {
             let (bytes, quant) = params::bias(&values, input.scale, &scale, bias_type);

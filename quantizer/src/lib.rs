@@ -11,6 +11,7 @@
 
 pub mod calibrate;
 pub mod compare;
+mod drift;
 pub mod equalize;
 mod integer;
 pub mod params;
@@ -22,7 +23,7 @@ mod weights;
 use bytes::Bytes;
 use litegpu_cpu::{Executor, Options as CpuOptions, Value};
 use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, TensorId, passes};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -107,8 +108,8 @@ pub struct Options {
     pub recipe: Recipe,
     /// How the range of weights is chosen, where no rule says otherwise.
     pub weights: WeightRange,
-    /// Corrects biases by what the rounding of weights adds to the results on average. Needs calibration that kept
-    /// channels ([`Calibrator::channels`]).
+    /// Corrects biases by what the rounding of weights adds to the results on average. Needs calibration that was told
+    /// ([`Calibrator::correcting`]).
     pub correct_bias: bool,
 }
 
@@ -249,11 +250,10 @@ pub fn quantize_to_bytes(
     // What becomes or stays float16 may stay as sparse, and as short, as it is.
     let short = |g: &Graph| (0..g.nodes.len()).all(|n| matches!(options.scheme(g, n), Scheme::Float | Scheme::Float16));
     let short = model.subgraphs.iter().all(short);
-    for (i, g) in m.subgraphs.iter_mut().enumerate() {
-        if !short {
-            passes::densify::run(g).map_err(|e| e.at(format!("subgraph {i}")))?;
-            widen(g);
-        }
+    if !short {
+        as_float(&mut m)?;
+    }
+    for g in &m.subgraphs {
         for (n, node) in g.nodes.iter().enumerate() {
             for t in node.inputs.iter().flatten().filter_map(|&t| g.tensors.get(t)) {
                 if let (DType::F32, Some(data)) = (t.dtype, &t.data) {
@@ -283,13 +283,11 @@ pub fn quantize_to_bytes(
         Mode::Dynamic { min_elements, .. } => min_elements,
         _ => MIN_ELEMENTS,
     };
-    let means = calibration.filter(|_| options.correct_bias);
-    if let Some(r) = means
-        && r.channels.iter().flatten().all(Option::is_none)
-    {
-        return Err(Error::invalid("correcting biases needs calibration that kept channels"));
+    let drift = calibration.filter(|_| options.correct_bias);
+    if drift.is_some_and(|r| r.drift.iter().all(HashMap::is_empty)) {
+        return Err(Error::invalid("correcting biases needs calibration with Calibrator::correcting"));
     }
-    let inserted = weights::run(&mut m, &mut tasks, min_elements, means, options.mode == Mode::Float16, &mut report);
+    let inserted = weights::run(&mut m, &mut tasks, min_elements, drift, options.mode == Mode::Float16, &mut report);
     let target = match options.mode {
         Mode::Int8 { io, only } => integer::Target { bias: DType::I64, io, only },
         Mode::Int16x8 { io, only, bias } => integer::Target { bias, io, only },
@@ -298,7 +296,7 @@ pub fn quantize_to_bytes(
     if let Some(r) = calibration
         && tasks.iter().flatten().any(|t| t.scheme.needs_calibration())
     {
-        let job = integer::Job { target, ranges: r, means, inserted: &inserted };
+        let job = integer::Job { target, ranges: r, drift, inserted: &inserted };
         integer::run(&mut m, &mut tasks, &job, &mut report)?;
     }
     for (s, (g, tasks)) in float.iter().zip(tasks).enumerate() {
@@ -359,6 +357,15 @@ fn share(m: &mut Model) {
 pub(crate) fn is_float(g: &Graph, n: NodeId) -> bool {
     let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype.is_float());
     g.nodes.get(n).is_some_and(|n| n.inputs.iter().flatten().chain(&n.outputs).any(float))
+}
+
+/// Makes sparse and float16 constants what they stand for: dense float32. Tensors keep their numbers.
+pub(crate) fn as_float(m: &mut Model) -> Result<()> {
+    for (i, g) in m.subgraphs.iter_mut().enumerate() {
+        passes::densify::run(g).map_err(|e| e.at(format!("subgraph {i}")))?;
+        widen(g);
+    }
+    Ok(())
 }
 
 /// Float16 constants behind DEQUANTIZE become float32 constants: what follows knows float32 only.

@@ -2,7 +2,7 @@
 //! the same weights give the same bytes.
 
 use bytes::Bytes;
-use litegpu_graph::{DType, Error, Op, Quant, Result};
+use litegpu_graph::{DType, Error, Quant, Result};
 
 /// A range of real values, as calibration found it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -204,6 +204,11 @@ impl Weights {
         }
     }
 
+    /// What the integers stand for.
+    pub fn real(&self) -> Vec<f32> {
+        self.q.iter().enumerate().map(|(i, &q)| q as f32 * self.scale[self.group(i)]).collect()
+    }
+
     fn groups(&self) -> usize {
         match self.grouping {
             Grouping::Tensor => 1,
@@ -273,46 +278,6 @@ pub fn bias(values: &[f32], input: f32, weights: &[f32], dtype: DType) -> (Bytes
     };
     let n = scale.len();
     (bytes, Quant { scale, zero_point: vec![0; n], ..Quant::default() })
-}
-
-/// The integers of a weight tensor of 8 or 4 bits.
-pub(crate) fn integers(data: &[u8], dtype: DType) -> Vec<i32> {
-    match dtype {
-        DType::I4 => data.iter().flat_map(|&b| [i32::from((b << 4) as i8 >> 4), i32::from(b as i8 >> 4)]).collect(),
-        _ => data.iter().map(|&b| i32::from(b as i8)).collect(),
-    }
-}
-
-/// How far the rounding of weights moves each result on average: the sum over a result's weights of rounding error times
-/// the mean of what the weight is multiplied with. Edges, where convolutions read padding, are taken for the rest.
-/// `None` where the operator does not multiply each channel with its own weights throughout.
-pub(crate) fn drift(
-    op: &Op,
-    shape: &[usize],
-    values: &[f32],
-    q: &[i32],
-    scale: &[f32],
-    means: &[f64],
-) -> Option<Vec<f64>> {
-    let last = *shape.last()?;
-    let scale = |o: usize| scale.get(o).or(scale.first()).copied().map(f64::from);
-    let error = |i: usize, o: usize| Some(f64::from(*q.get(i)?) * scale(o)? - f64::from(*values.get(i)?));
-    match op {
-        Op::Conv2d(_) | Op::FullyConnected(_) if means.len() == last && last > 0 => {
-            let results = *shape.first()?;
-            let each = values.len().checked_div(results)?;
-            let of = |o: usize| (o * each..(o + 1) * each).map(|i| Some(error(i, o)? * means.get(i % last)?)).sum();
-            (0..results).map(of).collect()
-        }
-        Op::DepthwiseConv2d(_) if !means.is_empty() && last.is_multiple_of(means.len()) => {
-            let multiplier = last / means.len();
-            let of = |o: usize| {
-                (o..values.len()).step_by(last).map(|i| Some(error(i, o)? * means.get(o / multiplier)?)).sum()
-            };
-            (0..last).map(of).collect()
-        }
-        _ => None,
-    }
 }
 
 /// The values of a float32 constant.

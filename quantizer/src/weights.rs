@@ -1,7 +1,8 @@
 //! Modes that change constants only: dynamic range, weight-only, float16.
 
 use crate::calibrate::Ranges;
-use crate::params::{self, Grouping, Rounding, Weights, floats};
+use crate::params::{Grouping, Rounding, Weights, floats};
+use crate::rules::{Kind, Rule, rule};
 use crate::{Form, QuantReport, Scheme, Task, WeightRange};
 use bytes::Bytes;
 use litegpu_graph::{DType, Graph, Model, Node, Op, Tensor, TensorId};
@@ -55,7 +56,7 @@ pub(crate) fn run(
     m: &mut Model,
     tasks: &mut [Vec<Task>],
     min_elements: usize,
-    means: Option<&Ranges>,
+    drift: Option<&Ranges>,
     all_half: bool,
     report: &mut QuantReport,
 ) -> Vec<usize> {
@@ -68,8 +69,8 @@ pub(crate) fn run(
                 Scheme::Dynamic { bits, weight_only } => {
                     let wish = Wish { bits, weight_only, min_elements, range: task.weights };
                     task.form = rewrite.integers(g, n, wish);
-                    if let (Form::Weights, Some(r)) = (&task.form, means) {
-                        rewrite.correct(g, s, n, r);
+                    if let (Form::Weights, Some(r)) = (&task.form, drift) {
+                        correct(g, s, n, r);
                     }
                 }
                 Scheme::Float16 => {
@@ -108,8 +109,6 @@ struct Rewrite {
     small: HashMap<(TensorId, usize, DType, WeightRange), TensorId>,
     wide: HashMap<TensorId, TensorId>,
     widening: Vec<Node>,
-    /// Weights of nodes: the float constant, and what it became.
-    weights: HashMap<usize, (TensorId, TensorId)>,
 }
 
 impl Rewrite {
@@ -144,7 +143,6 @@ impl Rewrite {
             let axis = if let Grouping::Axis(a) = h.grouping { a } else { usize::MAX };
             let key = (t, axis, dtype, wish.range);
             let q = *self.small.entry(key).or_insert_with(|| quantize(g, t, h.grouping, dtype, wish.range));
-            self.weights.insert(n, (t, q));
             let new = if widen { self.widened(g, q, t) } else { q };
             if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
                 *slot = Some(new);
@@ -155,34 +153,6 @@ impl Rewrite {
             asymmetric(&mut node.op);
         }
         Form::Weights
-    }
-
-    /// Takes what the rounding of weights adds to the results of a node, on average, from its bias.
-    fn correct(&mut self, g: &mut Graph, s: usize, n: usize, means: &Ranges) {
-        let corrected = || -> Option<(usize, Tensor)> {
-            let node = g.nodes.get(n)?;
-            let (data, bias) = match node.op {
-                Op::Conv2d(_) | Op::DepthwiseConv2d(_) | Op::FullyConnected(_) => (node.input(0)?, 2),
-                _ => return None,
-            };
-            let b = g.tensors.get(node.input(bias)?).filter(|b| b.dtype == DType::F32)?;
-            let &(from, to) = self.weights.get(&n)?;
-            let (from, to) = (g.tensors.get(from)?, g.tensors.get(to)?);
-            let scale = &to.quant.as_ref()?.scale;
-            let q = params::integers(to.data.as_ref()?, to.dtype);
-            let means = means.channels(s, data)?.means();
-            let drift = params::drift(&node.op, &to.shape, &floats(from.data.as_ref()?), &q, scale, &means)?;
-            let values = floats(b.data.as_ref()?).into_iter().zip(drift);
-            let data: Bytes = values.flat_map(|(b, d)| (b - d as f32).to_le_bytes()).collect();
-            Some((bias, Tensor { data: Some(data), ..b.clone() }))
-        };
-        if let Some((slot, t)) = corrected() {
-            g.tensors.push(t);
-            let id = g.tensors.len() - 1;
-            if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(slot)) {
-                *slot = Some(id);
-            }
-        }
     }
 
     fn halves(&mut self, g: &mut Graph, n: usize, clipped: &mut usize) -> Form {
@@ -243,6 +213,31 @@ impl Rewrite {
 
     fn insert_widening(self, g: &mut Graph) {
         g.nodes.splice(0..0, self.widening);
+    }
+}
+
+/// Whether the operator can have weights of 4 bits.
+pub(crate) fn has_four(op: &Op) -> bool {
+    hybrid(op).is_some_and(|h| h.four)
+}
+
+/// Takes what the rounding of weights adds to the results of a node, on average, from its bias.
+fn correct(g: &mut Graph, s: usize, n: usize, drift: &Ranges) {
+    let corrected = || -> Option<(usize, Tensor)> {
+        let node = g.nodes.get(n)?;
+        let Some(Rule { kind: Kind::Weighted { bias, .. }, .. }) = rule(&node.op) else { return None };
+        let b = g.operand(node, bias).filter(|b| b.dtype == DType::F32)?;
+        let drift = drift.drift.get(s)?.get(node.outputs.first()?)?.means();
+        let values = floats(b.data.as_ref()?).into_iter().zip(drift);
+        let data: Bytes = values.flat_map(|(b, d)| (b - d as f32).to_le_bytes()).collect();
+        (data.len() == b.data.as_ref()?.len()).then(|| (bias, Tensor { data: Some(data), ..b.clone() }))
+    };
+    if let Some((slot, t)) = corrected() {
+        g.tensors.push(t);
+        let id = g.tensors.len() - 1;
+        if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(slot)) {
+            *slot = Some(id);
+        }
     }
 }
 

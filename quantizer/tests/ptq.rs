@@ -273,37 +273,117 @@ fn weights_of_mobilenet() {
     }
 }
 
-/// Held-out digits: accuracy, and distance from the float model, are those of the original or better.
+fn held_out(net: &str) -> Vec<Sample> {
+    if net == "twosig" {
+        return samples(net);
+    }
+    let ordered = |v| Sample { signature: None, inputs: Inputs::Ordered(vec![v]) };
+    npy(&format!("{net}.test_x.npy")).into_iter().map(ordered).collect()
+}
+
+/// On held-out samples every mode is as near to float as the original's file, but for 0.3 dB, and agrees in as many
+/// best classes, but for one sample in a hundred. Samples are separate here: states are reset between them.
 #[test]
 fn accuracy() {
     if shared().is_none() {
         return;
     }
-    // (network, mode, least share of the float model's right answers, least SNR in dB)
+    let fallback = Mode::Int16x8 { io: DType::F32, only: false, bias: DType::I64 };
     let cases = [
-        ("cnn", Mode::DYNAMIC, 0.985, 40.0),
-        ("cnn", Mode::Float16, 0.999, 50.0),
-        ("cnn", I8(DType::F32), 0.98, 27.0),
-        ("cnn", wide(DType::F32, DType::I64), 0.98, 30.0),
-        ("resadd", Mode::DYNAMIC, 0.995, 46.0),
-        ("resadd", I8(DType::U8), 0.99, 38.0),
-        ("resadd", wide(DType::I16, DType::I64), 0.995, 45.0),
-        ("lstm", Mode::Float16, 0.999, 70.0),
-        ("lstm", I8(DType::F32), 0.99, 38.0),
+        ("dynamic", Mode::DYNAMIC),
+        ("fp16", Mode::Float16),
+        ("int8_floatio", I8(DType::F32)),
+        ("int8_uint8io", I8(DType::U8)),
+        ("i16x8_floatio", fallback),
+        ("i16x8_int16io", wide(DType::I16, DType::I64)),
     ];
-    for (net, mode, share, snr) in cases {
+    for net in ["cnn", "resadd", "lstm", "twosig"] {
         let float = model(&format!("{net}.float")).unwrap();
-        let r = mode.needs_calibration().then(|| ranges(net, &float));
-        let (got, _) = quantize(&float, &Options::new(mode), r.as_ref()).unwrap();
-        let test: Vec<Sample> = npy(&format!("{net}.test_x.npy"))
-            .into_iter()
-            .map(|v| Sample { signature: None, inputs: Inputs::Ordered(vec![v]) })
-            .collect();
-        let c = compare::compare(&float, &got, &test, false).unwrap();
-        let d = c.outputs[0].distance;
-        let same = c.same_top.0 as f64 / c.same_top.1 as f64;
-        eprintln!("{net} {mode:?}: agrees {same:.4}, {:.1} dB, cosine {:.5}", d.snr(), d.cosine());
-        assert!(same >= share && d.snr() >= snr && d.cosine() > 0.99, "{net} {mode:?}: {same} {}", d.snr());
+        let test = held_out(net);
+        let mut c = Calibrator::new(&float, Method::MinMax, 1).unwrap();
+        samples(net).iter().for_each(|s| c.add(s).unwrap());
+        let r = c.finish();
+        for (file, mode) in cases {
+            let (got, _) = quantize(&float, &Options::new(mode), Some(&r)).unwrap();
+            let ours = compare::compare(&float, &got, &test, false).unwrap();
+            if net == "lstm" && file.starts_with("i16x8") {
+                // The original has no such file, or one that does not load.
+                assert!(ours.outputs[0].distance.snr() > 50.0, "{net} {file}");
+                continue;
+            }
+            let theirs = compare::compare(&float, &model(&format!("{net}.{file}")).unwrap(), &test, false).unwrap();
+            for (a, b) in ours.outputs.iter().zip(&theirs.outputs) {
+                let (a, b) = (a.distance.snr(), b.distance.snr());
+                eprintln!("{net} {file}: {a:.1} dB, original {b:.1} dB");
+                assert!(a >= b - 0.3, "{net} {file}: {a} dB, original {b} dB");
+            }
+            let share = |c: &compare::Comparison| c.same_top.0 as f64 / c.same_top.1 as f64;
+            assert!(share(&ours) >= share(&theirs) - 0.01, "{net} {file}: {} {}", share(&ours), share(&theirs));
+        }
+    }
+}
+
+/// Float networks of all kinds in every mode: a file that runs, or a refusal that names the operator. The large ones take
+/// a release build; see docs/quantization.md.
+#[test]
+fn every_network_in_every_mode() {
+    let Some(dir) = shared() else { return };
+    let networks = [
+        "ai-edge-quantizer__sdpa_composite",
+        "lyra__quantizer",
+        "mediapipe__face_detection_short_range",
+        "mediapipe__selfie_segmentation",
+        "tflite-micro__trained_lstm",
+        "tflite_flutter_plugin__text_classification",
+    ];
+    let modes = [
+        Mode::DYNAMIC,
+        Mode::Dynamic { bits: 4, weight_only: true, min_elements: 1 },
+        Mode::Float16,
+        I8(DType::F32),
+        Mode::Int8 { io: DType::I8, only: true },
+        wide(DType::F32, DType::I64),
+        Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I32 },
+    ];
+    for net in networks {
+        let path = dir.join("../models").join(format!("{net}.tflite"));
+        let float = Model::read(std::fs::read(path).unwrap()).unwrap();
+        let mut c = Calibrator::new(&float, Method::MinMax, 1).unwrap();
+        let signatures: Vec<Option<String>> = match float.signatures.len() {
+            0 | 1 => vec![None],
+            _ => float.signatures.iter().map(|s| Some(s.key.clone())).collect(),
+        };
+        for signature in signatures {
+            let at = float.signatures.iter().find(|s| Some(&s.key) == signature.as_ref()).map_or(0, |s| s.subgraph);
+            let g = &float.subgraphs[at];
+            let inputs = g.inputs.iter().map(|&t| {
+                let t = &g.tensors[t];
+                let mut v = Value::zeros(t.dtype, &t.shape).unwrap();
+                if t.dtype == DType::F32 {
+                    let wave = |(i, x): (usize, &mut f32)| *x = (i % 17) as f32 / 17.0;
+                    v.as_mut_slice::<f32>().unwrap().iter_mut().enumerate().for_each(wave);
+                }
+                v
+            });
+            c.add(&Sample { inputs: Inputs::Ordered(inputs.collect()), signature })
+                .unwrap_or_else(|e| panic!("{net}: {e}"));
+        }
+        let r = c.finish();
+        for mode in modes {
+            match quantize(&float, &Options::new(mode), Some(&r)) {
+                Ok((_, report)) => {
+                    let sparse = net.contains("mediapipe");
+                    // Files that are float16 already, or have next to no weights, may not shrink.
+                    let small = report.bytes_after < report.bytes_before;
+                    assert!(small || sparse || net.contains("lyra"), "{net} {mode:?}: {report}");
+                }
+                Err(e) => {
+                    let only = matches!(mode, Mode::Int8 { only: true, .. } | Mode::Int16x8 { only: true, .. });
+                    let unsupported = e.kind == litegpu_graph::ErrorKind::Unsupported;
+                    assert!(only && unsupported && e.message.contains("operator "), "{net} {mode:?}: {e}");
+                }
+            }
+        }
     }
 }
 

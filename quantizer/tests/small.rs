@@ -355,27 +355,34 @@ fn equalized_layers_compute_the_same_and_quantize_better() {
     }
 }
 
-/// Weights that are all rounded one way move every result one way; the correction takes that back.
+/// The rounding of weights moves results by some mean; the correction takes that from the biases.
 #[test]
 fn corrected_biases() {
     let m = layers(ActivationFunctionType::RELU);
     let s = pictures(6);
-    let seen = observe(&m, Method::MinMax, &s).ranges();
-    for mode in [INT8, Mode::Dynamic { bits: 4, weight_only: true, min_elements: 0 }] {
-        let mut means = Vec::new();
+    let four = Mode::Dynamic { bits: 4, weight_only: true, min_elements: 0 };
+    for mode in [INT8, four, Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I64 }] {
+        let mut found = Vec::new();
         for correct_bias in [false, true] {
             let options = Options { correct_bias, ..Options::new(mode) };
-            let (q, _) = quantize(&m, &options, Some(&seen)).unwrap();
+            let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap().correcting(&options).unwrap();
+            s.iter().for_each(|s| c.add(s).unwrap());
+            let r = c.finish();
+            // The probes are seen by nobody.
+            assert_eq!(r.tensors[0].len(), m.subgraphs[0].tensors.len());
+            assert_eq!(r.tensors, calibrate(&m, &s).tensors);
+            let (q, _) = quantize(&m, &options, Some(&r)).unwrap();
             let d = compare::compare(&m, &q, &s, true).unwrap();
-            let y = d.layers.iter().find(|l| l.name == "y").unwrap().distance;
-            means.push((y.mean().abs(), y.snr()));
+            // The first layer: nothing before it is rounded but its input.
+            let p = d.layers.iter().find(|l| l.name == "p").unwrap().distance;
+            found.push((p.mean().abs(), d.outputs[0].distance.snr()));
         }
-        assert!(means[1].1 > means[0].1, "{mode:?}: {means:?}");
+        assert!(found[1].0 < found[0].0 && found[1].1 > found[0].1, "{mode:?}: {found:?}");
     }
-    // Ranges without channels cannot correct.
+    // Ranges that know nothing of it cannot correct.
     let options = Options { correct_bias: true, ..Options::new(INT8) };
     let e = quantize(&m, &options, Some(&calibrate(&m, &s))).unwrap_err();
-    assert!(e.message.contains("channels"), "{e}");
+    assert!(e.message.contains("correcting"), "{e}");
 }
 
 /// One outlier among small weights: its range costs all the others their steps, so clipping it is less harm in all.

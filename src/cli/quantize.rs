@@ -1,6 +1,6 @@
 //! `litegpu quantize`
 
-use super::calibrate::{CalibrationArgs, read_recipe};
+use super::calibrate::{CalibrationArgs, Extra, read_recipe};
 use super::{DeviceArgs, Failure, Outcome, emit, emit_json, open, read, write_safely};
 use clap::Args;
 use litegpu::quantizer::equalize::equalize;
@@ -144,6 +144,9 @@ impl Quantize {
     pub(crate) fn run(self) -> Outcome {
         let model = open(&self.model)?;
         if self.all {
+            if self.correct_bias {
+                return Err(Failure::usage("--correct-bias hangs on the scheme: not with --all"));
+            }
             return self.run_all(&model);
         }
         let options = self.options(self.mode.mode()?)?;
@@ -173,7 +176,7 @@ impl Quantize {
                     return Err(Failure::usage("--equalize moves ranges: give --calibration, not --ranges"));
                 }
                 true => None,
-                false => self.calibration.observe(model, &self.device, recipe, true)?,
+                false => self.calibration.observe(model, &self.device, recipe, Extra::Channels)?,
             };
             let (equal, n) = equalize(model.graph(), first.map(|f| f.ranges()).as_ref());
             float = Model::from_graph(equal)?;
@@ -184,7 +187,10 @@ impl Quantize {
             return Err(Failure::usage("this needs samples: --calibration or --ranges"));
         }
         let seen = match needed {
-            true => self.calibration.observe(&float, &self.device, recipe, options.correct_bias)?,
+            true => {
+                let extra = if options.correct_bias { Extra::Drift(options) } else { Extra::None };
+                self.calibration.observe(&float, &self.device, recipe, extra)?
+            }
             false => None,
         };
         Ok((float, seen.map(|r| r.ranges()), pairs))

@@ -1,6 +1,6 @@
 //! `litegpu suggest`
 
-use super::calibrate::CalibrationArgs;
+use super::calibrate::{CalibrationArgs, Extra};
 use super::compare::{db, measure};
 use super::quantize::{ModeArgs, make};
 use super::table::Table;
@@ -87,7 +87,7 @@ impl Suggest {
             return Err(Failure::usage("this mode needs --calibration or --ranges"));
         }
         let found = match needed {
-            true => self.calibration.observe(&model, &self.device, &options.recipe, false)?,
+            true => self.calibration.observe(&model, &self.device, &options.recipe, Extra::None)?,
             false => None,
         };
         let data = if self.data.is_empty() { &self.calibration.calibration } else { &self.data };
