@@ -564,11 +564,22 @@ impl<'a> Builder<'a> {
                     Some(f) => self.params(f)?,
                     None => self.own(t)?,
                 },
+                // A result that was always zero has no range. The smallest scale there is would make kernels multiply by
+                // a million; that of an operand says zero as well.
+                None if rule.kind == Kind::Free && self.silent(t) => match first {
+                    Some(f) => self.params(f)?,
+                    None => self.own(t)?,
+                },
                 None => self.own(t)?,
             };
             self.settle(t, p);
         }
         Ok(())
+    }
+
+    /// Whether calibration saw nothing but zeros.
+    fn silent(&self, t: TensorId) -> bool {
+        !self.imposed.contains_key(&t) && (self.range)(t).is_some_and(|r| r.magnitude() < 1e-7)
     }
 
     fn operand(&mut self, new: &mut Node, i: usize, t: TensorId) -> Result<TensorId> {

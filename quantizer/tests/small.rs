@@ -565,3 +565,23 @@ fn comparisons_tell_clipping_and_distribution() {
     assert!(healthy.0 == 0.0 && clipped.0 > 0.5, "{healthy:?} {clipped:?}");
     assert!(healthy.1 < 2.0 && clipped.1 > 10.0, "{healthy:?} {clipped:?}");
 }
+
+/// A difference that is always zero takes an operand's scale, not one of a billionth.
+#[test]
+fn results_that_are_always_zero() {
+    let mut b = Build::default();
+    let x = b.tensor("x", &[1, 4]);
+    let k = b.constant("k", &[1, 4], |_| 0.0);
+    let (d, y) = (b.tensor("d", &[1, 4]), b.tensor("y", &[1, 4]));
+    b.node(Op::Mul(MulOptionsT::default()), &[x, k], d);
+    b.node(Op::Add(AddOptionsT::default()), &[d, x], y);
+    let m = b.done(&[("x", x)], &[("y", y)]);
+    let s = some_samples(&[1, 4]);
+    for mode in [INT8, Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I64 }] {
+        let (q, _) = quantize(&m, &Options::new(mode), Some(&calibrate(&m, &s))).unwrap();
+        let g = &q.subgraphs[0];
+        let mul = g.nodes.iter().find(|n| matches!(n.op, Op::Mul(_))).unwrap();
+        assert_eq!(g.tensors[mul.outputs[0]].per_tensor(), g.tensors[mul.inputs[0].unwrap()].per_tensor());
+        assert!(snr(&m, &q, &s) > 30.0);
+    }
+}
