@@ -282,6 +282,11 @@ fn dims(port: &TensorInfo) -> Vec<Option<usize>> {
 
 /// How many samples of an input an array holds, and the shape of one.
 fn rows(port: &TensorInfo, shape: &[usize]) -> Option<(usize, Vec<usize>)> {
+    // Any number of samples would fit into no bytes at all.
+    split(port, shape).filter(|(n, row)| *n <= 1 || litegpu_graph::elements(row) > 0)
+}
+
+fn split(port: &TensorInfo, shape: &[usize]) -> Option<(usize, Vec<usize>)> {
     let dims = dims(port);
     let fit = |dims: &[Option<usize>], shape: &[usize]| {
         dims.len() == shape.len() && dims.iter().zip(shape).all(|(d, s)| d.is_none_or(|d| d == *s))
@@ -379,5 +384,6 @@ mod tests {
         assert_eq!(rows(&port(&[1], Some(&[-1])), &[7]), Some((1, vec![7])));
         assert_eq!(rows(&port(&[], None), &[7]), Some((7, vec![])));
         assert_eq!(rows(&port(&[0, 3], None), &[4, 3]), None);
+        assert_eq!(rows(&port(&[0], None), &[1 << 40, 0]), None);
     }
 }

@@ -141,7 +141,8 @@ fn observer(t: &Entry) -> Result<Option<Observer>> {
     let mut o = Observer { range: range(r)?, average: t.average.map(range).transpose()?, ..Observer::new() };
     if let Some(h) = &t.histogram {
         o.half = h.half as f32;
-        if !(o.half >= f32::MIN_POSITIVE && o.half.is_finite()) {
+        // A power of two: histograms are merged by doubling.
+        if !(o.half >= f32::MIN_POSITIVE && o.half.is_finite() && o.half.to_bits() & 0x7f_ffff == 0) {
             return Err(Error::invalid(format!("a histogram of half width {}", h.half)));
         }
         o.bins = vec![0.0; BINS];
