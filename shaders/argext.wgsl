@@ -80,26 +80,31 @@ fn lanes(i: u32) -> vec4<i32> {
     return index;
 }
 
+// One invocation for each output quad. A function of its own: after a return that only some invocations take there may be
+// no barrier in the same one.
+fn alone(i: u32) {
+    if (i >= p.quads) {
+        return;
+    }
+    let used = min(4u, p.width - (i % p.row) * 4u);
+    var v = vec4<i32>();
+    if (LANES == 1u) {
+        v = lanes(i);
+    } else {
+        for (var l = 0u; l < used; l++) {
+            v[l] = i32(search(start((i / p.row) * p.width + (i % p.row) * 4u + l), 0u, 1u).place);
+        }
+    }
+    out[i] = out_pack(out_mask(v, used));
+}
+
 @compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
     if (COOP == 0u) {
-        let i = linear_id(wg, count, local, WG);
-        if (i >= p.quads) {
-            return;
-        }
-        let used = min(4u, p.width - (i % p.row) * 4u);
-        var v = vec4<i32>();
-        if (LANES == 1u) {
-            v = lanes(i);
-        } else {
-            for (var l = 0u; l < used; l++) {
-                v[l] = i32(search(start((i / p.row) * p.width + (i % p.row) * 4u + l), 0u, 1u).place);
-            }
-        }
-        out[i] = out_pack(out_mask(v, used));
+        alone(linear_id(wg, count, local, WG));
         return;
     }
     let i = linear_group(wg, count);

@@ -1,23 +1,17 @@
-//! Time where there is a clock. The bare wasm target has none: the page that embeds litegpu measures there.
+//! Time, in a browser too.
 
 /// A moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(#[cfg(not(target_family = "wasm"))] std::time::Instant);
+pub(crate) struct Clock(web_time::Instant);
 
 impl Clock {
     /// Now.
     pub(crate) fn now() -> Clock {
-        Clock(
-            #[cfg(not(target_family = "wasm"))]
-            std::time::Instant::now(),
-        )
+        Clock(web_time::Instant::now())
     }
 
-    /// Milliseconds since then; 0 without a clock.
+    /// Milliseconds since then.
     pub(crate) fn ms(&self) -> f64 {
-        #[cfg(not(target_family = "wasm"))]
-        return self.0.elapsed().as_secs_f64() * 1e3;
-        #[cfg(target_family = "wasm")]
-        return 0.0;
+        self.0.elapsed().as_secs_f64() * 1e3
     }
 }

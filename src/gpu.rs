@@ -11,7 +11,32 @@ use litegpu_graph::shapes::Shapes;
 use litegpu_graph::{Graph, Model, NodeId, TensorId};
 use std::sync::Arc;
 
-pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, HalfStorage};
+pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, DeviceMemory, HalfStorage};
+
+/// A tensor that a GPU part reads or writes, as it lies in device memory: rows of the innermost dimension, each padded
+/// with zeros to a multiple of four elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicePort {
+    /// How elements are stored: `f32`, `f16` (two to a word), `i8`, `u8`, `bool` (one byte), or `i32`.
+    pub elem: &'static str,
+    /// The tensor's shape.
+    pub shape: Vec<usize>,
+    /// Bytes in all.
+    pub bytes: u64,
+}
+
+fn device_port(p: &delegate::Port) -> DevicePort {
+    use delegate::Elem;
+    let elem = match p.elem {
+        Elem::F32 => "f32",
+        Elem::F16 | Elem::F16Packed => "f16",
+        Elem::I8 => "i8",
+        Elem::U8 => "u8",
+        Elem::Bool => "bool",
+        Elem::I32 => "i32",
+    };
+    DevicePort { elem, shape: p.shape.to_vec(), bytes: p.gpu_bytes() }
+}
 
 /// How a GPU is chosen.
 pub type GpuOptions = EngineOptions;
@@ -25,10 +50,14 @@ impl Gpu {
     ///
     /// # Errors
     /// `Device` when there is none that fits the options, or it refuses.
-    pub async fn open_async(options: GpuOptions) -> Result<Gpu> {
-        let engine = Engine::open(options).await.map_err(device_error)?;
-        log::info!("opened {:?}", engine.caps());
-        Ok(Gpu(Arc::new(engine)))
+    pub fn open_async(options: GpuOptions) -> impl Future<Output = Result<Gpu>> {
+        // In a browser, `navigator.gpu` is looked up here and not when the future is first polled.
+        let opening = Engine::open(options);
+        async move {
+            let engine = opening.await.map_err(device_error)?;
+            log::info!("opened {:?}", engine.caps());
+            Ok(Gpu(Arc::new(engine)))
+        }
     }
 
     /// [`Gpu::open_async`], blocking.
@@ -49,6 +78,12 @@ impl Gpu {
     #[cfg(not(target_family = "wasm"))]
     pub fn adapters() -> Vec<AdapterInfo> {
         pollster::block_on(Gpu::adapters_async())
+    }
+
+    /// Memory on this device, for [`Session::attach_input`](crate::Session::attach_input) and
+    /// [`Session::attach_output`](crate::Session::attach_output).
+    pub fn memory(&self, bytes: u64) -> DeviceMemory {
+        self.0.memory(bytes)
     }
 
     /// What the device can do.
@@ -192,6 +227,9 @@ pub(crate) struct Part {
     loaded: Loaded,
     /// Where results are read to, before they are exchanged with the executor's values.
     outputs: Vec<Value>,
+    /// Inputs that come from device memory, outputs that stay there.
+    attached: Vec<TensorId>,
+    detoured: Vec<TensorId>,
 }
 
 /// Whether the CPU takes over after a device error, or the error is a bug to be shown.
@@ -230,11 +268,37 @@ impl Part {
             .outputs()
             .map(|p| Value::empty(p.dtype, graph.tensors.get(p.tensor).and_then(|t| t.quant.clone()).map(Into::into)))
             .collect();
-        Ok(Part { nodes: program.0.nodes.clone(), loaded, outputs })
+        let nodes = program.0.nodes.clone();
+        Ok(Part { nodes, loaded, outputs, attached: Vec::new(), detoured: Vec::new() })
     }
 
     pub(crate) fn nodes(&self) -> &[NodeId] {
         &self.nodes
+    }
+
+    /// How the part reads or writes a tensor.
+    pub(crate) fn port(&self, tensor: TensorId, output: bool) -> Option<DevicePort> {
+        match output {
+            false => self.loaded.inputs().find(|p| p.tensor == tensor).map(device_port),
+            true => self.loaded.outputs().find(|p| p.tensor == tensor).map(device_port),
+        }
+    }
+
+    /// Lets a tensor be read from, or written to, device memory.
+    pub(crate) fn attach(&mut self, tensor: TensorId, output: bool, memory: Option<DeviceMemory>) {
+        let (list, at) = match output {
+            false => (&mut self.attached, self.loaded.inputs().position(|p| p.tensor == tensor)),
+            true => (&mut self.detoured, self.loaded.outputs().position(|p| p.tensor == tensor)),
+        };
+        let Some(at) = at else { return };
+        list.retain(|&t| t != tensor);
+        if memory.is_some() {
+            list.push(tensor);
+        }
+        match output {
+            false => self.loaded.attach_input(at, memory),
+            true => self.loaded.attach_output(at, memory),
+        }
     }
 
     /// Runs the part on the executor's values. Times are filled when `times` is there.
@@ -251,7 +315,7 @@ impl Part {
         let mut inputs: Vec<&[u8]> = Vec::with_capacity(self.loaded.inputs().len());
         let tensors: Vec<TensorId> = self.loaded.inputs().map(|p| p.tensor).collect();
         for t in tensors {
-            inputs.push(exec.get(subgraph, t)?.bytes);
+            inputs.push(if self.attached.contains(&t) { &[] } else { exec.get(subgraph, t)?.bytes });
         }
         let mut outputs: Vec<&mut [u8]> = self.outputs.iter_mut().map(Value::bytes_mut).collect();
         match times {
@@ -269,6 +333,9 @@ impl Part {
             }
         }
         for (v, (t, _)) in self.outputs.iter_mut().zip(&shapes) {
+            if self.detoured.contains(t) {
+                continue;
+            }
             exec.exchange(subgraph, *t, v)?;
         }
         Ok(())

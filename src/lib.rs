@@ -38,7 +38,7 @@ pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
-pub use gpu::{AdapterClass, AdapterInfo, Caps, Gpu, GpuOptions, HalfStorage};
+pub use gpu::{AdapterClass, AdapterInfo, Caps, DeviceMemory, DevicePort, Gpu, GpuOptions, HalfStorage};
 pub use litegpu_cpu as cpu;
 pub use litegpu_cpu::{CustomOperator, CustomOperators};
 pub use litegpu_graph as graph;
@@ -47,5 +47,7 @@ pub use litegpu_graph::{DType, Quant};
 pub use litegpu_quantizer as quantizer;
 pub use model::Model;
 pub use report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
+#[cfg(target_family = "wasm")]
+pub use session::Pause;
 pub use session::{Builder, Device, Key, Precision, Session, TensorInfo};
 pub use tensor::{Element, Tensor, View};

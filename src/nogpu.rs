@@ -18,6 +18,10 @@ pub(crate) struct Program(Never);
 pub(crate) struct Part(Never);
 #[derive(Debug)]
 pub(crate) struct Caps(Never);
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceMemory(#[allow(dead_code)] Never);
+#[derive(Debug)]
+pub(crate) struct DevicePort;
 
 #[allow(dead_code)]
 #[derive(Debug)]
@@ -87,6 +91,12 @@ impl Part {
         match gpu.0 {}
     }
     pub(crate) fn nodes(&self) -> &[NodeId] {
+        match self.0 {}
+    }
+    pub(crate) fn port(&self, _: TensorId, _: bool) -> Option<DevicePort> {
+        match self.0 {}
+    }
+    pub(crate) fn attach(&mut self, _: TensorId, _: bool, _: Option<DeviceMemory>) {
         match self.0 {}
     }
     pub(crate) async fn run(&mut self, _: &mut Executor, _: usize, _: Option<&mut Vec<NodeTime>>) -> Result<(), Fault> {

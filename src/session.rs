@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
-use crate::gpu::{self, Caps, Fault, Gpu, GpuOptions, Part, Program, Wish};
+use crate::gpu::{self, Caps, DeviceMemory, DevicePort, Fault, Gpu, GpuOptions, Part, Program, Wish};
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 use crate::tensor::{Tensor, View};
@@ -130,7 +130,13 @@ pub struct Builder {
     custom: CustomOperators,
     gpu: Option<Gpu>,
     shapes: Vec<(OwnedKey, Vec<usize>)>,
+    #[cfg(target_family = "wasm")]
+    pause: Option<(f64, Pause)>,
 }
+
+/// Gives the event loop a turn.
+#[cfg(target_family = "wasm")]
+pub type Pause = fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
 /// A [`Key`] that a builder keeps.
 #[derive(Debug, Clone)]
@@ -214,6 +220,13 @@ impl Builder {
     /// Takes the time of each operator (see [`Session::times`]).
     pub fn profile(mut self, profile: bool) -> Self {
         self.profile = profile;
+        self
+    }
+    /// Awaits `pause` whenever the CPU has worked for `ms` milliseconds, so that a long run does not hold up the page.
+    /// An operator is never interrupted.
+    #[cfg(target_family = "wasm")]
+    pub fn pause(mut self, ms: f64, pause: Pause) -> Self {
+        self.pause = Some((ms, pause));
         self
     }
     /// Keeps every tensor that the CPU computes, so that [`Session::tensor`] can read it after a run.
@@ -311,6 +324,9 @@ impl Builder {
             note,
             timings,
             gpu_times: Vec::new(),
+            attached: Vec::new(),
+            #[cfg(target_family = "wasm")]
+            pause: self.pause,
         };
         for (key, shape) in &self.shapes {
             session.resize_input(key.borrow(), shape)?;
@@ -431,6 +447,10 @@ pub struct Session {
     note: Option<String>,
     timings: Timings,
     gpu_times: Vec<NodeTime>,
+    /// Device memory that stands for inputs (false) and outputs (true) of the present plan.
+    attached: Vec<(bool, TensorId, DeviceMemory)>,
+    #[cfg(target_family = "wasm")]
+    pause: Option<(f64, Pause)>,
 }
 
 impl Session {
@@ -452,6 +472,8 @@ impl Session {
             custom: CustomOperators::new(),
             gpu: None,
             shapes: Vec::new(),
+            #[cfg(target_family = "wasm")]
+            pause: None,
         }
     }
 
@@ -559,7 +581,8 @@ impl Session {
         let start = Clock::now();
         let s = self.entry.subgraph;
         for (i, info) in self.entry.inputs.iter().enumerate() {
-            let set = self.exec.get(s, info.tensor).is_ok_and(|v| v.shape == info.shape);
+            let attached = self.attached.iter().any(|(o, t, _)| !o && *t == info.tensor);
+            let set = attached || self.exec.get(s, info.tensor).is_ok_and(|v| v.shape == info.shape);
             if !set {
                 return Err(Error::invalid(format!("input {i} '{}' has not been set", info.name)));
             }
@@ -569,6 +592,17 @@ impl Session {
         let mut lost = None;
         for (i, step) in planned.steps.iter_mut().enumerate() {
             match step {
+                #[cfg(target_family = "wasm")]
+                Step::Cpu(nodes) if self.pause.is_some() => {
+                    let mut since = Clock::now();
+                    for &n in nodes.iter() {
+                        self.exec.run_nodes(s, [n])?;
+                        if let Some((_, pause)) = self.pause.filter(|(ms, _)| since.ms() > *ms) {
+                            pause().await;
+                            since = Clock::now();
+                        }
+                    }
+                }
                 Step::Cpu(nodes) => self.exec.run_nodes(s, nodes.iter().copied())?,
                 Step::Gpu(part) => {
                     let start = Clock::now();
@@ -687,6 +721,7 @@ impl Session {
             return Ok(());
         }
         self.timings.prepare_ms = 0.0;
+        self.attached.clear();
         loop {
             let start = Clock::now();
             let draft =
@@ -778,6 +813,95 @@ impl Session {
             self.exec.run_nodes(s, nodes.iter().copied())?;
         }
         Ok(())
+    }
+
+    /// How the GPU reads an input, if GPU parts alone read it. The session must be prepared.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    fn port(&self, tensor: TensorId, output: bool) -> Option<DevicePort> {
+        let graph = self.model.graph().subgraphs.get(self.entry.subgraph)?;
+        let mut found = None;
+        for step in &self.planned.as_ref()?.steps {
+            match step {
+                Step::Gpu(part) => found = part.port(tensor, output).or(found),
+                Step::Cpu(nodes) => {
+                    let mut nodes = nodes.iter().filter_map(|&n| graph.nodes.get(n));
+                    if nodes.any(|n| n.inputs.contains(&Some(tensor)) || n.outputs.contains(&tensor)) {
+                        return None;
+                    }
+                }
+            }
+        }
+        let both = graph.inputs.contains(&tensor) && graph.outputs.contains(&tensor);
+        found.filter(|_| !both)
+    }
+
+    /// How an input lies in device memory, if GPU parts alone read it. The session must be
+    /// [prepared](Session::prepare_async).
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such input.
+    #[cfg(feature = "gpu")]
+    pub fn input_port<'k>(&self, input: impl Into<Key<'k>>) -> Result<Option<DevicePort>> {
+        let i = find(&self.entry.inputs, input.into(), "input")?;
+        Ok(self.entry.inputs.get(i).and_then(|t| self.port(t.tensor, false)))
+    }
+
+    /// How an output lies in device memory, if a GPU part writes it and no operator on the CPU reads it. The session
+    /// must be [prepared](Session::prepare_async).
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such output.
+    #[cfg(feature = "gpu")]
+    pub fn output_port<'k>(&self, output: impl Into<Key<'k>>) -> Result<Option<DevicePort>> {
+        let i = find(&self.entry.outputs, output.into(), "output")?;
+        Ok(self.entry.outputs.get(i).and_then(|t| self.port(t.tensor, true)))
+    }
+
+    /// Reads an input from device memory, laid out as [`Session::input_port`] says, in every run until `None` is
+    /// given. Another plan (a resize, another signature) ends it.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such input, or no GPU part alone reads it.
+    #[cfg(feature = "gpu")]
+    pub fn attach_input<'k>(&mut self, input: impl Into<Key<'k>>, memory: Option<&DeviceMemory>) -> Result<()> {
+        let i = find(&self.entry.inputs, input.into(), "input")?;
+        let tensor = self.entry.inputs.get(i).map(|t| t.tensor);
+        self.attach(tensor, false, memory).map_err(|e| e.at(format!("input {i}")))
+    }
+
+    /// Leaves an output in device memory, laid out as [`Session::output_port`] says: it is then not read back.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such output, or an operator on the CPU reads or writes it.
+    #[cfg(feature = "gpu")]
+    pub fn attach_output<'k>(&mut self, output: impl Into<Key<'k>>, memory: Option<&DeviceMemory>) -> Result<()> {
+        let i = find(&self.entry.outputs, output.into(), "output")?;
+        let tensor = self.entry.outputs.get(i).map(|t| t.tensor);
+        self.attach(tensor, true, memory).map_err(|e| e.at(format!("output {i}")))
+    }
+
+    #[cfg(feature = "gpu")]
+    fn attach(&mut self, tensor: Option<TensorId>, output: bool, memory: Option<&DeviceMemory>) -> Result<()> {
+        let Some(tensor) = tensor else { return Ok(()) };
+        self.attached.retain(|(o, t, _)| (*o, *t) != (output, tensor));
+        if let Some(m) = memory {
+            if self.port(tensor, output).is_none() {
+                return Err(Error::invalid("device memory cannot stand for a tensor that the CPU reads or writes"));
+            }
+            self.attached.push((output, tensor, m.clone()));
+        }
+        for step in self.planned.iter_mut().flat_map(|p| &mut p.steps) {
+            if let Step::Gpu(part) = step {
+                part.attach(tensor, output, memory.cloned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the time of each operator is taken from the next run on (see [`Session::times`]).
+    pub fn set_profile(&mut self, profile: bool) {
+        self.profile = profile;
+        self.exec.set_profile(profile);
     }
 
     /// [`Session::prepare_async`], blocking.

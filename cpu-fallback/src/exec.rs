@@ -16,8 +16,7 @@ use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, Result, Shap
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
-#[cfg(not(target_family = "wasm"))]
-use std::time::Instant;
+use web_time::Instant;
 
 /// Iterations after which a WHILE is taken to be endless.
 const MAX_ITERATIONS: u64 = 10_000_000;
@@ -271,6 +270,14 @@ impl Executor {
         self.frames.get(subgraph).and_then(Option::as_ref).map_or(&[], |f| &f.times)
     }
 
+    /// Whether the time of each node is recorded from now on.
+    pub fn set_profile(&mut self, profile: bool) {
+        self.options.profile = profile;
+        for (graph, frame) in self.model.subgraphs.iter().zip(self.frames.iter_mut().flatten()) {
+            frame.times = if profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
+        }
+    }
+
     /// Bytes of storage that tensors and resource variables hold, used or free.
     pub fn bytes(&self) -> usize {
         self.budget.used()
@@ -294,7 +301,6 @@ impl Executor {
     }
 
     fn run_node(&mut self, model: &Arc<Model>, graph: &Graph, frame: &mut Frame, n: NodeId) -> Result<()> {
-        #[cfg(not(target_family = "wasm"))]
         let start = self.options.profile.then(Instant::now);
         let node = graph.nodes.get(n).ok_or_else(|| Error::invalid(format!("no operator {n}")))?;
         if is_control(&node.op) {
@@ -318,7 +324,6 @@ impl Executor {
                 }
             }
         }
-        #[cfg(not(target_family = "wasm"))]
         if let (Some(start), Some(slot)) = (start, frame.times.get_mut(n)) {
             *slot = start.elapsed();
         }

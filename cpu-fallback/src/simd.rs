@@ -6,6 +6,9 @@
 //! versions are the definition, and tests compare the others with them.
 #![allow(unsafe_code)]
 
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
+
 use bytemuck::{Pod, Zeroable};
 use smallvec::SmallVec;
 
@@ -463,8 +466,14 @@ pub(crate) fn dispatch<T: Task>(task: T) -> T::Output {
         // SAFETY: the machine has the features that the function is compiled for.
         return unsafe { avx2::enter(task) };
     }
-    task.run::<Portable>()
+    task.run::<Base>()
 }
+
+/// What every machine has that a build is for.
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+type Base = wasm::Simd128;
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+type Base = Portable;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {

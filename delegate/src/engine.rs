@@ -103,6 +103,8 @@ pub struct EngineOptions {
     pub hide_f16: bool,
     /// Do as if the adapter had no subgroup operations.
     pub hide_subgroups: bool,
+    /// The device has subgroup operations, which wgpu cannot tell of a device in a browser: who opened it says so.
+    pub known_subgroups: bool,
     /// Do as if storage buffers could not be mapped.
     pub hide_mappable: bool,
     /// How f16 tensors are stored.
@@ -121,6 +123,7 @@ impl Default for EngineOptions {
             allow_software: true,
             hide_f16: false,
             hide_subgroups: false,
+            known_subgroups: false,
             hide_mappable: false,
             half: HalfStorage::Auto,
             timeout: Duration::from_secs(120),
@@ -212,7 +215,8 @@ fn caps_of(adapter: &wgpu::Adapter, options: &EngineOptions) -> Caps {
     let (info, has, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
     let about = describe(&info);
     let f16 = has.contains(wgpu::Features::SHADER_F16) && !options.hide_f16 && options.half != HalfStorage::Packed;
-    let subgroups = has.contains(wgpu::Features::SUBGROUP) && !options.hide_subgroups && info.subgroup_max_size > 0;
+    let subgroups = has.contains(wgpu::Features::SUBGROUP) || options.known_subgroups;
+    let subgroups = subgroups && !options.hide_subgroups && info.subgroup_max_size > 0;
     Caps {
         name: about.name,
         backend: about.backend,
@@ -249,15 +253,20 @@ impl Engine {
         list.iter().map(|a| describe(&a.get_info())).collect()
     }
 
-    /// Opens a device.
+    /// Opens a device. The graphics interface (in a browser: `navigator.gpu`) is looked up before this returns, not
+    /// when the future is first polled.
     ///
     /// # Errors
     /// `NoAdapter` when none fits the options, `Refused` when the adapter gives no device.
-    pub async fn open(options: EngineOptions) -> Result<Engine> {
+    pub fn open(options: EngineOptions) -> impl Future<Output = Result<Engine>> {
         let instance = instance();
+        Engine::open_on(instance, options)
+    }
+
+    async fn open_on(instance: wgpu::Instance, options: EngineOptions) -> Result<Engine> {
         let adapter = pick(&instance, &options).await?;
         let caps = caps_of(&adapter, &options);
-        let (device, queue) = request(&adapter, &caps).await?;
+        let (device, queue) = request(&adapter, &caps, options.known_subgroups).await?;
         let faults = Arc::new(Mutex::new(Faults::default()));
         let f = faults.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
@@ -297,6 +306,12 @@ impl Engine {
     pub fn destroy(&self) {
         lock(&self.faults).lost.get_or_insert_with(|| "it was given back".into());
         self.device.destroy();
+    }
+
+    /// Memory on this device for [`Loaded::attach_input`] and [`Loaded::attach_output`].
+    pub fn memory(&self, bytes: u64) -> DeviceMemory {
+        use wgpu::BufferUsages as U;
+        DeviceMemory(self.buffer("attached", bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST))
     }
 
     /// Makes a program ready to run: compiles what is not compiled yet, uploads its constants, makes its buffers and
@@ -379,10 +394,15 @@ impl Engine {
                 have.insert(key, done?);
             }
         }
+        // All are asked for before the first answer is awaited: the browser compiles in a process of its own.
         #[cfg(target_family = "wasm")]
-        for (key, pattern) in missing {
-            let done = compile_one(&self.device, key, pattern).await?;
-            lock(&self.pipelines).insert(key.clone(), done);
+        {
+            let asked: Vec<_> =
+                missing.iter().map(|(key, pattern)| (*key, compile_one(&self.device, key, pattern))).collect();
+            for (key, done) in asked {
+                let done = done.await?;
+                lock(&self.pipelines).insert(key.clone(), done);
+            }
         }
         Ok(())
     }
@@ -417,7 +437,11 @@ impl Engine {
         std::thread::scope(|scope| {
             for _ in 1..threads.min(rest.len()) {
                 scope.spawn(|| {
-                    let Ok((device, queue)) = pollster::block_on(request(&self.adapter, &self.caps)) else { return };
+                    let Ok((device, queue)) =
+                        pollster::block_on(request(&self.adapter, &self.caps, self.options.known_subgroups))
+                    else {
+                        return;
+                    };
                     let there = Bench::new(&device, &queue, self.options.timeout);
                     while let Some(&(key, pattern)) = take() {
                         if there.dispatch(key, pattern).is_err() {
@@ -455,12 +479,20 @@ impl Engine {
         usage: wgpu::BufferUsages,
         parts: impl Iterator<Item = (u64, &'p [u8])>,
     ) -> Result<wgpu::Buffer> {
+        // A mapping in a browser is a copy of its own: there the queue takes the bytes as they lie.
+        let mapped = cfg!(not(target_family = "wasm"));
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: size.next_multiple_of(16) + 16,
-            usage,
-            mapped_at_creation: true,
+            usage: if mapped { usage } else { usage | wgpu::BufferUsages::COPY_DST },
+            mapped_at_creation: mapped,
         });
+        if !mapped {
+            for (at, bytes) in parts {
+                self.queue.write_buffer(&buffer, at, bytes);
+            }
+            return Ok(buffer);
+        }
         {
             let failed = |e: wgpu::MapRangeError| GpuError::new(GpuErrorKind::OutOfMemory, e.to_string());
             let mut view = buffer.slice(..).get_mapped_range_mut().map_err(failed)?;
@@ -611,6 +643,7 @@ impl Engine {
             dispatches,
             inputs,
             outputs,
+            attached: Default::default(),
             staging,
             scratch: Vec::new(),
         })
@@ -618,11 +651,12 @@ impl Engine {
 }
 
 /// A device with the features that `caps` counts on.
-async fn request(adapter: &wgpu::Adapter, caps: &Caps) -> Result<(wgpu::Device, wgpu::Queue)> {
+/// `known`: the subgroup operations are there whether or not they are asked for.
+async fn request(adapter: &wgpu::Adapter, caps: &Caps, known: bool) -> Result<(wgpu::Device, wgpu::Queue)> {
     let mut features = wgpu::Features::empty();
     for (want, feature) in [
         (caps.f16, wgpu::Features::SHADER_F16),
-        (caps.subgroups.is_some(), wgpu::Features::SUBGROUP),
+        (caps.subgroups.is_some() && !known, wgpu::Features::SUBGROUP),
         (caps.timestamps, wgpu::Features::TIMESTAMP_QUERY),
         (caps.mappable, wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
         (caps.int64, wgpu::Features::SHADER_INT64),
@@ -641,12 +675,38 @@ async fn request(adapter: &wgpu::Adapter, caps: &Caps) -> Result<(wgpu::Device, 
     adapter.request_device(&descriptor).await.map_err(refused)
 }
 
-async fn compile_one(device: &wgpu::Device, key: &KernelKey, pattern: &[(u32, Access)]) -> Result<Compiled> {
-    let text = litegpu_shaders::source(key).map_err(|e| GpuError::new(GpuErrorKind::Internal, e))?;
+/// Asks for a pipeline now; the future waits for the verdict.
+fn compile_one(
+    device: &wgpu::Device,
+    key: &KernelKey,
+    pattern: &[(u32, Access)],
+) -> impl Future<Output = Result<Compiled>> + use<> {
     let label = key.label();
+    let asked = litegpu_shaders::source(key).map(|text| ask(device, key, &label, text, pattern));
+    async move {
+        let (compiled, verdict) = asked.map_err(|e| GpuError::new(GpuErrorKind::Internal, e))?;
+        match verdict.await {
+            Some(e) => Err(GpuError::new(GpuErrorKind::Internal, format!("kernel {label}: {e}"))),
+            None => Ok(compiled),
+        }
+    }
+}
+
+fn ask(
+    device: &wgpu::Device,
+    key: &KernelKey,
+    label: &str,
+    text: String,
+    pattern: &[(u32, Access)],
+) -> (Compiled, impl Future<Output = Option<wgpu::Error>> + use<>) {
+    // Browsers want the directive; naga knows the functions but not the directive.
+    let text = match cfg!(target_family = "wasm") && text.contains("subgroup") {
+        true => format!("enable subgroups;\n{text}"),
+        false => text,
+    };
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: Some(&label),
+        label: Some(label),
         source: wgpu::ShaderSource::Wgsl(text.into()),
     });
     let buffer = |binding: u32, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
@@ -660,15 +720,15 @@ async fn compile_one(device: &wgpu::Device, key: &KernelKey, pattern: &[(u32, Ac
         buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
     }));
     let layout =
-        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(&label),
+        label: Some(label),
         bind_group_layouts: &[Some(&layout)],
         ..Default::default()
     });
     let constants: Vec<(&str, f64)> = key.constants.iter().map(|&(name, v)| (name, f64::from(v))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some(&label),
+        label: Some(label),
         layout: Some(&pipeline_layout),
         module: &module,
         entry_point: None,
@@ -678,10 +738,7 @@ async fn compile_one(device: &wgpu::Device, key: &KernelKey, pattern: &[(u32, Ac
         },
         cache: None,
     });
-    match scope.pop().await {
-        Some(e) => Err(GpuError::new(GpuErrorKind::Internal, format!("kernel {label}: {e}"))),
-        None => Ok(Compiled { pipeline, layout }),
-    }
+    (Compiled { pipeline, layout }, scope.pop())
 }
 
 /// What kernels are dispatched with when only their compilation counts: memory that is not read, results that nobody
@@ -804,6 +861,10 @@ fn check_faults(faults: &Mutex<Faults>) -> Result<()> {
     f.error.take().map_or(Ok(()), Err)
 }
 
+/// Bytes in a device's memory.
+#[derive(Debug, Clone)]
+pub struct DeviceMemory(wgpu::Buffer);
+
 struct Ready {
     node: NodeId,
     kernel: usize,
@@ -818,6 +879,13 @@ struct Out {
     /// Mapped where it is, instead of copied to the staging buffer.
     direct: bool,
     at: u64,
+}
+
+fn attach(list: &mut HashMap<usize, DeviceMemory>, port: usize, memory: Option<DeviceMemory>) {
+    match memory {
+        Some(m) => list.insert(port, m),
+        None => list.remove(&port),
+    };
 }
 
 /// The time of one dispatch.
@@ -844,6 +912,8 @@ pub struct Loaded {
     dispatches: Vec<Ready>,
     inputs: Vec<(Port, Option<usize>)>,
     outputs: Vec<Out>,
+    /// What stands in for the host's bytes, for inputs and for outputs.
+    attached: [HashMap<usize, DeviceMemory>; 2],
     staging: Option<wgpu::Buffer>,
     scratch: Vec<u8>,
 }
@@ -865,6 +935,17 @@ impl Loaded {
         self.outputs.iter().map(|o| &o.port)
     }
 
+    /// Reads an input from device memory, in the port's own layout ([`Port::gpu_bytes`] of it), instead of the host's
+    /// bytes; `None` ends that. The host's bytes for such a port may be empty.
+    pub fn attach_input(&mut self, input: usize, memory: Option<DeviceMemory>) {
+        attach(&mut self.attached[0], input, memory);
+    }
+
+    /// Writes an output to device memory, in the port's own layout, instead of the host's bytes.
+    pub fn attach_output(&mut self, output: usize, memory: Option<DeviceMemory>) {
+        attach(&mut self.attached[1], output, memory);
+    }
+
     /// Dispatches in a run.
     pub fn dispatches(&self) -> usize {
         self.dispatches.len()
@@ -877,6 +958,7 @@ impl Loaded {
     pub async fn run(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<()> {
         self.upload(inputs)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
+        self.fetch(&mut encoder);
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             let mut last = usize::MAX;
@@ -933,6 +1015,7 @@ impl Loaded {
         let resolved = buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
         let readable = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let mut encoder = self.device.create_command_encoder(&Default::default());
+        self.fetch(&mut encoder);
         for (i, d) in self.dispatches.iter().enumerate() {
             let writes = (i < timed).then(|| wgpu::ComputePassTimestampWrites {
                 query_set: &set,
@@ -1022,7 +1105,10 @@ impl Loaded {
             let message = format!("{} inputs given, {} expected", inputs.len(), self.inputs.len());
             return Err(GpuError::new(GpuErrorKind::Invalid, message));
         }
-        for ((port, buffer), bytes) in self.inputs.iter().zip(inputs) {
+        for (i, ((port, buffer), bytes)) in self.inputs.iter().zip(inputs).enumerate() {
+            if self.attached[0].contains_key(&i) {
+                continue;
+            }
             if bytes.len() != port.host_bytes() {
                 let message = format!(
                     "tensor {}: {} bytes given, {} of shape {:?} needs {}",
@@ -1051,8 +1137,23 @@ impl Loaded {
         Ok(())
     }
 
+    /// Copies attached inputs into place.
+    fn fetch(&self, encoder: &mut wgpu::CommandEncoder) {
+        for (i, from) in &self.attached[0] {
+            if let Some((port, Some(to))) = self.inputs.get(*i)
+                && let Some(to) = self.buffers.get(*to)
+            {
+                encoder.copy_buffer_to_buffer(&from.0, 0, to, 0, port.gpu_bytes());
+            }
+        }
+    }
+
     fn stage(&self, encoder: &mut wgpu::CommandEncoder) {
-        for o in &self.outputs {
+        for (i, o) in self.outputs.iter().enumerate() {
+            if let (Some(to), Some(from)) = (self.attached[1].get(&i), self.buffers.get(o.buffer)) {
+                encoder.copy_buffer_to_buffer(from, 0, &to.0, 0, o.port.gpu_bytes());
+                continue;
+            }
             if let (false, Some(from), Some(staging)) = (o.direct, self.buffers.get(o.buffer), &self.staging) {
                 encoder.copy_buffer_to_buffer(from, 0, staging, o.at, o.port.gpu_bytes());
             }
@@ -1066,8 +1167,11 @@ impl Loaded {
         }
         let mut mapped: Vec<&wgpu::Buffer> = Vec::new();
         let mut signals = Vec::new();
-        let wanted = self.outputs.iter().filter(|o| o.direct).filter_map(|o| self.buffers.get(o.buffer));
-        for buffer in wanted.chain(&self.staging) {
+        let attached = &self.attached[1];
+        let here = self.outputs.iter().enumerate().filter(|(i, _)| !attached.contains_key(i)).map(|(_, o)| o);
+        let wanted = here.clone().filter(|o| o.direct).filter_map(|o| self.buffers.get(o.buffer));
+        let staging = self.staging.iter().filter(|_| here.clone().any(|o| !o.direct));
+        for buffer in wanted.chain(staging) {
             if mapped.contains(&buffer) {
                 continue;
             }
@@ -1086,10 +1190,14 @@ impl Loaded {
         }
         let mut result = waited.and_then(|()| check_faults(&self.faults));
         if result.is_ok() && !ok {
-            result = Err(GpuError::new(GpuErrorKind::Internal, "an output could not be mapped"));
+            // Nothing else keeps a buffer of ours from being mapped.
+            result = Err(GpuError::new(GpuErrorKind::Lost, "an output could not be mapped"));
         }
         if result.is_ok() {
-            for (o, to) in self.outputs.iter().zip(outputs) {
+            for (i, (o, to)) in self.outputs.iter().zip(outputs).enumerate() {
+                if self.attached[1].contains_key(&i) {
+                    continue;
+                }
                 if to.len() != o.port.host_bytes() {
                     let message = format!("tensor {}: room for {} bytes", o.port.tensor, to.len());
                     result = Err(GpuError::new(GpuErrorKind::Invalid, message));

@@ -30,7 +30,10 @@ mod program;
 
 pub use caps::{AdapterClass, Caps, Precision};
 pub use cost::{Estimate, Work, estimate, work};
-pub use engine::{AdapterInfo, Engine, EngineOptions, GpuError, GpuErrorKind, HalfStorage, Loaded, Power, Timing};
+pub use engine::{
+    AdapterInfo, DeviceMemory, Engine, EngineOptions, GpuError, GpuErrorKind, HalfStorage, Loaded, Power, Timing,
+};
+pub use litegpu_shaders::Elem;
 pub use lower::{Const, Lower, Lowered, Operand, Params, Scene, Unsupported, line, no};
 pub use plan::{Device, Placement, Plan, PlanOptions, Step, plan};
 pub use program::{

@@ -82,7 +82,9 @@ kernels! {
     }
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "conv" { parted: true }
+    "conv_four" { parted: true }
     "depthwise" { parted: true }
+    "depthwise_four" { parted: true }
     "depthwise_rows" { parted: true }
     "depthwise_multi" { parted: true }
     "matvec" { parted: true }

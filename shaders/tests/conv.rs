@@ -60,6 +60,7 @@ fn convolutions() {
                     for (_, put) in octs(x) {
                         validate(&key("conv").part("out", put).part("", each).part("", "share_subgroup"));
                         validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
+                        validate(&key("conv_four").part("out", put).part("", each));
                         if class == "real" {
                             continue;
                         }
@@ -72,6 +73,8 @@ fn convolutions() {
             }
         }
         for (wo, _) in octs(w).into_iter().filter(|_| class != "real") {
+            let key = KernelKey::new("depthwise_four", &[("x", x), ("w", w), ("out", x)]);
+            validate(&key.part("", chan).part("", quad).part("", muls[0]));
             let key = KernelKey::new("depthwise_multi", &[("x", x), ("w", w), ("out", x)]).part("w", wo);
             validate(&key.part("", chan).part("", quad).part("", muls[0]));
         }

@@ -15,6 +15,7 @@ let source; // URL or bytes of the model
 let picture; // what is drawn into the input
 let busy = false;
 let camera;
+let watching; // the camera loop that is running
 
 for (const [i, [name]] of shipped.entries()) $('model').append(new Option(name, i));
 
@@ -30,6 +31,7 @@ async function decode(blobOrUrl) {
 async function go() {
   if (busy) return;
   busy = true;
+  watching = undefined;
   try {
     await compare();
   } catch (e) {
@@ -45,7 +47,7 @@ async function go() {
 async function compare() {
   const wanted = $('device').value;
   const rows = [];
-  let shown;
+  let [shown, note, live] = [false, '', undefined];
   for (const device of wanted === 'cpu' ? ['cpu'] : [wanted, 'cpu']) {
     say(`Loading the model for ${device}…`);
     const t0 = performance.now();
@@ -75,9 +77,14 @@ async function compare() {
       shown = true;
       draw(model, outputs);
       plan(report);
+      bars(await model.profile(inputs, { range: range() }));
     }
-    model.close();
-    if (report.note) say(report.note);
+    if (report.note) note = report.note;
+    const onCpu = report.adapter === null;
+    if (device === wanted && camera) live = { model, inputs };
+    else model.close();
+    // The same twice tells nothing.
+    if (onCpu) break;
   }
   $('timing').replaceChildren(
     ...rows.map((r) => {
@@ -85,19 +92,34 @@ async function compare() {
       return row([r.used, ms(r.loaded), ms(r.first), ms(r.median), difference]);
     }),
   );
-  say('Done.');
+  say(note ? `Done. ${note}` : 'Done.');
+  if (live) watch(live.model);
+}
+
+// Runs on every frame of the camera until it is stopped or something else is chosen.
+async function watch(model) {
+  const mine = (watching = {});
+  while (camera && watching === mine) {
+    const t = performance.now();
+    const outputs = await model.run(inputsFor(model), { range: range() });
+    draw(model, outputs);
+    say(`Camera: ${ms(performance.now() - t)} a frame.`);
+    await new Promise(requestAnimationFrame);
+  }
+  model.close();
 }
 
 function inputsFor(model) {
   return model.inputs.map((t) => {
     const isPicture = t.shape.length === 4 && t.shape[0] === 1 && [1, 3, 4].includes(t.shape[3]);
     if (isPicture && picture) {
-      const [, h, w] = t.shape;
+      const [w, h] = [picture.videoWidth || picture.width, picture.videoHeight || picture.height];
       const canvas = $('input');
       canvas.width = w;
       canvas.height = h;
-      canvas.getContext('2d').drawImage(picture, 0, 0, w, h);
-      return canvas;
+      canvas.getContext('2d').drawImage(picture, 0, 0);
+      $('input-caption').textContent = `input, ${w}×${h} to ${t.shape[2]}×${t.shape[1]}`;
+      return picture;
     }
     const n = t.shape.reduce((a, b) => a * b, 1);
     const types = { float32: Float32Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array, int32: Int32Array };
@@ -164,11 +186,37 @@ function plan(report) {
     ...report.placements.map((p) => {
       const bar = document.createElement('i');
       bar.className = on(p);
+      bar.setAttribute('aria-hidden', 'true');
       bar.title = `${p.node} ${p.op}: ${p.reason}`;
       return bar;
     }),
   );
   $('plan-table').replaceChildren(...report.placements.map((p) => row([p.node, p.op, p.output, on(p), p.reason])));
+}
+
+// The slowest operators, longest first, and what the others take together.
+function bars(times) {
+  const known = times.filter((t) => t.ms > 0).sort((a, b) => b.ms - a.ms);
+  const total = known.reduce((sum, t) => sum + t.ms, 0);
+  const first = known.slice(0, 12);
+  const rest = known.slice(12).reduce((sum, t) => sum + t.ms, 0);
+  const list = first.map((t) => [`${t.node} ${t.op}`, t.ms, t.target, t.kernel]);
+  if (rest > 0) list.push([`${known.length - 12} others`, rest, 'none', '']);
+  const longest = Math.max(...list.map(([, t]) => t), 1e-9);
+  $('bars-text').textContent = total ? `${ms(total)} in all, one run with every operator timed.` : 'This device does not time its operators.';
+  $('bars').replaceChildren(
+    ...list.map(([name, t, target, kernel]) => {
+      const item = document.createElement('li');
+      item.title = kernel;
+      const bar = span(`bar ${target}`, '');
+      bar.style.inlineSize = `${(100 * t) / longest}%`;
+      bar.setAttribute('aria-hidden', 'true');
+      const track = span('track', '');
+      track.append(bar);
+      item.append(span('name', name), track, span('value', ms(t)));
+      return item;
+    }),
+  );
 }
 
 function span(className, text) {
@@ -221,7 +269,7 @@ for (const [zone, input, use] of [
 $('camera').onclick = async () => {
   if (camera) {
     camera.getTracks().forEach((t) => t.stop());
-    camera = undefined;
+    camera = watching = undefined;
     $('camera').setAttribute('aria-pressed', 'false');
     return;
   }
@@ -237,4 +285,7 @@ $('camera').onclick = async () => {
   }
 };
 
+// ?device=gpu starts there.
+const asked = new URLSearchParams(location.search).get('device');
+if ([...$('device').options].some((o) => o.value === asked)) $('device').value = asked;
 choose(0);

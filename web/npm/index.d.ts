@@ -18,57 +18,118 @@ export interface Output {
   name: string;
   dtype: DType;
   shape: number[];
+  /** The values; absent where `buffer` has them. */
   data: Data;
+  /** The buffer that the caller gave for this output. */
+  buffer?: GPUBuffer;
 }
 
 export type Picture =
-  | ImageData | ImageBitmap | HTMLCanvasElement | OffscreenCanvas | HTMLImageElement | HTMLVideoElement;
+  | ImageData | ImageBitmap | HTMLCanvasElement | OffscreenCanvas | HTMLImageElement | HTMLVideoElement | VideoFrame;
 
-export type Input = Data | Uint8ClampedArray | number[] | Picture;
+export type Input = Data | Uint8ClampedArray | number[] | Picture | GPUBuffer;
 
 export interface LoadOptions {
   /** 'auto' (default): WebGPU where there is a hardware adapter, else wasm. */
   device?: 'auto' | 'gpu' | 'cpu';
-  /** How the GPU stores activations; 'f16' (default) accumulates in f32. */
+  /** How the GPU stores floats. Default: 'f16' (sums are kept in f32), on software adapters without shader-f16 'f32'. */
   precision?: 'f16' | 'f32';
-  /** Fail instead of falling back to wasm. */
+  /** With device 'gpu': fail instead of falling back to wasm. */
   strict?: boolean;
+  /** Run on this device; GPUBuffers of it can be inputs and outputs. Default: one device that all models share. */
+  gpuDevice?: GPUDevice;
   signal?: AbortSignal;
   /** Bytes received so far and in all (0 if unknown). */
   onProgress?: (done: number, total: number) => void;
+  /** Keep the model in the browser's Cache API (in a cache of that name; `true`: 'litegpu') and read it from there. */
+  cache?: boolean | string;
   /** Another place for the wasm module. */
   wasm?: string | URL | Response | Promise<Response> | BufferSource;
 }
 
 export interface RunOptions {
   signature?: string;
+  /** Rejects at once when aborted; a run that has begun on the device ends in the background. */
   signal?: AbortSignal;
-  /** What pixel values 0 and 255 become in a float input; [0, 1] by default. */
+  /**
+   * What a picture's values 0 and 255 become. Default: [0, 1] for floats; for 8-bit inputs the whole range of the type.
+   */
   range?: [number, number];
+  /** Buffers to leave outputs in, by position or name: elements side by side. Usage STORAGE or COPY_DST. */
+  outputs?: GPUBuffer | (GPUBuffer | undefined)[] | Record<string, GPUBuffer>;
 }
 
 export interface Placement {
-  [key: string]: unknown;
+  node: number;
+  op: string;
+  /** Type and shape of the first output. */
+  output: string;
+  target: 'cpu' | 'gpu' | 'folded';
+  /** Index into `partitions`; null when the operator does not run at all. */
+  partition: number | null;
+  reason: string;
+}
+
+export interface Crossing {
+  tensor: number;
+  name: string;
+  form: string;
+  bytes: number | null;
+}
+
+export interface Partition {
+  target: 'cpu' | 'gpu';
+  nodes: number[];
+  inputs: Crossing[];
+  outputs: Crossing[];
 }
 
 export interface Report {
+  signature: string | null;
+  requested: 'auto' | 'gpu' | 'cpu';
+  /** The GPU in use, if any. */
+  adapter: string | null;
+  /** Why there is no GPU although one was asked for, or why 'auto' left it alone. */
+  note: string | null;
+  precision: 'f16' | 'f32';
+  threads: number;
   placements: Placement[];
-  [key: string]: unknown;
+  partitions: Partition[];
+  /** Bytes. */
+  memory: Record<'gpu_planned' | 'gpu_lower_bound' | 'gpu_weights' | 'cpu_tensors' | 'file_constants', number>;
+  /** Milliseconds, and the number of runs. */
+  timings: Record<'device_ms' | 'plan_ms' | 'prepare_ms' | 'first_run_ms' | 'last_run_ms' | 'runs', number>;
+}
+
+export interface NodeTime {
+  node: number;
+  op: string;
+  kernel: string;
+  target: 'cpu' | 'gpu';
+  ms: number;
 }
 
 export declare class LiteGpuError extends Error {
   readonly code: 'invalid' | 'unsupported' | 'device' | 'internal' | 'network' | 'closed';
+  /** The operator that failed, where one did. */
+  readonly operator?: string;
 }
 
 export declare class Model {
+  private constructor();
   readonly inputs: TensorInfo[];
   readonly outputs: TensorInfo[];
   readonly signatures: string[];
   readonly report: Report;
+  /** The device of the GPU parts; undefined when the CPU runs everything. */
+  readonly device: GPUDevice | undefined;
   plan(): Placement[];
   run(inputs: Input | Input[] | Record<string, Input>, options?: RunOptions): Promise<Output[] & Record<string, Output>>;
+  /** Runs once with every operator timed. */
+  profile(inputs: Input | Input[] | Record<string, Input>, options?: Omit<RunOptions, 'outputs'>): Promise<NodeTime[]>;
   resize(input: number | string, shape: number[]): Promise<void>;
-  reset(): void;
+  /** Forgets the values of variables. */
+  reset(): Promise<void>;
   close(): void;
   [Symbol.dispose](): void;
 }
@@ -78,6 +139,9 @@ export declare function initialize(wasm?: LoadOptions['wasm']): Promise<unknown>
 
 /** Loads a model. */
 export declare function load(
-  source: string | URL | Request | Response | ArrayBuffer | ArrayBufferView,
+  source: string | URL | Request | Response | Blob | ArrayBuffer | ArrayBufferView,
   options?: LoadOptions,
 ): Promise<Model>;
+
+/** Forgets the models that `load` has kept with `cache`. */
+export declare function clearCache(name?: string): Promise<boolean> | undefined;

@@ -75,7 +75,7 @@ fn node_packages() -> Result<()> {
 
 fn sizes() -> Result<()> {
     let mut total = (0, 0);
-    for name in ["litegpu_web_bg.wasm", "litegpu_web.js", "index.js"] {
+    for name in ["litegpu_web_bg.wasm", "litegpu_web.js", "index.js", "device.js", "picture.js"] {
         let path = root().join("web/npm").join(name);
         let raw = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
         let packed = output(Command::new("sh").arg("-c").arg("gzip -9 -c \"$0\" | wc -c").arg(&path))?;

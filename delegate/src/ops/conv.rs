@@ -353,6 +353,16 @@ pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8
     let mut out = vec![if from == 1 { pad } else { 0 }; bytes];
     for row in 0..l.rows {
         for &(at, first) in &l.runs {
+            // As they lie: a run at a time.
+            if from == to && l.step == 1 {
+                let (source, target) = ((first + row * l.stride) * from, (row * l.width + at) * to);
+                let (bytes, n) = (l.len * from, c.bytes.get(source..));
+                let (Some(s), Some(t)) = (n.and_then(|n| n.get(..bytes)), out.get_mut(target..target + bytes)) else {
+                    return no("weights that do not fit their shape");
+                };
+                t.copy_from_slice(s);
+                continue;
+            }
             for i in 0..l.len {
                 let source = (first + row * l.stride + i * l.step) * from;
                 let target = (row * l.width + at + i) * to;
@@ -430,15 +440,28 @@ impl Product {
         }
         let caps = cx.scene.caps;
         let teams = caps.subgroups == Some((OCT as u32, OCT as u32));
-        let wg: usize = if caps.class == AdapterClass::Software { 8 } else { 64 };
-        let key = KernelKey::new("conv", &[("x", x_elem), ("w", a.weights), ("out", y.elem)])
-            .part("x", oct(cx, x_elem, self.cq % 2 == 0))
-            .part("w", oct(cx, a.weights, true))
-            .part("out", put(cx, y.elem, nq % 2 == 0))
-            .part("", if teams { "share_subgroup" } else { "share_none" })
-            .set("WG", if teams { 8 } else { wg as i32 });
+        let software = caps.class == AdapterClass::Software;
+        let fours = software && caps.subgroups == Some((4, 4));
+        let wg: usize = match (teams || software, fours) {
+            (_, true) => 16,
+            (true, _) => 8,
+            _ => 64,
+        };
+        let key = KernelKey::new(
+            if fours { "conv_four" } else { "conv" },
+            &[("x", x_elem), ("w", a.weights), ("out", y.elem)],
+        )
+        .part("x", oct(cx, x_elem, self.cq % 2 == 0))
+        .part("w", oct(cx, a.weights, true))
+        .part("out", put(cx, y.elem, nq % 2 == 0))
+        .set("WG", wg as i32);
+        let key = match (fours, teams) {
+            (true, _) => key,
+            (_, true) => key.part("", "share_subgroup"),
+            (_, false) => key.part("", "share_none"),
+        };
         let key = a.parts(cx, key, true);
-        let tiles = pixels.div_ceil(2 * if teams { 8 } else { wg });
+        let tiles = pixels.div_ceil(wg * if fours { 4 } else { 2 });
         let across = self.channels.div_ceil(OCT);
         let max = caps.max_groups as usize;
         let (gx, gz, batch) = match self.matrices {
@@ -639,6 +662,33 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
             .part("out", put(cx, y.elem, nq % 2 == 0))
             .set("WG", wg as i32)
     };
+    if software && cx.scene.caps.subgroups == Some((4, 4)) {
+        let key = KernelKey::new("depthwise_four", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
+            .set("WG", 16)
+            .set("SLIDE", (f.stride[1] == 1 && f.dilation[1] == 1).into());
+        let key = a.parts(cx, key, false);
+        let across = ow.div_ceil(4);
+        let items = n * oh * across * nq;
+        let params = Params::new()
+            .u(items)
+            .u(nq)
+            .u(across)
+            .u(tail(&[o]))
+            .u(oh)
+            .u(ow)
+            .u(h)
+            .u(width)
+            .i(f.stride[0])
+            .i(f.stride[1])
+            .u(top)
+            .u(left)
+            .i(f.dilation[0])
+            .i(f.dilation[1])
+            .u(kh)
+            .u(kw)
+            .u(2 * octs);
+        return cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line(items.div_ceil(16)));
+    }
     if kh == kw && (kw == 3 || kw == 5) && f.dilation == [1, 1] {
         let key = a.parts(cx, key("depthwise_rows").part("", if kw == 3 { "taps_3" } else { "taps_5" }), false);
         // Long strips read less; there must be enough of them to go round.

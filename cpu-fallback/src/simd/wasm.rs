@@ -1,0 +1,347 @@
+//! WebAssembly's 128-bit vectors.
+//!
+//! The engines that compile this have 16 vector registers at most and keep one or two for themselves: a tile is 5 rows
+//! by 8 columns (10 sums, 2 vectors of weights, one of the left operand and one product).
+
+use super::{Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, RequantWide};
+use core::arch::wasm32::*;
+
+/// 128-bit vectors, without fused multiply-add.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Simd128;
+
+/// # Safety
+/// 16 bytes at `from` can be read.
+#[inline(always)]
+unsafe fn read<T>(from: *const T) -> v128 {
+    // SAFETY: the caller's promise; vector loads need no alignment.
+    unsafe { v128_load(from.cast()) }
+}
+
+/// # Safety
+/// 16 bytes at `to` can be written.
+#[inline(always)]
+unsafe fn write<T>(to: *mut T, x: v128) {
+    // SAFETY: the caller's promise; vector stores need no alignment.
+    unsafe { v128_store(to.cast(), x) }
+}
+
+/// Clamps; the value is the operand that a comparison with NaN returns.
+#[inline(always)]
+fn clamp4(x: v128, low: v128, high: v128) -> v128 {
+    f32x4_pmin(f32x4_pmax(x, low), high)
+}
+
+/// The low words of the 64-bit lanes of two vectors.
+#[inline(always)]
+fn low_words(a: v128, b: v128) -> v128 {
+    i32x4_shuffle::<0, 2, 4, 6>(a, b)
+}
+
+impl Isa for Simd128 {
+    const MR: usize = 5;
+    type F = [v128; 2];
+    type W = [v128; 2];
+    type I = [v128; 2];
+
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+    #[inline(always)]
+    fn load(x: &[f32; 8]) -> [v128; 2] {
+        // SAFETY: 32 bytes of an array of 32.
+        unsafe { [read(x.as_ptr()), read(x.as_ptr().add(4))] }
+    }
+    #[inline(always)]
+    fn store(x: [v128; 2], to: &mut [f32; 8]) {
+        // SAFETY: 32 bytes of an array of 32.
+        unsafe {
+            write(to.as_mut_ptr(), x[0]);
+            write(to.as_mut_ptr().add(4), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn fma8(a: [v128; 2], b: [v128; 2], c: [v128; 2]) -> [v128; 2] {
+        [f32x4_add(f32x4_mul(a[0], b[0]), c[0]), f32x4_add(f32x4_mul(a[1], b[1]), c[1])]
+    }
+    #[inline(always)]
+    fn clamp8(x: [v128; 2], range: (f32, f32)) -> [v128; 2] {
+        let (low, high) = (f32x4_splat(range.0), f32x4_splat(range.1));
+        [clamp4(x[0], low, high), clamp4(x[1], low, high)]
+    }
+    #[inline(always)]
+    fn load_words(x: &[i16; NR]) -> [v128; 2] {
+        // SAFETY: 32 bytes of an array of 32.
+        unsafe { [read(x.as_ptr()), read(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn widen_i8(x: &[i8; NR]) -> [v128; 2] {
+        // SAFETY: two times 8 bytes of an array of 16.
+        unsafe { [i16x8_load_extend_i8x8(x.as_ptr()), i16x8_load_extend_i8x8(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn widen_u8(x: &[u8; NR]) -> [v128; 2] {
+        // SAFETY: two times 8 bytes of an array of 16.
+        unsafe { [i16x8_load_extend_u8x8(x.as_ptr()), i16x8_load_extend_u8x8(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn pair(a: [v128; 2], b: [v128; 2]) -> [[v128; 2]; 2] {
+        let low = |a, b| i16x8_shuffle::<0, 8, 1, 9, 2, 10, 3, 11>(a, b);
+        let high = |a, b| i16x8_shuffle::<4, 12, 5, 13, 6, 14, 7, 15>(a, b);
+        [[low(a[0], b[0]), high(a[0], b[0])], [low(a[1], b[1]), high(a[1], b[1])]]
+    }
+    #[inline(always)]
+    fn zero() -> [v128; 2] {
+        [i32x4_splat(0); 2]
+    }
+    #[inline(always)]
+    fn dot(sum: [v128; 2], a: [v128; 2], b: [v128; 2]) -> [v128; 2] {
+        [i32x4_add(sum[0], i32x4_dot_i16x8(a[0], b[0])), i32x4_add(sum[1], i32x4_dot_i16x8(a[1], b[1]))]
+    }
+    #[inline(always)]
+    fn sums(x: [[v128; 2]; 2]) -> [i32; NR] {
+        let mut out = [0i32; NR];
+        // SAFETY: four stores of 4 lanes fill the array of 16.
+        unsafe {
+            for (i, v) in x.into_iter().flatten().enumerate() {
+                write(out.as_mut_ptr().add(4 * i), v);
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn tile_f32(
+        a: &[f32],
+        lda: usize,
+        rows: usize,
+        b: &[LineF32],
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        ldc: usize,
+        columns: usize,
+    ) {
+        assert!((1..=5).contains(&rows) && (1..=NR).contains(&columns));
+        assert!(a.len() >= (rows - 1) * lda + b.len() && out.len() >= (rows - 1) * ldc + columns);
+        for at in (0..columns).step_by(8) {
+            // SAFETY: the asserts cover every row of `a` and `out`; `b` is read line by line.
+            unsafe {
+                match rows {
+                    1 => float_tile::<1>(a, lda, b, bias, range, out, ldc, columns, at),
+                    2 => float_tile::<2>(a, lda, b, bias, range, out, ldc, columns, at),
+                    3 => float_tile::<3>(a, lda, b, bias, range, out, ldc, columns, at),
+                    4 => float_tile::<4>(a, lda, b, bias, range, out, ldc, columns, at),
+                    _ => float_tile::<5>(a, lda, b, bias, range, out, ldc, columns, at),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+        assert!((1..=5).contains(&rows) && a.len() >= (rows - 1) * lda + 2 * b.len());
+        for at in (0..columns).step_by(8) {
+            // SAFETY: the assert covers every row of `a`; `b` is read line by line.
+            unsafe {
+                match (b, rows) {
+                    (Panel::Narrow(b), 1) => int_tile::<1, _>(a, lda, b, at, acc),
+                    (Panel::Narrow(b), 2) => int_tile::<2, _>(a, lda, b, at, acc),
+                    (Panel::Narrow(b), 3) => int_tile::<3, _>(a, lda, b, at, acc),
+                    (Panel::Narrow(b), 4) => int_tile::<4, _>(a, lda, b, at, acc),
+                    (Panel::Narrow(b), _) => int_tile::<5, _>(a, lda, b, at, acc),
+                    (Panel::Wide(b), 1) => int_tile::<1, _>(a, lda, b, at, acc),
+                    (Panel::Wide(b), 2) => int_tile::<2, _>(a, lda, b, at, acc),
+                    (Panel::Wide(b), 3) => int_tile::<3, _>(a, lda, b, at, acc),
+                    (Panel::Wide(b), 4) => int_tile::<4, _>(a, lda, b, at, acc),
+                    (Panel::Wide(b), _) => int_tile::<5, _>(a, lda, b, at, acc),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
+        // There is no shift by lanes: a shift to the right is a product with a power of two, which stays within 64
+        // bits for shifts of 0 to 30. Others (a factor above 1, or below 2^-31) are rare.
+        if q.shift.iter().any(|&s| !(-30..=0).contains(&s)) {
+            return Portable::requantize(acc, q);
+        }
+        for at in (0..NR).step_by(4) {
+            // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
+            unsafe {
+                let value = read(q.value.as_ptr().add(at));
+                let shift = read(q.shift.as_ptr().add(at));
+                let bias = read(q.bias.as_ptr().add(at));
+                // 2^(30 + shift) from the bits of a float.
+                let exponent = i32x4_add(shift, i32x4_splat(127 + 30));
+                let factor = i32x4_trunc_sat_f32x4(i32x4_shl(exponent, 23));
+                // 2^-shift - 1, likewise.
+                let power = i32x4_sub(i32x4_splat(127), shift);
+                let mask = i32x4_sub(i32x4_trunc_sat_f32x4(i32x4_shl(power, 23)), i32x4_splat(1));
+                let half = i32x4_shr(mask, 1);
+                let round = i64x2_splat(1 << 30);
+                let (zero, low, high) = (i32x4_splat(q.zero), i32x4_splat(q.low), i32x4_splat(q.high));
+                for acc in &mut *acc {
+                    let place = acc.as_mut_ptr().add(at);
+                    let x = i32x4_add(read(place), bias);
+                    // (x * value + 2^30) >> 31: the doubled product's high half, rounded.
+                    let a = i64x2_add(i64x2_extmul_low_i32x4(x, value), round);
+                    let b = i64x2_add(i64x2_extmul_high_i32x4(x, value), round);
+                    let x = low_words(u64x2_shr(a, 31), u64x2_shr(b, 31));
+                    // Division by a power of two, half away from zero.
+                    let threshold = i32x4_sub(half, i32x4_shr(x, 31));
+                    let up = i32x4_gt(v128_and(x, mask), threshold);
+                    let a = u64x2_shr(i64x2_extmul_low_i32x4(x, factor), 30);
+                    let b = u64x2_shr(i64x2_extmul_high_i32x4(x, factor), 30);
+                    let x = i32x4_add(i32x4_sub(low_words(a, b), up), zero);
+                    write(place, i32x4_min(i32x4_max(x, low), high));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
+        // 64-bit lanes are two to a vector, without a shift by lanes: scalar code is as fast.
+        Portable::requantize_wide(acc, q);
+    }
+
+    #[inline(always)]
+    fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
+        let [a, b] = words(x);
+        // SAFETY: the store fills the array's 16 bytes.
+        unsafe { write(to.as_mut_ptr(), i8x16_narrow_i16x8(a, b)) }
+    }
+    #[inline(always)]
+    fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]) {
+        let [a, b] = words(x);
+        // SAFETY: the store fills the array's 16 bytes.
+        unsafe { write(to.as_mut_ptr(), u8x16_narrow_i16x8(a, b)) }
+    }
+    #[inline(always)]
+    fn narrow_i16(x: &[i32; NR], to: &mut [i16; NR]) {
+        let [a, b] = words(x);
+        // SAFETY: two stores of 8 words fill the array of 16.
+        unsafe {
+            write(to.as_mut_ptr(), a);
+            write(to.as_mut_ptr().add(8), b);
+        }
+    }
+}
+
+/// 16 values as words, saturated.
+#[inline(always)]
+fn words(x: &[i32; NR]) -> [v128; 2] {
+    // SAFETY: four loads of 4 lanes cover the array of 16.
+    unsafe {
+        let p = x.as_ptr();
+        [i16x8_narrow_i32x4(read(p), read(p.add(4))), i16x8_narrow_i32x4(read(p.add(8)), read(p.add(12)))]
+    }
+}
+
+/// R rows by the 8 columns from `at` on.
+///
+/// # Safety
+/// `a` holds R rows of `b.len()` elements, `lda` apart, `out` R rows of `columns`, `ldc` apart; `at` is 0 or 8 and
+/// less than `columns`.
+#[inline(always)]
+unsafe fn float_tile<const R: usize>(
+    a: &[f32],
+    lda: usize,
+    b: &[LineF32],
+    bias: &[f32; NR],
+    range: (f32, f32),
+    out: &mut [f32],
+    ldc: usize,
+    columns: usize,
+    at: usize,
+) {
+    // SAFETY: the caller's promise bounds every pointer below.
+    unsafe {
+        let first = [read(bias.as_ptr().add(at)), read(bias.as_ptr().add(at + 4))];
+        let mut acc = [first; R];
+        let mut rows = [a.as_ptr(); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = row.add(r * lda);
+        }
+        for (k, line) in b.iter().enumerate() {
+            let w = line.0.as_ptr().add(at);
+            let w = [read(w), read(w.add(4))];
+            for r in 0..R {
+                let x = v128_load32_splat(rows[r].add(k).cast());
+                acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(x, w[0]));
+                acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(x, w[1]));
+            }
+        }
+        let (low, high) = (f32x4_splat(range.0), f32x4_splat(range.1));
+        let n = (columns - at).min(8);
+        for (r, acc) in acc.iter().enumerate() {
+            let v = [clamp4(acc[0], low, high), clamp4(acc[1], low, high)];
+            let to = out.as_mut_ptr().add(r * ldc + at);
+            if n == 8 {
+                write(to, v[0]);
+                write(to.add(4), v[1]);
+            } else {
+                let mut part = [0f32; 8];
+                write(part.as_mut_ptr(), v[0]);
+                write(part.as_mut_ptr().add(4), v[1]);
+                for (j, v) in part.iter().enumerate().take(n) {
+                    *to.add(j) = *v;
+                }
+            }
+        }
+    }
+}
+
+/// A line of packed integers, as words.
+trait Line: Copy {
+    /// 4 columns from `at` on.
+    ///
+    /// # Safety
+    /// `at` is at most 12.
+    unsafe fn words(&self, at: usize) -> v128;
+}
+impl Line for LineI8 {
+    #[inline(always)]
+    unsafe fn words(&self, at: usize) -> v128 {
+        // SAFETY: 8 of a line's 32 bytes.
+        unsafe { i16x8_load_extend_i8x8(self.0.as_ptr().add(at).cast()) }
+    }
+}
+impl Line for LineI16 {
+    #[inline(always)]
+    unsafe fn words(&self, at: usize) -> v128 {
+        // SAFETY: 16 of a line's 64 bytes.
+        unsafe { read(self.0.as_ptr().add(at)) }
+    }
+}
+
+/// R rows by the 8 columns from `at` on.
+///
+/// # Safety
+/// `a` holds R rows of `2 * b.len()` elements, `lda` apart; `at` is 0 or 8.
+#[inline(always)]
+unsafe fn int_tile<const R: usize, L: Line>(a: &[i16], lda: usize, b: &[L], at: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+    // SAFETY: the caller's promise bounds every pointer below.
+    unsafe {
+        let mut sum = [[i32x4_splat(0); 2]; R];
+        let mut rows = [a.as_ptr(); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = row.add(r * lda);
+        }
+        for (k, line) in b.iter().enumerate() {
+            let w = [line.words(at), line.words(at + 4)];
+            for r in 0..R {
+                let x = v128_load32_splat(rows[r].add(2 * k).cast());
+                sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(x, w[0]));
+                sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(x, w[1]));
+            }
+        }
+        for (r, sum) in sum.iter().enumerate() {
+            write(acc[r].as_mut_ptr().add(at), sum[0]);
+            write(acc[r].as_mut_ptr().add(at + 4), sum[1]);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+declare module '*.tflite?url' {
+  const url: string;
+  export default url;
+}
