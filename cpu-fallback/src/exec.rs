@@ -6,6 +6,7 @@
 //! static graph allocates nothing.
 
 use crate::custom::{CustomOperator, CustomOperators};
+use crate::fixed::{self, Fixed};
 use crate::kernel::{Call, Kernel, Site};
 use crate::ops;
 use crate::pool::Pool;
@@ -23,6 +24,9 @@ const MAX_ITERATIONS: u64 = 10_000_000;
 
 /// Subgraphs that may be running inside one another: a chain of calls must not exhaust the stack.
 const MAX_DEPTH: usize = 64;
+
+/// Bytes up to which a tensor's storage stays its own when its last reader has run.
+const SMALL: usize = 4096;
 
 /// Bytes of tensors that a run may hold unless the caller says otherwise: 16 GiB, where addresses are long enough.
 const DEFAULT_MEMORY_LIMIT: usize = if usize::BITS < 64 { 1 << 31 } else { 1 << 34 };
@@ -72,11 +76,12 @@ pub struct Executor {
 /// The values and kernels of one subgraph.
 struct Frame {
     slots: Vec<Slot>,
-    nodes: Vec<NodeState>,
+    nodes: Vec<Option<Box<NodeState>>>,
     /// For each node, the tensors whose last reader it is.
     release: Vec<Vec<TensorId>>,
     free: Vec<Storage>,
     times: Vec<Duration>,
+    fixed: Fixed,
 }
 
 impl std::fmt::Debug for Frame {
@@ -99,6 +104,8 @@ struct NodeState {
     by_value: bool,
     /// It has run and need not run again before a reset.
     settled: bool,
+    /// A node that runs once has run.
+    done: bool,
 }
 
 impl Executor {
@@ -109,7 +116,15 @@ impl Executor {
     /// `Invalid` when memory for misaligned constants cannot be had.
     pub fn new(model: Arc<Model>, options: Options) -> Result<Executor> {
         let budget = Budget::new(options.memory_limit);
-        let frames = model.subgraphs.iter().map(|g| Frame::new(g, &options, &budget).map(Some));
+        // Whoever wants to see every tensor of every run gets it.
+        let (model, fixed) = if options.keep_all {
+            let none = model.subgraphs.iter().map(Fixed::none).collect();
+            (model, none)
+        } else {
+            fixed::analyse(model)
+        };
+        let frames =
+            model.subgraphs.iter().zip(fixed).map(|(g, fixed)| Frame::new(g, &options, &budget, fixed).map(Some));
         let frames = frames.collect::<Result<_>>()?;
         let pool = Pool::new(options.threads);
         let resources = Resources::new(budget.clone());
@@ -135,12 +150,13 @@ impl Executor {
         let graph = model.subgraphs.get(subgraph).ok_or_else(|| no_subgraph(subgraph))?;
         for n in nodes {
             let Some(node) = graph.nodes.get(n) else { return Err(Error::invalid(format!("no operator {n}"))) };
-            let missing = self.frame(subgraph)?.nodes.get(n).is_some_and(|s| s.kernel.is_none());
+            let missing =
+                self.frame(subgraph)?.nodes.get(n).and_then(Option::as_ref).is_some_and(|s| s.kernel.is_none());
             if is_control(&node.op) || !missing {
                 continue;
             }
             let kernel = self.make(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?;
-            if let Some(state) = self.frame(subgraph)?.nodes.get_mut(n) {
+            if let Some(state) = self.frame(subgraph)?.nodes.get_mut(n).and_then(Option::as_mut) {
                 state.kernel = Some(kernel);
             }
         }
@@ -152,8 +168,16 @@ impl Executor {
     /// # Errors
     /// `Invalid` when there is no such subgraph.
     pub fn keep(&mut self, subgraph: usize, tensors: &[TensorId]) -> Result<()> {
-        for list in &mut self.frame(subgraph)?.release {
+        let model = self.model.clone();
+        let frame = self.frame(subgraph)?;
+        for list in &mut frame.release {
             list.retain(|t| !tensors.contains(t));
+        }
+        // A conversion that no kernel here needs may be what the other device reads.
+        let nodes = model.subgraphs.get(subgraph).map(|g| &g.nodes[..]).unwrap_or_default();
+        let mut skipped = nodes.iter().zip(&frame.fixed.skip).filter(|(_, skip)| **skip);
+        if skipped.any(|(node, _)| node.outputs.iter().any(|t| tensors.contains(t))) {
+            frame.fixed.skip.fill(false);
         }
         Ok(())
     }
@@ -301,15 +325,24 @@ impl Executor {
     }
 
     fn run_node(&mut self, model: &Arc<Model>, graph: &Graph, frame: &mut Frame, n: NodeId) -> Result<()> {
+        let done = frame.fixed.once.get(n) == Some(&true)
+            && frame.nodes.get(n).and_then(Option::as_ref).is_some_and(|s| s.done);
+        if done || frame.fixed.skip.get(n) == Some(&true) {
+            if let Some(slot) = frame.times.get_mut(n) {
+                *slot = Duration::ZERO;
+            }
+            return Ok(());
+        }
         let start = self.options.profile.then(Instant::now);
         let node = graph.nodes.get(n).ok_or_else(|| Error::invalid(format!("no operator {n}")))?;
         if is_control(&node.op) {
             self.control(graph, frame, n)?;
         } else {
-            let mut state = frame.nodes.get_mut(n).map(std::mem::take).unwrap_or_default();
+            let mut state = frame.nodes.get_mut(n).and_then(Option::take).unwrap_or_default();
             let done = self.kernel(model, graph, frame, n, &mut state);
+            state.done = done.is_ok();
             if let Some(slot) = frame.nodes.get_mut(n) {
-                *slot = state;
+                *slot = Some(state);
             }
             done?;
         }
@@ -317,6 +350,10 @@ impl Executor {
             for &t in list {
                 if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {
                     *ready = false;
+                    // A small tensor keeps its room: to look for some anew would take longer than most small operators.
+                    if value.capacity() <= SMALL {
+                        continue;
+                    }
                     let storage = value.take_storage();
                     if storage.capacity() > 0 {
                         frame.free.push(storage);
@@ -634,7 +671,7 @@ fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, budget: &Arc<
 }
 
 impl Frame {
-    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>) -> Result<Frame> {
+    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>, fixed: Fixed) -> Result<Frame> {
         let mut slots = Vec::with_capacity(graph.tensors.len());
         for t in &graph.tensors {
             slots.push(match &t.data {
@@ -651,6 +688,7 @@ impl Frame {
         }
         let mut release = vec![Vec::new(); graph.nodes.len()];
         if !options.keep_all {
+            let kept = &fixed.kept;
             let mut last: Vec<Option<NodeId>> = vec![None; graph.tensors.len()];
             for (n, node) in graph.nodes.iter().enumerate() {
                 // An output that nobody reads dies with its producer.
@@ -661,16 +699,17 @@ impl Frame {
                 }
             }
             for (t, n) in last.into_iter().enumerate() {
-                let fixed = graph.inputs.contains(&t) || graph.outputs.contains(&t);
+                let port = graph.inputs.contains(&t) || graph.outputs.contains(&t);
                 let variable = graph.tensors.get(t).is_some_and(|t| t.is_variable || t.is_constant());
-                if let (false, false, Some(list)) = (fixed, variable, n.and_then(|n| release.get_mut(n))) {
+                let stays = port || kept.get(t) == Some(&true);
+                if let (false, false, Some(list)) = (stays, variable, n.and_then(|n| release.get_mut(n))) {
                     list.push(t);
                 }
             }
         }
-        let nodes = graph.nodes.iter().map(|_| NodeState::default()).collect();
+        let nodes = graph.nodes.iter().map(|_| Some(Box::default())).collect();
         let times = if options.profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
-        Ok(Frame { slots, nodes, release, free: Vec::new(), times })
+        Ok(Frame { slots, nodes, release, free: Vec::new(), times, fixed })
     }
 }
 

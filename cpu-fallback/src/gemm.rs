@@ -7,15 +7,20 @@
 //! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach.
 
 use crate::pool::Pool;
-use crate::simd::{Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch};
+use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch};
 use bytemuck::Pod;
 use litegpu_graph::{Error, Result};
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Multiplications below which splitting work over threads costs more than it gains.
 const PARALLEL: usize = 400_000;
+
+/// Columns up to which a product is thin, and the depth from which that matters.
+const THIN: usize = 3;
+const THIN_DEPTH: usize = 32;
 
 /// Bytes of left operand that a block of rows may take: it is read once per panel and should stay in the second cache.
 const BLOCK_BYTES: usize = 96 * 1024;
@@ -72,6 +77,8 @@ pub(crate) fn refill<T: Clone>(v: &mut Vec<T>, len: usize, value: T) -> Result<(
 #[derive(Debug, Default)]
 pub(crate) struct PackedF32 {
     lines: Vec<LineF32>,
+    /// Column after column, where there are too few of them to fill a panel's vectors.
+    thin: Vec<f32>,
     pub depth: usize,
     pub columns: usize,
 }
@@ -81,18 +88,29 @@ impl PackedF32 {
     pub(crate) fn pack(&mut self, depth: usize, columns: usize, column: impl Fn(usize, &mut [f32])) -> Result<()> {
         let panels = columns.div_ceil(NR);
         let lines = panels.checked_mul(depth).ok_or_else(|| Error::invalid("weights are too large"))?;
-        refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
         (self.depth, self.columns) = (depth, columns);
+        if columns <= THIN && depth >= THIN_DEPTH {
+            refill(&mut self.lines, 0, LineF32([0.0; NR]))?;
+            refill(&mut self.thin, columns * depth, 0.0)?;
+            self.thin.chunks_exact_mut(depth).enumerate().for_each(|(n, to)| column(n, to));
+            return Ok(());
+        }
+        self.thin.clear();
+        refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
         if depth == 0 {
             return Ok(());
         }
-        let mut scratch = Scratch::<f32>::new(depth)?;
-        let row = scratch.get();
+        // A panel's columns first, then line by line: both sides are walked in order.
+        let mut scratch = Scratch::<f32>::new(depth * NR)?;
+        let rows = scratch.get();
         for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
-            for j in 0..NR.min(columns - p * NR) {
+            let n = NR.min(columns - p * NR);
+            for (j, row) in rows.chunks_exact_mut(depth).enumerate().take(n) {
                 column(p * NR + j, row);
-                for (line, x) in panel.iter_mut().zip(&*row) {
-                    line.0[j] = *x;
+            }
+            for (k, line) in panel.iter_mut().enumerate() {
+                for (to, row) in line.0.iter_mut().zip(rows.chunks_exact(depth)).take(n) {
+                    *to = row[k];
                 }
             }
         }
@@ -104,6 +122,7 @@ impl PackedF32 {
         let panels = columns.div_ceil(NR);
         let lines = panels.checked_mul(depth).ok_or_else(|| Error::invalid("weights are too large"))?;
         refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
+        self.thin.clear();
         (self.depth, self.columns) = (depth, columns);
         if depth == 0 || columns == 0 {
             return Ok(());
@@ -258,6 +277,9 @@ impl<X: Sync, T, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Flat<'_, X, F>
     }
 }
 
+/// Rows that the tiles of every instruction set divide.
+const STEP: usize = 20;
+
 /// How output is divided: rows to a piece, and whether to use threads.
 fn pieces(pool: &Pool, rows: usize, work: usize) -> (usize, bool) {
     let parallel = pool.threads() > 1 && work >= PARALLEL;
@@ -265,12 +287,12 @@ fn pieces(pool: &Pool, rows: usize, work: usize) -> (usize, bool) {
         return (rows.max(1), false);
     }
     let per = rows.div_ceil(pool.threads() * 3).max(1);
-    (per.next_multiple_of(MAX_MR), true)
+    (per.next_multiple_of(STEP), true)
 }
 
 /// Rows to a block, from the bytes of one.
 fn block_rows(bytes: usize) -> usize {
-    (BLOCK_BYTES / bytes.max(1)).clamp(MAX_MR, 16 * MAX_MR) / MAX_MR * MAX_MR
+    (BLOCK_BYTES / bytes.max(1)).clamp(STEP, 5 * STEP) / STEP * STEP
 }
 
 /// Bias (padded to whole panels) and limits of a float product.
@@ -373,7 +395,7 @@ impl<A: Rows<f32>> Task for ProductF32<'_, A> {
             }
             return Ok(());
         }
-        let step = block_rows(4 * depth).min(self.rows.next_multiple_of(MAX_MR));
+        let step = block_rows(4 * depth).min(self.rows.next_multiple_of(STEP));
         let mut scratch = Scratch::<f32>::new(step * depth)?;
         let buffer = scratch.get();
         for r in (0..self.rows).step_by(step) {
@@ -401,13 +423,306 @@ fn block_f32<S: Isa>(
     for p in panels.clone() {
         let column = (p - panels.start) * NR;
         let n = NR.min(columns - column);
-        let bias: &[f32; NR] = finish.bias[p * NR..].first_chunk().unwrap_or(&[0.0; NR]);
-        for r in (0..rows).step_by(S::MR) {
-            let m = S::MR.min(rows - r);
-            let out = &mut out[r * place.stride + place.column + column..];
-            S::tile_f32(&a[r * lda..], lda, m, b.panel(p), bias, finish.range, out, place.stride, n);
+        panel_f32::<S>(a, &[0], lda, rows, b, finish, p, n, &mut out[place.column + column..], place.stride);
+    }
+}
+
+/// Rows made of `runs` times the `n` columns of one panel.
+#[inline(always)]
+fn panel_f32<S: Isa>(
+    a: &[f32],
+    runs: &[usize],
+    lda: usize,
+    rows: usize,
+    b: &PackedF32,
+    finish: &FinishF32,
+    p: usize,
+    n: usize,
+    out: &mut [f32],
+    ldc: usize,
+) {
+    let (bias, range) = (finish.bias[p * NR..].first_chunk().unwrap_or(&[0.0; NR]), finish.range);
+    if !b.thin.is_empty() {
+        for (j, w) in b.thin.chunks_exact(b.depth).enumerate() {
+            S::dots_f32(a, runs, lda, rows, w, Dot { bias: bias[j], range }, &mut out[j..], ldc);
+        }
+        return;
+    }
+    for r in (0..rows).step_by(S::MR) {
+        let m = S::MR.min(rows - r);
+        S::tile_f32(&a[r * lda..], runs, lda, m, b.panel(p), bias, range, &mut out[r * ldc..], ldc, n);
+    }
+}
+
+/// What a convolution sees of images, as lines of pixels: each output is made of `taps[0]` runs of `taps[1]`
+/// neighbouring pixels. Nothing is gathered: a line with its padding is laid out (and converted) once for all the
+/// windows that it is in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lines {
+    /// Lines and pixels of the input, and elements of a pixel.
+    pub input: [usize; 2],
+    pub channels: usize,
+    pub output: [usize; 2],
+    pub taps: [usize; 2],
+    pub stride: [usize; 2],
+    /// Lines from one run to the next.
+    pub dilation: usize,
+    /// Where the first window begins.
+    pub first: [i64; 2],
+}
+
+impl Lines {
+    /// Elements of a run.
+    pub(crate) fn run(&self) -> usize {
+        self.taps[1] * self.channels
+    }
+    /// Pixels that a line of outputs sees.
+    fn width(&self) -> usize {
+        (self.output[1].max(1) - 1) * self.stride[1] + self.taps[1]
+    }
+    /// Whether no window hangs over an edge.
+    fn inside(&self) -> bool {
+        let reach = (self.output[0].max(1) - 1) * self.stride[0] + (self.taps[0].max(1) - 1) * self.dilation + 1;
+        let ends = |first: i64, reach: usize, size: usize| first >= 0 && first as usize + reach <= size;
+        ends(self.first[0], reach, self.input[0]) && ends(self.first[1], self.width(), self.input[1])
+    }
+}
+
+/// Images in memory and how their elements become those of the product.
+pub(crate) struct Images<'a, X, T, F> {
+    pub lines: Lines,
+    pub x: &'a [X],
+    pub batch: usize,
+    /// The same elements, where they need no conversion.
+    pub same: Option<&'a [T]>,
+    /// Converts elements of a batch.
+    pub convert: F,
+}
+
+/// A product of runs with a packed operand.
+trait Panels<T, O>: Sync {
+    fn panels(&self) -> usize;
+    /// Multiplies `rows` rows by a panel; they are the rows from `row` on. `#[inline(always)]`.
+    fn multiply<S: Isa>(&self, p: usize, a: &[T], runs: &[usize], lda: usize, rows: usize, row: usize, out: &mut [O]);
+}
+
+struct PanelsF32<'a> {
+    b: &'a PackedF32,
+    finish: &'a FinishF32,
+}
+
+impl Panels<f32, f32> for PanelsF32<'_> {
+    fn panels(&self) -> usize {
+        self.b.columns.div_ceil(NR)
+    }
+    #[inline(always)]
+    fn multiply<S: Isa>(
+        &self,
+        p: usize,
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        _row: usize,
+        out: &mut [f32],
+    ) {
+        let (n, column) = (self.b.columns, p * NR);
+        panel_f32::<S>(a, runs, lda, rows, self.b, self.finish, p, NR.min(n - column), &mut out[column..], n);
+    }
+}
+
+struct PanelsInt<'a, U, F> {
+    b: &'a PackedInt,
+    finish: &'a F,
+    sum: PhantomData<U>,
+}
+
+impl<U: Sum, O: Send, F: Finish<U, O>> Panels<i16, O> for PanelsInt<'_, U, F> {
+    fn panels(&self) -> usize {
+        self.b.columns.div_ceil(NR)
+    }
+    #[inline(always)]
+    fn multiply<S: Isa>(
+        &self,
+        p: usize,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        row: usize,
+        out: &mut [O],
+    ) {
+        let (b, ldc, column) = (self.b, self.b.columns, p * NR);
+        let n = NR.min(ldc - column);
+        for r in (0..rows).step_by(S::MRI) {
+            let m = S::MRI.min(rows - r);
+            let out = &mut out[r * ldc + column..];
+            panel_int::<S, U, O>(&a[r * lda..], runs, lda, m, b, p, n, self.finish, row + r, out, ldc);
         }
     }
+}
+
+/// At most MRI rows made of `runs` times the `n` columns of one panel, finished.
+#[inline(always)]
+fn panel_int<S: Isa, U: Sum, O>(
+    a: &[i16],
+    runs: &[usize],
+    lda: usize,
+    m: usize,
+    b: &PackedInt,
+    p: usize,
+    n: usize,
+    finish: &impl Finish<U, O>,
+    row: usize,
+    out: &mut [O],
+    ldc: usize,
+) {
+    let panel = b.panel(p);
+    let mut acc = [[0i32; NR]; MAX_MR];
+    if !U::EXACT || b.block >= b.pairs {
+        S::tile_i16(a, runs, lda, m, panel, n, &mut acc);
+        return finish.tile::<S>(row, p * NR, &mut acc[..m], out, ldc, n);
+    }
+    let mut sums = [[U::ZERO; NR]; MAX_MR];
+    let length = b.pairs / runs.len().max(1);
+    for (i, run) in runs.iter().enumerate() {
+        for k in (0..length).step_by(b.block) {
+            let end = (k + b.block).min(length);
+            let part = panel.part(i * length + k..i * length + end);
+            S::tile_i16(&a[run + 2 * k..], &[0], lda, m, part, n, &mut acc);
+            for (s, x) in sums.iter_mut().zip(&acc).take(m) {
+                for j in 0..NR {
+                    s[j] = s[j].add(x[j]);
+                }
+            }
+        }
+    }
+    for (l, s) in sums.iter().enumerate().take(m) {
+        finish.finish::<S>(row + l, p * NR, s, &mut out[l * ldc..][..n]);
+    }
+}
+
+struct LinesTask<'a, X, T, F, P, O> {
+    images: &'a Images<'a, X, T, F>,
+    panels: &'a P,
+    /// Elements of an output pixel.
+    columns: usize,
+    first: usize,
+    out: &'a mut [O],
+}
+
+impl<X, T, F, P, O> Task for LinesTask<'_, X, T, F, P, O>
+where
+    X: Sync,
+    T: Pod + Sync,
+    F: Fn(&[X], &mut [T], usize) + Sync,
+    P: Panels<T, O>,
+{
+    type Output = Result<()>;
+    #[inline(always)]
+    fn run<S: Isa>(self) -> Result<()> {
+        let l = &self.images.lines;
+        let (c, [height, width]) = (l.channels, l.input);
+        let (image, [oh, ow]) = (height * width * c, l.output);
+        let whole = l.width() * c;
+        let direct = self.images.same.filter(|_| l.inside());
+        // One element more: integers are read in pairs.
+        let pitch = if direct.is_some() { width * c } else { (whole + 1).next_multiple_of(2) };
+        let runs: SmallVec<[usize; 16]> = (0..l.taps[0]).map(|t| t * l.dilation * pitch).collect();
+        let lda = l.stride[1] * c;
+        let count = self.out.len() / (ow * self.columns);
+        let extra = (l.taps[0].max(1) - 1) * l.dilation + 1;
+        let lines_of = |n: usize| (n - 1) * l.stride[0] + extra;
+        let fit = BLOCK_BYTES / (pitch * size_of::<T>()).max(1);
+        let step = (fit.saturating_sub(extra) / l.stride[0].max(1) + 1).min(count).min(oh);
+        let mut scratch = Scratch::<T>::new(if direct.is_some() { 0 } else { lines_of(step) * pitch })?;
+        let buffer = scratch.get();
+        let mut done = 0;
+        while done < count {
+            let (batch, y) = ((self.first + done) / oh, (self.first + done) % oh);
+            let n = step.min(count - done).min(oh - y);
+            let top = (y * l.stride[0]) as i64 + l.first[0];
+            let a = match direct {
+                Some(x) => &x[batch * image + (top as usize * width + l.first[1] as usize) * c..(batch + 1) * image],
+                None => {
+                    let x = &self.images.x[batch * image..][..image];
+                    let low = (-l.first[1]).clamp(0, l.width() as i64) as usize;
+                    let high = (width as i64 - l.first[1]).clamp(low as i64, l.width() as i64) as usize;
+                    for (i, line) in buffer.chunks_exact_mut(pitch).enumerate().take(lines_of(n)) {
+                        let at = top + i as i64;
+                        if at < 0 || at >= height as i64 || low >= high {
+                            line.fill(T::zeroed());
+                            continue;
+                        }
+                        line[..low * c].fill(T::zeroed());
+                        let from = (at * width as i64 + l.first[1] + low as i64) as usize * c;
+                        (self.images.convert)(&x[from..][..(high - low) * c], &mut line[low * c..high * c], batch);
+                        line[high * c..].fill(T::zeroed());
+                    }
+                    &*buffer
+                }
+            };
+            let out = &mut self.out[done * ow * self.columns..][..n * ow * self.columns];
+            for p in 0..self.panels.panels() {
+                for (i, out) in out.chunks_exact_mut(ow * self.columns).enumerate() {
+                    let row = (self.first + done + i) * ow;
+                    self.panels.multiply::<S>(p, &a[i * l.stride[0] * pitch..], &runs, lda, ow, row, out);
+                }
+            }
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+fn lines<X, T, F, O>(
+    pool: &Pool,
+    images: &Images<'_, X, T, F>,
+    columns: usize,
+    depth: usize,
+    panels: &impl Panels<T, O>,
+    out: &mut [O],
+) -> Result<()>
+where
+    X: Sync,
+    T: Pod + Sync,
+    F: Fn(&[X], &mut [T], usize) + Sync,
+    O: Send,
+{
+    let [oh, ow] = images.lines.output;
+    let (count, width) = (images.batch * oh, ow * columns);
+    if count == 0 || width == 0 {
+        return Ok(());
+    }
+    let parallel = pool.threads() > 1 && out.len().saturating_mul(depth) >= PARALLEL;
+    let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
+    let failed = OnceLock::new();
+    pool.chunks(out, per * width, parallel, |i, out| {
+        keep(&failed, dispatch(LinesTask { images, panels, columns, first: i * per, out }));
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+/// out = clamp(windows b + bias).
+pub(crate) fn lines_f32<F: Fn(&[f32], &mut [f32], usize) + Sync>(
+    pool: &Pool,
+    images: &Images<'_, f32, f32, F>,
+    b: &PackedF32,
+    finish: &FinishF32,
+    out: &mut [f32],
+) -> Result<()> {
+    lines(pool, images, b.columns, b.depth, &PanelsF32 { b, finish }, out)
+}
+
+/// out = finish(windows b). Each run is packed as an even number of steps.
+pub(crate) fn lines_int<U: Sum, X: Sync, O: Send, F: Fn(&[X], &mut [i16], usize) + Sync>(
+    pool: &Pool,
+    images: &Images<'_, X, i16, F>,
+    b: &PackedInt,
+    finish: &impl Finish<U, O>,
+    out: &mut [O],
+) -> Result<()> {
+    lines(pool, images, b.columns, b.depth, &PanelsInt { b, finish, sum: PhantomData::<U> }, out)
 }
 
 /// What becomes of the sums of an integer product.
@@ -533,7 +848,7 @@ impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, 
         let stride = 2 * b.pairs;
         // In place only when pairs do not cross from one row into the next.
         let direct = self.a.direct().filter(|(_, lda)| *lda == stride);
-        let step = block_rows(2 * stride).min(self.rows.next_multiple_of(MAX_MR));
+        let step = block_rows(2 * stride).min(self.rows.next_multiple_of(STEP));
         let mut scratch = Scratch::<i16>::new(if direct.is_some() { 0 } else { step * stride })?;
         let buffer = scratch.get();
         // An odd depth leaves the last element of each row unwritten.
@@ -550,34 +865,12 @@ impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, 
             for p in self.panels.clone() {
                 let column = (p - self.panels.start) * NR;
                 let n = NR.min(self.columns - column);
-                let panel = b.panel(p);
-                for i in (0..count).step_by(S::MR) {
-                    let m = S::MR.min(count - i);
-                    let mut acc = [[0i32; NR]; MAX_MR];
+                for i in (0..count).step_by(S::MRI) {
+                    let m = S::MRI.min(count - i);
                     let at = (r + i) * place.stride + place.column + column;
+                    let (a, out) = (&a[i * stride..], &mut self.out[at..]);
                     let row = self.first + r + i;
-                    let block = if U::EXACT { b.block } else { b.pairs.max(1) };
-                    if block >= b.pairs {
-                        S::tile_i16(&a[i * stride..], stride, m, panel, n, &mut acc);
-                        self.finish.tile::<S>(row, p * NR, &mut acc[..m], &mut self.out[at..], place.stride, n);
-                        continue;
-                    }
-                    let mut sums = [[U::ZERO; NR]; MAX_MR];
-                    let mut k = 0;
-                    while k < b.pairs {
-                        let end = (k + block).min(b.pairs);
-                        S::tile_i16(&a[i * stride + 2 * k..], stride, m, panel.part(k..end), n, &mut acc);
-                        for (s, x) in sums.iter_mut().zip(&acc).take(m) {
-                            for j in 0..NR {
-                                s[j] = s[j].add(x[j]);
-                            }
-                        }
-                        k = end;
-                    }
-                    for (l, s) in sums.iter().enumerate().take(m) {
-                        let out = &mut self.out[at + l * place.stride..][..n];
-                        self.finish.finish::<S>(row + l, p * NR, s, out);
-                    }
+                    panel_int::<S, U, O>(a, &[0], stride, m, b, p, n, self.finish, row, out, place.stride);
                 }
             }
         }

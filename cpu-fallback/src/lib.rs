@@ -3,6 +3,7 @@
 mod custom;
 mod eval;
 mod exec;
+mod fixed;
 mod gemm;
 mod in_order;
 mod kernel;

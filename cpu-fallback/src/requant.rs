@@ -98,6 +98,7 @@ impl Rounded {
             zero: self.zero,
             low: self.low,
             high: self.high,
+            columns: NR,
         }
     }
 }
@@ -125,7 +126,7 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
     }
     #[inline(always)]
     fn tile<S: Isa>(&self, _row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [O], stride: usize, n: usize) {
-        let q = self.requant(column);
+        let q = Requant { columns: n, ..self.requant(column) };
         S::requantize(acc, &q);
         narrow_rows::<S, O>(acc, out, stride, n);
     }
@@ -192,6 +193,7 @@ impl<O: Quantized> Finish<i64, O> for Wide {
             shift: lanes(&self.shift, column),
             low: self.low,
             high: self.high,
+            columns: n,
         };
         S::requantize_wide(acc, &q);
         narrow_rows::<S, O>(acc, out, stride, n);

@@ -10,12 +10,13 @@
 mod wasm;
 
 use bytemuck::{Pod, Zeroable};
+use litegpu_graph::fixed::Multiplier;
 use smallvec::SmallVec;
 
 /// Columns of a packed panel.
 pub(crate) const NR: usize = 16;
-/// The most rows that a tile of any instruction set has.
-pub(crate) const MAX_MR: usize = 6;
+/// The most rows that an integer tile of any instruction set has.
+pub(crate) const MAX_MR: usize = 4;
 
 /// One step of the depth for 16 columns.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -65,6 +66,8 @@ pub(crate) struct Requant<'a> {
     pub zero: i32,
     pub low: i32,
     pub high: i32,
+    /// How many of the columns matter.
+    pub columns: usize,
 }
 
 /// Constants of the requantization of 16 columns of 64-bit sums, rounded once.
@@ -77,12 +80,42 @@ pub(crate) struct RequantWide<'a> {
     pub shift: &'a [i64; NR],
     pub low: i32,
     pub high: i32,
+    /// How many of the columns matter.
+    pub columns: usize,
+}
+
+/// What is added to the products of one column, and the limits of their sums.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dot {
+    pub bias: f32,
+    pub range: (f32, f32),
+}
+
+/// An operand of a quantized sum: less its zero point, shifted left, times a multiplier of at most one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Term {
+    pub zero: i32,
+    pub left: u32,
+    pub scale: Multiplier,
+}
+
+/// The sum (or the difference) of two terms, rescaled and limited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sum {
+    pub terms: [Term; 2],
+    pub negative: bool,
+    pub scale: Multiplier,
+    pub zero: i32,
+    pub low: i32,
+    pub high: i32,
 }
 
 /// An instruction set.
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
-    /// Rows of a tile.
+    /// Rows of a tile of floats.
     const MR: usize;
+    /// Rows of a tile of integers.
+    const MRI: usize;
     /// 8 floats.
     type F: Copy;
     /// 16 words.
@@ -121,9 +154,11 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn sums(x: [Self::I; 2]) -> [i32; NR];
 
     /// One tile of a product: `rows` (at most MR) rows of `a`, `lda` apart, times a panel, plus `bias`, clamped, into
-    /// the first `columns` columns of the rows of `out`, `ldc` apart.
+    /// the first `columns` columns of the rows of `out`, `ldc` apart. A row is made of runs of equal length that begin
+    /// at the places `runs`.
     fn tile_f32(
         a: &[f32],
+        runs: &[usize],
         lda: usize,
         rows: usize,
         b: &[LineF32],
@@ -134,15 +169,38 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         columns: usize,
     );
 
-    /// One tile of an integer product, in pairs of depth steps: `acc` receives the sums, modulo 2^32. Only the first
-    /// `columns` matter.
-    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]);
+    /// Rows as in [`Isa::tile_f32`], any number of them, times one column `w`: for products too narrow for a tile.
+    fn dots_f32(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        w: &[f32],
+        finish: Dot,
+        out: &mut [f32],
+        ldc: usize,
+    );
+
+    /// One tile of an integer product, at most MRI rows, in pairs of depth steps: `acc` receives the sums, modulo 2^32. Only the first
+    /// `columns` matter. Rows are made of runs as in [`Isa::tile_f32`].
+    fn tile_i16(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        columns: usize,
+        acc: &mut [[i32; NR]; MAX_MR],
+    );
 
     /// Accumulators of 16 columns to quantized values, which the caller narrows.
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>);
 
     /// The same with 64-bit biases and reduced multipliers.
     fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>);
+
+    /// Sums of quantized numbers, left in `x`.
+    fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum);
 
     /// Values within the type's range, narrowed.
     fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]);
@@ -313,6 +371,7 @@ pub(crate) struct Portable;
 
 impl Isa for Portable {
     const MR: usize = 4;
+    const MRI: usize = 4;
     type F = [f32; 8];
     type W = [i16; NR];
     type I = [i32; 8];
@@ -373,6 +432,7 @@ impl Isa for Portable {
     #[inline(always)]
     fn tile_f32(
         a: &[f32],
+        runs: &[usize],
         lda: usize,
         rows: usize,
         b: &[LineF32],
@@ -382,11 +442,14 @@ impl Isa for Portable {
         ldc: usize,
         columns: usize,
     ) {
+        let length = b.len() / runs.len().max(1);
         for r in 0..rows {
             let mut acc = *bias;
-            for (x, line) in a[r * lda..].iter().zip(b) {
-                for j in 0..NR {
-                    acc[j] += x * line.0[j];
+            for (run, b) in runs.iter().zip(b.chunks_exact(length.max(1))) {
+                for (x, line) in a[run + r * lda..].iter().zip(b) {
+                    for j in 0..NR {
+                        acc[j] += x * line.0[j];
+                    }
                 }
             }
             for (o, v) in out[r * ldc..][..columns].iter_mut().zip(acc) {
@@ -396,22 +459,54 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, _columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+    fn dots_f32(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        w: &[f32],
+        finish: Dot,
+        out: &mut [f32],
+        ldc: usize,
+    ) {
+        let length = w.len() / runs.len().max(1);
+        for r in 0..rows {
+            let mut sum = finish.bias;
+            for (run, w) in runs.iter().zip(w.chunks_exact(length.max(1))) {
+                sum += a[run + r * lda..].iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
+            }
+            out[r * ldc] = clamp(sum, finish.range);
+        }
+    }
+
+    #[inline(always)]
+    fn tile_i16(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        _columns: usize,
+        acc: &mut [[i32; NR]; MAX_MR],
+    ) {
+        let length = b.len() / runs.len().max(1);
         for (r, acc) in acc.iter_mut().enumerate().take(rows) {
             let mut sum = [0i32; NR];
-            let row = a[r * lda..][..2 * b.len()].as_chunks::<2>().0;
-            let mut step = |x: &[i16; 2], w: [[i32; 2]; NR]| {
-                for j in 0..NR {
-                    let dot = (x[0] as i32 * w[j][0]).wrapping_add(x[1] as i32 * w[j][1]);
-                    sum[j] = sum[j].wrapping_add(dot);
-                }
-            };
-            match b {
-                Panel::Narrow(lines) => {
-                    row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
-                }
-                Panel::Wide(lines) => {
-                    row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
+            for (i, run) in runs.iter().enumerate() {
+                let row = a[run + r * lda..][..2 * length].as_chunks::<2>().0;
+                let mut step = |x: &[i16; 2], w: [[i32; 2]; NR]| {
+                    for j in 0..NR {
+                        let dot = (x[0] as i32 * w[j][0]).wrapping_add(x[1] as i32 * w[j][1]);
+                        sum[j] = sum[j].wrapping_add(dot);
+                    }
+                };
+                match b.part(i * length..(i + 1) * length) {
+                    Panel::Narrow(lines) => {
+                        row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
+                    }
+                    Panel::Wide(lines) => {
+                        row.iter().zip(lines).for_each(|(x, l)| step(x, l.0.map(|p| p.map(|w| w as i32))));
+                    }
                 }
             }
             *acc = sum;
@@ -422,7 +517,7 @@ impl Isa for Portable {
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
         for acc in acc {
             for j in 0..NR {
-                let m = litegpu_graph::fixed::Multiplier { value: q.value[j], shift: q.shift[j] };
+                let m = Multiplier { value: q.value[j], shift: q.shift[j] };
                 let x = m.apply(acc[j].wrapping_add(q.bias[j]));
                 acc[j] = x.wrapping_add(q.zero).max(q.low).min(q.high);
             }
@@ -435,6 +530,17 @@ impl Isa for Portable {
                 let x = (acc[j] as i64).wrapping_add(q.bias[j]).wrapping_mul(q.value[j]);
                 let x = x.wrapping_add(1i64 << (q.shift[j] - 1)) >> q.shift[j];
                 acc[j] = (x as i32).max(q.low).min(q.high);
+            }
+        }
+    }
+    #[inline(always)]
+    fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum) {
+        let term = |v: i32, t: &Term| t.scale.apply_small(v.wrapping_sub(t.zero) << t.left);
+        for (x, y) in x.iter_mut().zip(y) {
+            for j in 0..NR {
+                let (a, b) = (term(x[j], &k.terms[0]), term(y[j], &k.terms[1]));
+                let sum = if k.negative { a.wrapping_sub(b) } else { a.wrapping_add(b) };
+                x[j] = k.scale.apply(sum).wrapping_add(k.zero).max(k.low).min(k.high);
             }
         }
     }
@@ -475,6 +581,24 @@ type Base = wasm::Simd128;
 #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
 type Base = Portable;
 
+/// How many elements from its first on a row reaches that is made of `runs`, for `depth` steps in all.
+///
+/// # Panics
+/// When the runs cannot be equally long.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn reach(runs: &[usize], depth: usize) -> usize {
+    match runs {
+        [run] => run + depth,
+        _ => {
+            let last = runs.iter().max().copied().unwrap_or(0);
+            let length = depth / runs.len().max(1);
+            assert!(length * runs.len() == depth);
+            last + length
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
@@ -493,7 +617,9 @@ mod avx2 {
     // SAFETY, for every block in this implementation: intrinsics without pointers only need their instruction set,
     // which `enter` guarantees; loads and stores stay inside the arrays or the ranges that the asserts check.
     impl Isa for Avx2 {
-        const MR: usize = 6;
+        // Sums, a line and a broadcast must stay in 16 registers: one row more, and the compiler spills sums.
+        const MR: usize = 5;
+        const MRI: usize = 4;
         type F = __m256;
         type W = __m256i;
         type I = __m256i;
@@ -574,6 +700,7 @@ mod avx2 {
         #[inline(always)]
         fn tile_f32(
             a: &[f32],
+            runs: &[usize],
             lda: usize,
             rows: usize,
             b: &[LineF32],
@@ -583,124 +710,78 @@ mod avx2 {
             ldc: usize,
             columns: usize,
         ) {
-            assert!((1..=6).contains(&rows) && (1..=NR).contains(&columns));
-            assert!(a.len() >= (rows - 1) * lda + b.len() && out.len() >= (rows - 1) * ldc + columns);
-            // SAFETY: the asserts cover every row of `a` and `out`; `b` is read line by line.
+            assert!((1..=5).contains(&rows) && (1..=NR).contains(&columns));
+            let reach = reach(runs, b.len()) + (rows - 1) * lda;
+            assert!(a.len() >= reach && out.len() >= (rows - 1) * ldc + columns);
+            // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` is read line by line.
+            unsafe { FLOAT_TILES[rows - 1][(columns > 8) as usize](a, runs, lda, b, bias, range, out, ldc, columns) }
+        }
+
+        #[inline(always)]
+        fn dots_f32(
+            a: &[f32],
+            runs: &[usize],
+            lda: usize,
+            rows: usize,
+            w: &[f32],
+            finish: Dot,
+            out: &mut [f32],
+            ldc: usize,
+        ) {
+            assert!(rows > 0 && out.len() > (rows - 1) * ldc && a.len() >= reach(runs, w.len()) + (rows - 1) * lda);
+            let mut r = 0;
+            // SAFETY: the assert covers every run of every row of `a`, and `out`.
             unsafe {
-                match (rows, columns > 8) {
-                    (1, false) => float_tile::<1, 1, 4>(a, lda, b, bias, range, out, ldc, columns),
-                    (2, false) => float_tile::<2, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
-                    (3, false) => float_tile::<3, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
-                    (4, false) => float_tile::<4, 1, 2>(a, lda, b, bias, range, out, ldc, columns),
-                    (5, false) => float_tile::<5, 1, 1>(a, lda, b, bias, range, out, ldc, columns),
-                    (_, false) => float_tile::<6, 1, 1>(a, lda, b, bias, range, out, ldc, columns),
-                    (1, true) => float_tile::<1, 2, 4>(a, lda, b, bias, range, out, ldc, columns),
-                    (2, true) => float_tile::<2, 2, 2>(a, lda, b, bias, range, out, ldc, columns),
-                    (3, true) => float_tile::<3, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
-                    (4, true) => float_tile::<4, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
-                    (5, true) => float_tile::<5, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
-                    (_, true) => float_tile::<6, 2, 1>(a, lda, b, bias, range, out, ldc, columns),
+                while r + 4 <= rows {
+                    float_dots::<4, 1>(&a[r * lda..], runs, lda, w, finish, &mut out[r * ldc..], ldc);
+                    r += 4;
+                }
+                while r < rows {
+                    float_dots::<1, 4>(&a[r * lda..], runs, lda, w, finish, &mut out[r * ldc..], ldc);
+                    r += 1;
                 }
             }
         }
 
         #[inline(always)]
-        fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
-            assert!((1..=6).contains(&rows) && a.len() >= (rows - 1) * lda + 2 * b.len());
-            // SAFETY: the assert covers every row of `a`; `b` is read line by line.
+        fn tile_i16(
+            a: &[i16],
+            runs: &[usize],
+            lda: usize,
+            rows: usize,
+            b: Panel<'_>,
+            columns: usize,
+            acc: &mut [[i32; NR]; MAX_MR],
+        ) {
+            assert!(
+                (1..=6).contains(&rows)
+                    && a.len() >= reach(runs, b.len()) + b.len() / runs.len().max(1) + (rows - 1) * lda
+            );
+            // SAFETY: the assert covers every run of every row of `a`; `b` is read line by line.
             unsafe {
-                match (b, rows, columns > 8) {
-                    (Panel::Narrow(b), 1, false) => int_tile::<1, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 2, false) => int_tile::<2, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 3, false) => int_tile::<3, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 4, false) => int_tile::<4, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 5, false) => int_tile::<5, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), _, false) => int_tile::<6, 1, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 1, true) => int_tile::<1, 2, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 2, true) => int_tile::<2, 2, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 3, true) => int_tile::<3, 2, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 4, true) => int_tile::<4, 2, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), 5, true) => int_tile::<5, 2, _>(a, lda, b, acc),
-                    (Panel::Narrow(b), _, true) => int_tile::<6, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), 1, _) => int_tile::<1, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), 2, _) => int_tile::<2, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), 3, _) => int_tile::<3, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), 4, _) => int_tile::<4, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), 5, _) => int_tile::<5, 2, _>(a, lda, b, acc),
-                    (Panel::Wide(b), _, _) => int_tile::<6, 2, _>(a, lda, b, acc),
+                match b {
+                    Panel::Narrow(b) => NARROW_TILES[rows - 1][(columns > 8) as usize](a, runs, lda, b, acc),
+                    Panel::Wide(b) => WIDE_TILES[rows - 1](a, runs, lda, b, acc),
                 }
             }
         }
 
         #[inline(always)]
         fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
-            for half in 0..2 {
-                let at = 8 * half;
-                // SAFETY: each load and store covers lanes `at` to `at + 8` of arrays of 16.
-                unsafe {
-                    let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
-                    let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
-                    let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
-                    let zero = _mm256_setzero_si256();
-                    let one = _mm256_set1_epi32(1);
-                    let odd_value = _mm256_srli_epi64::<32>(value);
-                    let left = _mm256_max_epi32(shift, zero);
-                    let right = _mm256_max_epi32(_mm256_sub_epi32(zero, shift), zero);
-                    let mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
-                    let half_mask = _mm256_srli_epi32::<1>(mask);
-                    let round = _mm256_set1_epi64x(1 << 30);
-                    let (low, high) = (_mm256_set1_epi32(q.low), _mm256_set1_epi32(q.high));
-                    let offset = _mm256_set1_epi32(q.zero);
-                    for acc in &mut *acc {
-                        let place = acc.as_mut_ptr().add(at).cast::<__m256i>();
-                        let x = _mm256_add_epi32(_mm256_loadu_si256(place), bias);
-                        let x = _mm256_sllv_epi32(x, left);
-                        // The doubled product's high half, rounded half up: (x * value + 2^30) >> 31, which is what
-                        // rounding half away from zero with a truncating division comes to.
-                        let even = _mm256_add_epi64(_mm256_mul_epi32(x, value), round);
-                        let odd = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), odd_value);
-                        let odd = _mm256_add_epi64(odd, round);
-                        let x = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<31>(even), _mm256_slli_epi64::<1>(odd));
-                        // Division by a power of two, half away from zero.
-                        let rest = _mm256_and_si256(x, mask);
-                        let threshold = _mm256_sub_epi32(half_mask, _mm256_srai_epi32::<31>(x));
-                        let up = _mm256_cmpgt_epi32(rest, threshold);
-                        let x = _mm256_sub_epi32(_mm256_srav_epi32(x, right), up);
-                        let x = _mm256_add_epi32(x, offset);
-                        let x = _mm256_min_epi32(_mm256_max_epi32(x, low), high);
-                        _mm256_storeu_si256(place, x);
-                    }
-                }
-            }
+            // SAFETY: see above.
+            unsafe { round_twice(acc, q) }
         }
 
         #[inline(always)]
         fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
-            for quarter in 0..4 {
-                let at = 4 * quarter;
-                // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
-                unsafe {
-                    let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
-                    let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
-                    let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
-                    let one = _mm256_set1_epi64x(1);
-                    let round = _mm256_sllv_epi64(one, _mm256_sub_epi64(shift, one));
-                    let (low, high) = (_mm_set1_epi32(q.low), _mm_set1_epi32(q.high));
-                    let even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-                    for acc in &mut *acc {
-                        let place = acc.as_mut_ptr().add(at).cast::<__m128i>();
-                        let x = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_loadu_si128(place)), bias);
-                        // 64 by 15 bits, from two products of 32.
-                        let bottom = _mm256_mul_epu32(x, value);
-                        let top = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), value);
-                        let x = _mm256_add_epi64(bottom, _mm256_slli_epi64::<32>(top));
-                        // Only the low half of the quotient counts: a logical shift by at most 32 gives it.
-                        let x = _mm256_srlv_epi64(_mm256_add_epi64(x, round), shift);
-                        let x = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even));
-                        _mm_storeu_si128(place, _mm_min_epi32(_mm_max_epi32(x, low), high));
-                    }
-                }
-            }
+            // SAFETY: see above.
+            unsafe { round_once(acc, q) }
+        }
+
+        #[inline(always)]
+        fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum) {
+            // SAFETY: see above.
+            unsafe { sums_of_terms(x, y, k) }
         }
 
         #[inline(always)]
@@ -728,6 +809,158 @@ mod avx2 {
         }
     }
 
+    /// [`Isa::requantize`], in one place for all that use it.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    fn round_twice(acc: &mut [[i32; NR]], q: &Requant<'_>) {
+        for half in 0..if q.columns > 8 { 2 } else { 1 } {
+            let at = 8 * half;
+            // SAFETY: each load and store covers lanes `at` to `at + 8` of arrays of 16.
+            unsafe {
+                let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
+                let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
+                let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
+                let zero = _mm256_setzero_si256();
+                let one = _mm256_set1_epi32(1);
+                let odd_value = _mm256_srli_epi64::<32>(value);
+                let left = _mm256_max_epi32(shift, zero);
+                let right = _mm256_max_epi32(_mm256_sub_epi32(zero, shift), zero);
+                let mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
+                let half_mask = _mm256_srli_epi32::<1>(mask);
+                let round = _mm256_set1_epi64x(1 << 30);
+                let (low, high) = (_mm256_set1_epi32(q.low), _mm256_set1_epi32(q.high));
+                let offset = _mm256_set1_epi32(q.zero);
+                for acc in &mut *acc {
+                    let place = acc.as_mut_ptr().add(at).cast::<__m256i>();
+                    let x = _mm256_add_epi32(_mm256_loadu_si256(place), bias);
+                    let x = _mm256_sllv_epi32(x, left);
+                    // The doubled product's high half, rounded half up: (x * value + 2^30) >> 31, which is what
+                    // rounding half away from zero with a truncating division comes to.
+                    let even = _mm256_add_epi64(_mm256_mul_epi32(x, value), round);
+                    let odd = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), odd_value);
+                    let odd = _mm256_add_epi64(odd, round);
+                    let x = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<31>(even), _mm256_slli_epi64::<1>(odd));
+                    // Division by a power of two, half away from zero.
+                    let rest = _mm256_and_si256(x, mask);
+                    let threshold = _mm256_sub_epi32(half_mask, _mm256_srai_epi32::<31>(x));
+                    let up = _mm256_cmpgt_epi32(rest, threshold);
+                    let x = _mm256_sub_epi32(_mm256_srav_epi32(x, right), up);
+                    let x = _mm256_add_epi32(x, offset);
+                    let x = _mm256_min_epi32(_mm256_max_epi32(x, low), high);
+                    _mm256_storeu_si256(place, x);
+                }
+            }
+        }
+    }
+
+    /// [`Isa::requantize_wide`], in one place for all that use it.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    fn round_once(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
+        for quarter in 0..q.columns.min(NR).div_ceil(4) {
+            let at = 4 * quarter;
+            // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
+            unsafe {
+                let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
+                let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
+                let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
+                let one = _mm256_set1_epi64x(1);
+                let round = _mm256_sllv_epi64(one, _mm256_sub_epi64(shift, one));
+                let (low, high) = (_mm_set1_epi32(q.low), _mm_set1_epi32(q.high));
+                let even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+                for acc in &mut *acc {
+                    let place = acc.as_mut_ptr().add(at).cast::<__m128i>();
+                    let x = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_loadu_si128(place)), bias);
+                    // 64 by 15 bits, from two products of 32.
+                    let bottom = _mm256_mul_epu32(x, value);
+                    let top = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), value);
+                    let x = _mm256_add_epi64(bottom, _mm256_slli_epi64::<32>(top));
+                    // Only the low half of the quotient counts: a logical shift by at most 32 gives it.
+                    let x = _mm256_srlv_epi64(_mm256_add_epi64(x, round), shift);
+                    let x = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even));
+                    _mm_storeu_si128(place, _mm_min_epi32(_mm_max_epi32(x, low), high));
+                }
+            }
+        }
+    }
+
+    /// A multiplier that is the same in all lanes.
+    #[derive(Clone, Copy)]
+    struct Uniform {
+        value: __m256i,
+        left: __m128i,
+        right: __m128i,
+        mask: __m256i,
+        half: __m256i,
+        shifts: bool,
+    }
+
+    impl Uniform {
+        #[target_feature(enable = "avx2,fma")]
+        fn new(m: Multiplier) -> Uniform {
+            let (left, right) = (m.shift.clamp(0, 32), (-m.shift).clamp(0, 31));
+            let mask = ((1i64 << right) - 1) as i32;
+            Uniform {
+                value: _mm256_set1_epi32(m.value),
+                left: _mm_cvtsi32_si128(left),
+                right: _mm_cvtsi32_si128(right),
+                mask: _mm256_set1_epi32(mask),
+                half: _mm256_set1_epi32(mask >> 1),
+                shifts: right > 0,
+            }
+        }
+        /// `x` times the multiplier; see [`round_twice`].
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        fn apply(&self, x: __m256i) -> __m256i {
+            let round = _mm256_set1_epi64x(1 << 30);
+            let even = _mm256_add_epi64(_mm256_mul_epi32(x, self.value), round);
+            let odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64::<32>(x), self.value), round);
+            let x = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<31>(even), _mm256_slli_epi64::<1>(odd));
+            if !self.shifts {
+                return x;
+            }
+            let threshold = _mm256_sub_epi32(self.half, _mm256_srai_epi32::<31>(x));
+            let up = _mm256_cmpgt_epi32(_mm256_and_si256(x, self.mask), threshold);
+            _mm256_sub_epi32(_mm256_sra_epi32(x, self.right), up)
+        }
+    }
+
+    /// [`Isa::sum`].
+    #[target_feature(enable = "avx2,fma")]
+    fn sums_of_terms(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum) {
+        /// One half: a shift does for it.
+        const HALF: Multiplier = Multiplier { value: 1 << 30, shift: 0 };
+        let [a, b] = k.terms;
+        let half = [a.scale == HALF && a.left > 0, b.scale == HALF && b.left > 0];
+        let left = |t: &Term, half: bool| _mm_cvtsi32_si128(t.left as i32 - half as i32);
+        let (left_a, left_b) = (left(&a, half[0]), left(&b, half[1]));
+        let (zero_a, zero_b) = (_mm256_set1_epi32(a.zero), _mm256_set1_epi32(b.zero));
+        let (a, b, scale) = (Uniform::new(a.scale), Uniform::new(b.scale), Uniform::new(k.scale));
+        let (low, high) = (_mm256_set1_epi32(k.low), _mm256_set1_epi32(k.high));
+        let zero = _mm256_set1_epi32(k.zero);
+        let (x, y) = (x.as_flattened_mut().as_chunks_mut::<8>().0, y.as_flattened().as_chunks::<8>().0);
+        for (x, y) in x.iter_mut().zip(y) {
+            // SAFETY: the loads and the store cover arrays of 32 bytes.
+            unsafe {
+                let mut v = _mm256_sub_epi32(_mm256_loadu_si256(x.as_ptr().cast()), zero_a);
+                v = _mm256_sll_epi32(v, left_a);
+                if !half[0] {
+                    v = a.apply(v);
+                }
+                let mut w = _mm256_sub_epi32(_mm256_loadu_si256(y.as_ptr().cast()), zero_b);
+                w = _mm256_sll_epi32(w, left_b);
+                if !half[1] {
+                    w = b.apply(w);
+                }
+                let sum = if k.negative { _mm256_sub_epi32(v, w) } else { _mm256_add_epi32(v, w) };
+                let sum = scale.apply(_mm256_sll_epi32(sum, scale.left));
+                let sum = _mm256_min_epi32(_mm256_max_epi32(_mm256_add_epi32(sum, zero), low), high);
+                _mm256_storeu_si256(x.as_mut_ptr().cast(), sum);
+            }
+        }
+    }
+
     /// 16 values as words, saturated.
     ///
     /// # Safety
@@ -742,13 +975,37 @@ mod avx2 {
         }
     }
 
+    type FloatTile = unsafe fn(&[f32], &[usize], usize, &[LineF32], &[f32; NR], (f32, f32), &mut [f32], usize, usize);
+    type IntTile<L> = unsafe fn(&[i16], &[usize], usize, &[L], &mut [[i32; NR]; MAX_MR]);
+
+    // Called through tables, so that there is one copy of each: inlined into the many loops that use them, tiles are
+    // compiled a hundred times, and their sums do not stay in registers.
+    static FLOAT_TILES: [[FloatTile; 2]; 5] = [
+        [float_tile::<1, 1, 4>, float_tile::<1, 2, 4>],
+        [float_tile::<2, 1, 4>, float_tile::<2, 2, 2>],
+        [float_tile::<3, 1, 2>, float_tile::<3, 2, 1>],
+        [float_tile::<4, 1, 2>, float_tile::<4, 2, 1>],
+        [float_tile::<5, 1, 2>, float_tile::<5, 2, 1>],
+    ];
+    static NARROW_TILES: [[IntTile<LineI8>; 2]; 4] = [
+        [int_tile::<1, 1, _>, int_tile::<1, 2, _>],
+        [int_tile::<2, 1, _>, int_tile::<2, 2, _>],
+        [int_tile::<3, 1, _>, int_tile::<3, 2, _>],
+        [int_tile::<4, 1, _>, int_tile::<4, 2, _>],
+    ];
+    static WIDE_TILES: [IntTile<LineI16>; 4] =
+        [int_tile::<1, 2, _>, int_tile::<2, 2, _>, int_tile::<3, 2, _>, int_tile::<4, 2, _>];
+
     /// R rows by 8 C columns, the depth in U interleaved sums (so that few rows still keep the multipliers busy).
     ///
     /// # Safety
-    /// AVX2 and FMA; `a` holds R rows of `b.len()` elements, `lda` apart, `out` R rows of `columns`, `ldc` apart.
-    #[inline(always)]
+    /// AVX2 and FMA; from each of `runs` on, `a` holds R rows of the run's share of `b`, `lda` apart; `out` holds R
+    /// rows of `columns`, `ldc` apart.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
     unsafe fn float_tile<const R: usize, const C: usize, const U: usize>(
         a: &[f32],
+        runs: &[usize],
         lda: usize,
         b: &[LineF32],
         bias: &[f32; NR],
@@ -765,34 +1022,37 @@ mod avx2 {
                     acc[0][r][c] = _mm256_loadu_ps(bias.as_ptr().add(8 * c));
                 }
             }
-            let (ap, bp) = (a.as_ptr(), b.as_ptr().cast::<f32>());
-            let depth = b.len();
-            let mut k = 0;
-            while k + U <= depth {
-                for u in 0..U {
-                    let line = bp.add((k + u) * NR);
-                    let mut w = [_mm256_setzero_ps(); C];
-                    for c in 0..C {
-                        w[c] = _mm256_load_ps(line.add(8 * c));
-                    }
-                    for r in 0..R {
-                        let x = _mm256_broadcast_ss(&*ap.add(r * lda + k + u));
+            let length = b.len() / runs.len().max(1);
+            let mut bp = b.as_ptr().cast::<f32>();
+            for run in runs {
+                let ap = a.as_ptr().add(*run);
+                let mut k = 0;
+                while k + U <= length {
+                    for u in 0..U {
+                        let mut w = [_mm256_setzero_ps(); C];
                         for c in 0..C {
-                            acc[u][r][c] = _mm256_fmadd_ps(x, w[c], acc[u][r][c]);
+                            w[c] = _mm256_load_ps(bp.add(8 * c));
+                        }
+                        for r in 0..R {
+                            let x = _mm256_broadcast_ss(&*ap.add(r * lda + k + u));
+                            for c in 0..C {
+                                acc[u][r][c] = _mm256_fmadd_ps(x, w[c], acc[u][r][c]);
+                            }
+                        }
+                        bp = bp.add(NR);
+                    }
+                    k += U;
+                }
+                while U > 1 && k < length {
+                    for r in 0..R {
+                        let x = _mm256_broadcast_ss(&*ap.add(r * lda + k));
+                        for c in 0..C {
+                            acc[0][r][c] = _mm256_fmadd_ps(x, _mm256_load_ps(bp.add(8 * c)), acc[0][r][c]);
                         }
                     }
+                    bp = bp.add(NR);
+                    k += 1;
                 }
-                k += U;
-            }
-            while k < depth {
-                let line = bp.add(k * NR);
-                for r in 0..R {
-                    let x = _mm256_broadcast_ss(&*ap.add(r * lda + k));
-                    for c in 0..C {
-                        acc[0][r][c] = _mm256_fmadd_ps(x, _mm256_load_ps(line.add(8 * c)), acc[0][r][c]);
-                    }
-                }
-                k += 1;
             }
             let (low, high) = (_mm256_set1_ps(range.0), _mm256_set1_ps(range.1));
             for r in 0..R {
@@ -801,17 +1061,91 @@ mod avx2 {
                     for u in 1..U {
                         v = _mm256_add_ps(v, acc[u][r][c]);
                     }
-                    let v = _mm256_min_ps(high, _mm256_max_ps(low, v));
-                    let to = r * ldc + 8 * c;
-                    if columns >= 8 * (c + 1) {
-                        _mm256_storeu_ps(out.as_mut_ptr().add(to), v);
-                    } else {
-                        let mut part = [0f32; 8];
-                        _mm256_storeu_ps(part.as_mut_ptr(), v);
-                        let n = columns - 8 * c;
-                        std::ptr::copy_nonoverlapping(part.as_ptr(), out.as_mut_ptr().add(to), n);
+                    acc[0][r][c] = _mm256_min_ps(high, _mm256_max_ps(low, v));
+                }
+            }
+            let out = out.as_mut_ptr();
+            if columns >= 8 * C {
+                for r in 0..R {
+                    for c in 0..C {
+                        _mm256_storeu_ps(out.add(r * ldc + 8 * c), acc[0][r][c]);
                     }
                 }
+                return;
+            }
+            // The last vector is stored in part; more than 8 columns are asked for where there are two.
+            let rest = _mm256_set1_epi32((columns % 8) as i32);
+            let mask = _mm256_cmpgt_epi32(rest, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            for r in 0..R {
+                for c in 0..C - 1 {
+                    _mm256_storeu_ps(out.add(r * ldc + 8 * c), acc[0][r][c]);
+                }
+                _mm256_maskstore_ps(out.add(r * ldc + 8 * (C - 1)), mask, acc[0][r][C - 1]);
+            }
+        }
+    }
+
+    /// R rows times one column, U vectors of the depth at a time.
+    ///
+    /// # Safety
+    /// AVX2 and FMA; from each of `runs` on, `a` holds R rows of the run's share of `w`, `lda` apart; `out` holds R
+    /// elements, `ldc` apart.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn float_dots<const R: usize, const U: usize>(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        w: &[f32],
+        finish: Dot,
+        out: &mut [f32],
+        ldc: usize,
+    ) {
+        // SAFETY: the caller's promise bounds every pointer below; masked loads do not touch what is masked.
+        unsafe {
+            let mut acc = [[_mm256_setzero_ps(); U]; R];
+            let length = w.len() / runs.len().max(1);
+            let mut wp = w.as_ptr();
+            let rest = _mm256_set1_epi32((length % 8) as i32);
+            let mask = _mm256_cmpgt_epi32(rest, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            for run in runs {
+                let ap = a.as_ptr().add(*run);
+                let mut k = 0;
+                while k + 8 * U <= length {
+                    for u in 0..U {
+                        let v = _mm256_loadu_ps(wp.add(k + 8 * u));
+                        for r in 0..R {
+                            let x = _mm256_loadu_ps(ap.add(r * lda + k + 8 * u));
+                            acc[r][u] = _mm256_fmadd_ps(x, v, acc[r][u]);
+                        }
+                    }
+                    k += 8 * U;
+                }
+                while k + 8 <= length {
+                    let v = _mm256_loadu_ps(wp.add(k));
+                    for r in 0..R {
+                        acc[r][0] = _mm256_fmadd_ps(_mm256_loadu_ps(ap.add(r * lda + k)), v, acc[r][0]);
+                    }
+                    k += 8;
+                }
+                if k < length {
+                    let v = _mm256_maskload_ps(wp.add(k), mask);
+                    for r in 0..R {
+                        let x = _mm256_maskload_ps(ap.add(r * lda + k), mask);
+                        acc[r][0] = _mm256_fmadd_ps(x, v, acc[r][0]);
+                    }
+                }
+                wp = wp.add(length);
+            }
+            for r in 0..R {
+                let mut v = acc[r][0];
+                for u in 1..U {
+                    v = _mm256_add_ps(v, acc[r][u]);
+                }
+                let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+                let v = _mm_add_ss(v, _mm_movehdup_ps(v));
+                out[r * ldc] = clamp(_mm_cvtss_f32(v) + finish.bias, finish.range);
             }
         }
     }
@@ -837,13 +1171,15 @@ mod avx2 {
         }
     }
 
-    /// R rows by 8 C columns.
+    /// R rows by 8 C columns; see [`float_tile`].
     ///
     /// # Safety
-    /// AVX2; `a` holds R rows of `2 * b.len()` elements, `lda` apart.
-    #[inline(always)]
+    /// AVX2; from each of `runs` on, `a` holds R rows of the run's share of pairs, `lda` apart.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
     unsafe fn int_tile<const R: usize, const C: usize, L: Line>(
         a: &[i16],
+        runs: &[usize],
         lda: usize,
         b: &[L],
         acc: &mut [[i32; NR]; MAX_MR],
@@ -851,17 +1187,23 @@ mod avx2 {
         // SAFETY: the caller's promise bounds every pointer below.
         unsafe {
             let mut sum = [[_mm256_setzero_si256(); C]; R];
-            let ap = a.as_ptr();
-            for (k, line) in b.iter().enumerate() {
-                let mut w = [_mm256_setzero_si256(); C];
-                for c in 0..C {
-                    w[c] = line.words(c);
-                }
-                for r in 0..R {
-                    let x = _mm256_set1_epi32(ap.add(r * lda + 2 * k).cast::<i32>().read_unaligned());
+            let length = b.len() / runs.len().max(1);
+            let mut lines = b.as_ptr();
+            for run in runs {
+                let ap = a.as_ptr().add(*run);
+                for k in 0..length {
+                    let line = &*lines;
+                    let mut w = [_mm256_setzero_si256(); C];
                     for c in 0..C {
-                        sum[r][c] = _mm256_add_epi32(sum[r][c], _mm256_madd_epi16(x, w[c]));
+                        w[c] = line.words(c);
                     }
+                    for r in 0..R {
+                        let x = _mm256_set1_epi32(ap.add(r * lda + 2 * k).cast::<i32>().read_unaligned());
+                        for c in 0..C {
+                            sum[r][c] = _mm256_add_epi32(sum[r][c], _mm256_madd_epi16(x, w[c]));
+                        }
+                    }
+                    lines = lines.add(1);
                 }
             }
             for r in 0..R {
@@ -900,7 +1242,7 @@ mod tests {
             let bias = std::array::from_fn(|j| j as f32);
             for r in (0..rows).step_by(S::MR) {
                 let m = S::MR.min(rows - r);
-                S::tile_f32(&a[r * lda..], lda, m, b, &bias, (-50.0, 50.0), &mut out[r * 20..], 20, columns);
+                S::tile_f32(&a[r * lda..], &[0], lda, m, b, &bias, (-50.0, 50.0), &mut out[r * 20..], 20, columns);
             }
             out
         }
@@ -932,10 +1274,10 @@ mod tests {
         fn run<S: Isa>(self) -> Vec<i32> {
             let IntTile(a, lda, rows, b, columns) = self;
             let mut out = Vec::new();
-            for r in (0..rows).step_by(S::MR) {
-                let m = S::MR.min(rows - r);
+            for r in (0..rows).step_by(S::MRI) {
+                let m = S::MRI.min(rows - r);
                 let mut acc = [[0; NR]; MAX_MR];
-                S::tile_i16(&a[r * lda..], lda, m, b, columns, &mut acc);
+                S::tile_i16(&a[r * lda..], &[0], lda, m, b, columns, &mut acc);
                 out.extend(acc.iter().take(m).flat_map(|a| a[..columns].to_vec()));
             }
             out
@@ -992,7 +1334,8 @@ mod tests {
             let bias = std::array::from_fn(|j| (n[NR + j] as i32 as i64) << (n[j] % 16));
             let value = std::array::from_fn(|j| (n[2 * NR + j] % 0x8000) as i64);
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 32) as i64 + 1);
-            let q = RequantWide { bias: &bias, value: &value, shift: &shift, low: i32::MIN, high: i32::MAX };
+            let (bias, value, shift, columns) = (&bias, &value, &shift, NR);
+            let q = RequantWide { bias, value, shift, low: i32::MIN, high: i32::MAX, columns };
             assert_eq!(dispatch(RequantizeWide(&acc, q)), RequantizeWide(&acc, q).run::<Portable>(), "seed {seed}");
         }
     }
@@ -1007,8 +1350,74 @@ mod tests {
             let value = std::array::from_fn(|j| (1 << 30) | (n[2 * NR + j] >> 2) as i32);
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 40) as i32 - 31);
             let (bias, value, shift) = (&bias, &value, &shift);
-            let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX };
+            let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX, columns: NR };
             assert_eq!(dispatch(Requantize(&acc, q)), Requantize(&acc, q).run::<Portable>(), "seed {seed}");
+        }
+    }
+
+    struct Sums<'a>(&'a [[i32; NR]; 2], Sum);
+    impl Task for Sums<'_> {
+        type Output = [i32; NR];
+        #[inline(always)]
+        fn run<S: Isa>(self) -> [i32; NR] {
+            let mut x = [self.0[0]];
+            S::sum(&mut x, &[self.0[1]], &self.1);
+            x[0]
+        }
+    }
+
+    #[test]
+    fn quantized_sums_are_equal() {
+        for seed in 1..400u32 {
+            let n = numbers(2 * NR + 4, seed);
+            let values = std::array::from_fn(|i| std::array::from_fn(|j| n[i * NR + j] as i8 as i32));
+            let scale = |n: u32, m: i32| Multiplier { value: (1 << 30) | (n >> 2) as i32, shift: (n % 12) as i32 - m };
+            let half = Multiplier { value: 1 << 30, shift: 0 };
+            let small = [if seed % 3 == 0 { half } else { scale(n[32], 11) }, scale(n[33], 11)];
+            let left = if seed % 2 == 0 { 15 } else { 20 };
+            let terms = std::array::from_fn(|i| Term { zero: n[34] as i8 as i32, left, scale: small[i] });
+            let (scale, negative) = (scale(n[35], 14), seed % 5 == 0);
+            let k = Sum { terms, negative, scale, zero: -3, low: i32::MIN, high: i32::MAX };
+            assert_eq!(dispatch(Sums(&values, k)), Sums(&values, k).run::<Portable>(), "seed {seed}");
+        }
+    }
+
+    /// Rows of two runs that lie apart, in tiles and as dot products, and the same rows laid out in one piece.
+    struct Runs<'a>(&'a [f32], &'a [usize], usize, &'a [LineF32]);
+    impl Task for Runs<'_> {
+        type Output = (Vec<f32>, Vec<f32>);
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Self::Output {
+            let Runs(a, runs, lda, b) = self;
+            let (mut tile, mut dots) = (vec![0.0; 3 * NR], vec![0.0; 9]);
+            S::tile_f32(a, runs, lda, 3, b, &[0.5; NR], (-50.0, 50.0), &mut tile, NR, NR);
+            let w: Vec<f32> = b.iter().map(|l| l.0[3]).collect();
+            S::dots_f32(a, runs, lda, 9, &w, Dot { bias: 0.5, range: (-50.0, 50.0) }, &mut dots, 1);
+            (tile, dots)
+        }
+    }
+
+    #[test]
+    fn runs_are_rows() {
+        let x = |v: u32| (v % 1000) as f32 / 100.0 - 5.0;
+        for length in [1, 3, 8, 21, 40] {
+            let a: Vec<f32> = numbers(200, 31).into_iter().map(x).collect();
+            let w: Vec<f32> = numbers(2 * length * NR, 37).into_iter().map(x).collect();
+            let b: Vec<LineF32> = w.as_chunks::<NR>().0.iter().map(|c| LineF32(*c)).collect();
+            let (runs, lda) = ([4, 100], 2);
+            let row = |r: usize| runs.iter().flat_map(move |f| f + r * lda..f + r * lda + length);
+            let sum = |r: usize, j: usize| {
+                let products: f64 = row(r).zip(&b).map(|(i, l)| a[i] as f64 * l.0[j] as f64).sum();
+                (products + 0.5).clamp(-50.0, 50.0)
+            };
+            for (tile, dots) in [dispatch(Runs(&a, &runs, lda, &b)), Runs(&a, &runs, lda, &b).run::<Portable>()] {
+                for (i, v) in tile.iter().enumerate() {
+                    assert!((*v as f64 - sum(i / NR, i % NR)).abs() < 1e-3, "{length} {i}: {v}");
+                }
+                for (r, v) in dots.iter().enumerate() {
+                    assert!((*v as f64 - sum(r, 3)).abs() < 1e-3, "{length} {r}: {v}");
+                }
+            }
         }
     }
 

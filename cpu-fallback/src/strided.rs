@@ -11,6 +11,8 @@ use smallvec::SmallVec;
 pub(crate) const PARALLEL: usize = 1 << 16;
 /// Elements of one piece of work.
 const CHUNK: usize = 1 << 14;
+/// Elements that a short row is repeated to.
+const REPEATED: usize = 256;
 
 /// The strides of a dense tensor.
 pub(crate) fn strides(shape: &[usize]) -> SmallVec<[usize; 8]> {
@@ -160,11 +162,38 @@ pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, C: Send>(
     out: &mut [C],
     f: &Line2<A, B, C>,
 ) -> Result<()> {
+    if out.len() <= CHUNK && a.0 == out_shape && a.1.len() == out.len() {
+        // The common small cases need no loops.
+        if b.0 == out_shape && b.1.len() == out.len() {
+            f(a.1, b.1, [1, 1], out);
+            return Ok(());
+        }
+        if b.1.len() == 1 && b.0.len() <= out_shape.len() && out.len() > 1 {
+            f(a.1, b.1, [1, 0], out);
+            return Ok(());
+        }
+    }
     let loops = Loops::new(out_shape, [a.0, b.0])?;
     check(a.0, a.1.len())?;
     check(b.0, b.1.len())?;
     check(out_shape, out.len())?;
     let (a, b) = (a.1, b.1);
+    // A short row that every row of the other operand meets: repeated, it makes rows long enough to be worth a call.
+    if let [(_, [wide, 0]), (n, [1, 1])] = loops.dims[..]
+        && wide == n
+        && (1..=REPEATED / 4).contains(&n)
+    {
+        let row: SmallVec<[B; REPEATED]> = b.iter().take(n).copied().cycle().take(REPEATED / n * n).collect();
+        let chunk = CHUNK.div_ceil(row.len()) * row.len();
+        let piece: &(dyn Fn(usize, &mut [C]) + Sync) = &|i, part| {
+            for (k, part) in part.chunks_mut(row.len()).enumerate() {
+                f(&a[i * chunk + k * row.len()..], &row, [1, 1], part);
+            }
+        };
+        let parallel = out.len() >= PARALLEL;
+        pool.chunks(out, chunk, parallel, piece);
+        return Ok(());
+    }
     loops.run(pool, out, &|[i, j], steps, part| f(&a[i..], &b[j..], steps, part));
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::kernel::Call;
+use crate::requant;
+use crate::simd::{Isa, NR, Requant, Sum, Task, Term, dispatch};
 use crate::strided::{Line2, line2, zip};
 use crate::strings;
 use crate::tables::{exact_log2, quantization};
@@ -288,19 +290,21 @@ fn divisor<T: Int>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> Result<Kern
 trait Quantized: Pod + Send + Sync {
     fn wide(self) -> i32;
     fn narrow(v: i32) -> Self;
-    /// The element's low byte: all of it, for 8-bit types.
-    fn byte(self) -> usize;
+    /// 16 values within the type's range.
+    fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [Self; NR]);
 }
 
 macro_rules! quantized_types {
     ($($t:ident),*) => { $(
         impl Quantized for $t {
-            #[inline]
+            #[inline(always)]
             fn wide(self) -> i32 { self as i32 }
-            #[inline]
+            #[inline(always)]
             fn narrow(v: i32) -> Self { v as $t }
-            #[inline]
-            fn byte(self) -> usize { self as u8 as usize }
+            #[inline(always)]
+            fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [$t; NR]) {
+                <$t as requant::Quantized>::narrow_all::<S>(x, to);
+            }
         }
     )* };
 }
@@ -335,8 +339,7 @@ fn quantized_of<T: Quantized + Int>(site: &Site<'_>) -> Result<Kernel> {
                 return product_of_words(site, low, high, zy);
             }
             let m = Multiplier::new((sa * sb / sy) as f64);
-            let f = move |v: i32, w: i32| T::narrow(zy.wrapping_add(m.apply(v.wrapping_mul(w))).clamp(low, high));
-            pairs(move |v: T, w: T| f(v.wide() - za, w.wide() - zb))
+            lines(mixed::<T, _>(Product { zeros: [za, zb], scale: Scale::new(m, zy, low, high) }))
         }
         Op::SquaredDifference => {
             let twice = 2.0 * sa.max(sb) as f64;
@@ -403,29 +406,119 @@ fn sum<T: Quantized>(site: &Site<'_>, pot: bool, sign: i32, low: i32, high: i32)
             T::narrow((v + sign * w).clamp(-32768, 32767).clamp(low, high))
         });
     }
-    let left = if wide { 15 } else { 20 };
+    let left: u32 = if wide { 15 } else { 20 };
     let twice = (2.0 * sa.max(sb)) as f64;
     let (ma, mb) = (Multiplier::new(sa as f64 / twice), Multiplier::new(sb as f64 / twice));
     let m = Multiplier::new(twice / ((1 << left) as f32 * sy) as f64);
-    let finish = move |s: i32| zy.wrapping_add(m.apply(s)).clamp(low, high);
-    if wide {
-        return pairs(move |v: T, w: T| {
-            let v = ma.apply_small(v.wide() << left);
-            let w = mb.apply_small(w.wide() << left);
-            T::narrow(finish(v + sign * w))
-        });
+    let terms = [Term { zero: za, left, scale: ma }, Term { zero: zb, left, scale: mb }];
+    lines(mixed::<T, _>(Sum { terms, negative: sign < 0, scale: m, zero: zy, low, high }))
+}
+
+/// Rows of 16 numbers that are worked on together.
+const ROWS: usize = 4;
+type Block = [[i32; NR]; ROWS];
+
+/// A multiplier for each of 16 numbers, and what follows it.
+struct Scale {
+    value: [i32; NR],
+    shift: [i32; NR],
+    zero: i32,
+    low: i32,
+    high: i32,
+}
+
+impl Scale {
+    fn new(m: Multiplier, zero: i32, low: i32, high: i32) -> Scale {
+        Scale { value: [m.value; NR], shift: [m.shift; NR], zero, low, high }
     }
-    // Each operand has 256 values: their scaled forms are tables.
-    let table = |m: Multiplier, z: i32, sign: i32| {
-        let mut t = Box::new([0i32; 256]);
-        let (first, last) = if y.dtype == DType::U8 { (0, 255) } else { (-128, 127) };
-        for v in first..=last {
-            t[(v & 255) as usize] = sign * m.apply_small((v - z) << left);
+    #[inline(always)]
+    fn apply<S: Isa>(&self, x: &mut Block) {
+        let (bias, value, shift) = (&[0; NR], &self.value, &self.shift);
+        let (zero, low, high) = (self.zero, self.low, self.high);
+        S::requantize(x, &Requant { bias, value, shift, zero, low, high, columns: NR });
+    }
+}
+
+/// Joins two blocks of numbers as stored into one of results, left in `x`.
+trait Mix: Send + Sync {
+    /// `#[inline(always)]`.
+    fn mix<S: Isa>(&self, x: &mut Block, y: &mut Block);
+}
+
+/// The line of a mix.
+fn mixed<T: Quantized, M: Mix + 'static>(mix: M) -> Box<Line2<T, T, T>> {
+    Box::new(move |a, b, steps, out| dispatch(Mixed { mix: &mix, a, b, steps, out }))
+}
+
+struct Mixed<'a, T, M> {
+    mix: &'a M,
+    a: &'a [T],
+    b: &'a [T],
+    steps: [usize; 2],
+    out: &'a mut [T],
+}
+
+/// A block of elements from place `at` on, or the same one everywhere.
+#[inline(always)]
+fn load<T: Quantized>(from: &[T], step: usize, at: usize) -> Block {
+    let mut to = [[0; NR]; ROWS];
+    if step == 0 {
+        return [[from.first().map_or(0, |v| v.wide()); NR]; ROWS];
+    }
+    let from = from.get(at..).unwrap_or_default();
+    match from.first_chunk::<{ NR * ROWS }>() {
+        Some(from) => {
+            for r in 0..ROWS {
+                for j in 0..NR {
+                    to[r][j] = from[r * NR + j].wide();
+                }
+            }
         }
-        t
-    };
-    let (ta, tb) = (table(ma, za, 1), table(mb, zb, sign));
-    pairs(move |v: T, w: T| T::narrow(finish(ta[v.byte()] + tb[w.byte()])))
+        None => to.as_flattened_mut().iter_mut().zip(from).for_each(|(t, v)| *t = v.wide()),
+    }
+    to
+}
+
+impl<T: Quantized, M: Mix> Task for Mixed<'_, T, M> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        for (i, out) in self.out.chunks_mut(NR * ROWS).enumerate() {
+            let at = i * NR * ROWS;
+            let (mut x, mut y) = (load(self.a, self.steps[0], at), load(self.b, self.steps[1], at));
+            self.mix.mix::<S>(&mut x, &mut y);
+            let (whole, rest) = out.as_chunks_mut::<NR>();
+            for (to, x) in whole.iter_mut().zip(&x) {
+                T::narrow_all::<S>(x, to);
+            }
+            let done = whole.len();
+            rest.iter_mut().zip(x.as_flattened().iter().skip(done * NR)).for_each(|(o, &v)| *o = T::narrow(v));
+        }
+    }
+}
+
+impl Mix for Sum {
+    #[inline(always)]
+    fn mix<S: Isa>(&self, x: &mut Block, y: &mut Block) {
+        S::sum(x, y, self);
+    }
+}
+
+struct Product {
+    zeros: [i32; 2],
+    scale: Scale,
+}
+
+impl Mix for Product {
+    #[inline(always)]
+    fn mix<S: Isa>(&self, x: &mut Block, y: &mut Block) {
+        for (x, y) in x.iter_mut().zip(y.iter()) {
+            for j in 0..NR {
+                x[j] = x[j].wrapping_sub(self.zeros[0]).wrapping_mul(y[j].wrapping_sub(self.zeros[1]));
+            }
+        }
+        self.scale.apply::<S>(x);
+    }
 }
 
 /// A quotient of quantized values: the divisor's reciprocal in fixed point.

@@ -1,12 +1,14 @@
 //! Convolutions: kernels.
 //!
-//! Forward convolutions gather the inputs under a few output pixels at a time and multiply them by the packed filter.
-//! A transposed convolution is taken apart into one forward convolution per phase of its stride, each with the taps
-//! that reach outputs of that phase, so that nothing is scattered and sums stay exact.
+//! A 2-D convolution multiplies lines of the image, where windows overlap, by the packed filter; others gather the
+//! inputs under a few output pixels at a time. A transposed convolution is taken apart into one forward convolution per
+//! phase of its stride, each with the taps that reach outputs of that phase, so that nothing is scattered and sums stay
+//! exact; where each phase is one tap, one product with the filters side by side computes them all.
 
 use super::*;
 use crate::gemm::{
-    Direct, Finish, FinishF32, Flat, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
+    Direct, Finish, FinishF32, Flat, Images, Lines, PackedF32, PackedInt, Place, Rows, Sum, lines_f32, lines_int,
+    product_f32, product_int, refill,
 };
 use crate::kernel::Call;
 use crate::pool::Pool;
@@ -134,6 +136,8 @@ struct Sizes {
     group: usize,
     /// Output channels in all.
     filters: usize,
+    /// Phases whose filters lie side by side in one product.
+    copies: usize,
 }
 
 impl Spatial {
@@ -151,6 +155,7 @@ impl Spatial {
                 channels: c,
                 group: i,
                 filters: o,
+                copies: 1,
             },
             (Form::Conv3d, &[n, d, h, w, c], &[kd, kh, kw, i, o], &[_, od, oh, ow, _])
             | (Form::Transpose3d, &[n, d, h, w, c], &[kd, kh, kw, o, i], &[_, od, oh, ow, _]) => Sizes {
@@ -161,6 +166,7 @@ impl Spatial {
                 channels: c,
                 group: i,
                 filters: o,
+                copies: 1,
             },
             _ => return Err(Error::invalid(format!("input {x:?}, filter {f:?}, output {out:?}"))),
         };
@@ -372,11 +378,11 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
     }
 }
 
-/// Puts a phase's rows where they belong in the output.
-fn spread<O: Copy>(phase: &Phase, s: &Sizes, from: &[O], out: &mut [O]) {
+/// Puts a phase's rows, the p-th of the copies in `from`, where they belong in the output.
+fn spread<O: Copy>(phase: &Phase, s: &Sizes, p: usize, from: &[O], out: &mut [O]) {
     let [z, y, x] = &phase.axes;
     let n = s.filters;
-    let mut rows = from.chunks_exact(n.max(1));
+    let mut rows = from.chunks_exact((n * s.copies).max(1)).map(|row| &row[p * n..][..n]);
     for b in 0..s.batch {
         for qz in 0..z.count {
             for qy in 0..y.count {
@@ -384,8 +390,11 @@ fn spread<O: Copy>(phase: &Phase, s: &Sizes, from: &[O], out: &mut [O]) {
                 let oy = y.first + y.step * qy;
                 let line = ((b * s.output[0] + oz) * s.output[1] + oy) * s.output[2];
                 for qx in 0..x.count {
-                    if let Some(row) = rows.next() {
-                        out[(line + x.first + x.step * qx) * n..][..n].copy_from_slice(row);
+                    match rows.next() {
+                        // A call to copy one element would cost more than the copy.
+                        Some(&[v]) => out[line + x.first + x.step * qx] = v,
+                        Some(row) => out[(line + x.first + x.step * qx) * n..][..n].copy_from_slice(row),
+                        None => return,
                     }
                 }
             }
@@ -437,6 +446,14 @@ fn run<O: Pod>(
         product.product(pool, 1, &Phase::default(), s, 0, phases.len(), temp, whole)?;
         out.chunks_exact_mut(s.filters).for_each(|row| row.copy_from_slice(temp));
     }
+    if s.copies > 1 {
+        let Some(phase) = phases.first() else { return Ok(()) };
+        let (rows, stride) = (phase.rows(s.batch), s.filters * s.copies);
+        refill(temp, rows * stride, O::zeroed())?;
+        product.product(pool, rows, phase, s, 0, 0, temp, Place { stride, column: 0 })?;
+        phases.iter().enumerate().for_each(|(p, phase)| spread(phase, s, p, temp, out));
+        return Ok(());
+    }
     for (p, phase) in phases.iter().enumerate() {
         let rows = phase.rows(s.batch);
         if all == phase.rows(1) && all == s.output.iter().product() {
@@ -444,7 +461,7 @@ fn run<O: Pod>(
         }
         refill(temp, rows * s.filters, O::zeroed())?;
         product.product(pool, rows, phase, s, 0, p, temp, whole)?;
-        spread(phase, s, temp, out);
+        spread(phase, s, 0, temp, out);
     }
     Ok(())
 }
@@ -454,6 +471,7 @@ struct FloatProduct<'a> {
     packs: &'a [PackedF32],
     finish: &'a [FinishF32],
     plain: bool,
+    lines: Option<Lines>,
 }
 
 impl Product<f32> for FloatProduct<'_> {
@@ -469,10 +487,14 @@ impl Product<f32> for FloatProduct<'_> {
         place: Place,
     ) -> Result<()> {
         let (pack, finish) = (&self.packs[pack], &self.finish[group]);
-        if self.plain {
+        if self.plain && phase.taps() > 0 {
             return product_f32(pool, rows, &Direct(self.x, s.channels), pack, finish, out, place);
         }
         let convert = |from: &[f32], to: &mut [f32], _: usize| to.copy_from_slice(from);
+        if let Some(lines) = self.lines {
+            let images = Images { lines, x: self.x, batch: s.batch, same: Some(self.x), convert };
+            return lines_f32(pool, &images, pack, finish, out);
+        }
         let a =
             Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
         product_f32(pool, rows, &a, pack, finish, out, place)
@@ -484,6 +506,7 @@ struct IntProduct<'a, X, F, U, C> {
     packs: &'a [PackedInt],
     finish: &'a [F],
     plain: bool,
+    lines: Option<Lines>,
     convert: C,
     sum: PhantomData<U>,
 }
@@ -504,14 +527,18 @@ where
         place: Place,
     ) -> Result<()> {
         let (pack, finish) = (&self.packs[pack], &self.finish[group]);
-        if self.plain
-            && let Ok(x) = bytemuck::try_cast_slice::<X, i16>(self.x)
-            && size_of::<X>() == 2
-        {
+        let words = bytemuck::try_cast_slice::<X, i16>(self.x).ok().filter(|_| size_of::<X>() == 2);
+        let plain = self.plain && phase.taps() > 0;
+        if let (true, Some(x)) = (plain, words) {
             return product_int::<U, O>(pool, rows, &Direct(x, s.channels), pack, finish, out, place);
         }
         let convert = self.convert;
-        if self.plain {
+        if let Some(lines) = self.lines {
+            let same = words.filter(|_| lines.run() % 2 == 0);
+            let images = Images { lines, x: self.x, batch: s.batch, same, convert };
+            return lines_int::<U, X, O, _>(pool, &images, pack, finish, out);
+        }
+        if plain {
             return product_int::<U, O>(pool, rows, &Flat(self.x, s.channels, convert), pack, finish, out, place);
         }
         let a =
@@ -522,6 +549,9 @@ where
 
 /// Whether the output's pixels are the input's: the product needs no gathering.
 fn plain(spatial: &Spatial, s: &Sizes, phases: &[Phase]) -> bool {
+    if s.copies > 1 {
+        return true;
+    }
     !spatial.transposed()
         && s.channels == s.group
         && s.input == s.output
@@ -636,19 +666,76 @@ fn dense(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
 struct Layout {
     shapes: SmallVec<[usize; 16]>,
     phases: Vec<Phase>,
+    /// Whether the product is one of floats.
+    float: bool,
+    /// Where lines of the image are multiplied.
+    lines: Option<Lines>,
+    /// Phases that are computed at once.
+    copies: usize,
 }
 
 impl Layout {
     fn update(&mut self, spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<(Sizes, bool)> {
-        let s = spatial.sizes(x, f, out)?;
+        let mut s = spatial.sizes(x, f, out)?;
         let shapes: SmallVec<[usize; 16]> = x.iter().chain(f).chain(out).copied().collect();
         let changed = shapes != self.shapes;
         if changed {
             self.phases = spatial.phases(&s)?;
             self.shapes = shapes;
+            self.lines = lines(spatial, &s, &self.phases, self.float);
+            self.copies = if apart(spatial, &self.phases) { self.phases.len() } else { 1 };
         }
+        s.copies = self.copies;
         Ok((s, changed))
     }
+
+    /// How long the packed filter's runs are: what must stay the same for it to stay valid.
+    fn run(&self) -> usize {
+        self.lines.map_or(0, |l| l.run())
+    }
+}
+
+/// Whether each phase of a transposed convolution is one tap, on every input pixel.
+fn apart(spatial: &Spatial, phases: &[Phase]) -> bool {
+    let one = |a: &Axis| a.taps.len() == 1 && a.taps[0].1 == 0 && a.count == a.input;
+    spatial.transposed() && phases.len() > 1 && phases.iter().all(|p| p.axes.iter().all(one))
+}
+
+/// A forward convolution as lines of its image, where it pays: runs of several pixels, or floats that can be read in
+/// place, and lines that fill a tile.
+fn lines(spatial: &Spatial, s: &Sizes, phases: &[Phase], float: bool) -> Option<Lines> {
+    let [Phase { axes: [_, ay, ax] }] = phases else { return None };
+    if spatial.form != Form::Conv2d || s.channels != s.group || plain(spatial, s, phases) {
+        return None;
+    }
+    let steps = |a: &Axis| a.taps.windows(2).map(|t| t[1].1 - t[0].1).next().unwrap_or(1);
+    let (&(_, fy), &(_, fx)) = (ay.taps.first()?, ax.taps.first()?);
+    let column = ax.input == 1 && ax.count == 1 && ax.taps.len() == 1 && fx == 0;
+    let lines = if column && steps(ay) == 1 {
+        // One pixel to a line: the image is one line, stood on end.
+        Lines {
+            input: [1, ay.input],
+            channels: s.channels,
+            output: [1, ay.count],
+            taps: [1, ay.taps.len()],
+            stride: [1, ay.stride],
+            dilation: 1,
+            first: [0, fy],
+        }
+    } else {
+        Lines {
+            input: [ay.input, ax.input],
+            channels: s.channels,
+            output: [ay.count, ax.count],
+            taps: [ay.taps.len(), ax.taps.len()],
+            stride: [ay.stride, ax.stride],
+            dilation: usize::try_from(steps(ay)).ok()?,
+            first: [fy, fx],
+        }
+    };
+    let wide = lines.taps[1] == 1 || lines.taps[1] > 1 && (column || steps(ax) == 1);
+    let pays = float || lines.taps[0] * lines.taps[1] > 1;
+    (wide && pays && lines.output[1] >= 4).then_some(lines)
 }
 
 /// Packs the filter, per phase and group. A transposed convolution's phases hang on the padding, hence on the output's
@@ -656,82 +743,88 @@ impl Layout {
 fn pack_float(
     spatial: &Spatial,
     s: &Sizes,
-    phases: &[Phase],
+    layout: &Layout,
     w: &Weights<'_>,
     packs: &mut Vec<PackedF32>,
 ) -> Result<()> {
     let w = w.floats()?;
-    let groups = s.channels / s.group;
-    let per = s.filters / groups;
-    packs.resize_with(phases.len() * groups + 1, PackedF32::default);
-    // The last one is for outputs that no tap reaches.
-    let none = Phase::default();
-    for (p, phase) in phases.iter().chain([&none]).enumerate() {
-        for g in 0..if p < phases.len() { groups } else { 1 } {
-            packs[p * groups + g].pack(phase.taps() * s.group, per, |n, row| {
-                let mut row = row.chunks_exact_mut(s.group);
-                phase.each_tap(|tap| {
-                    let (from, step) = spatial.tap(s, g * per + n, tap);
-                    let source = w[from..].iter().step_by(step);
-                    if let Some(to) = row.next() {
-                        to.iter_mut().zip(source).for_each(|(t, w)| *t = *w);
-                    }
-                });
-            })?;
-        }
-    }
-    Ok(())
+    each_pack(s, layout, packs, |pack, g, phases| {
+        let (depth, per) = (phases[0].taps() * s.group, s.filters / (s.channels / s.group));
+        pack.pack(depth, per * phases.len(), |n, row| {
+            let mut row = row.chunks_exact_mut(s.group);
+            phases[n / per].each_tap(|tap| {
+                let (from, step) = spatial.tap(s, g * per + n % per, tap);
+                let Some(to) = row.next() else { return };
+                match step {
+                    1 => to.copy_from_slice(&w[from..][..s.group]),
+                    _ => to.iter_mut().zip(w[from..].iter().step_by(step)).for_each(|(t, w)| *t = *w),
+                }
+            });
+        })
+    })
 }
 
-fn pack_ints(
-    spatial: &Spatial,
-    s: &Sizes,
-    phases: &[Phase],
-    w: &Weights<'_>,
-    packs: &mut Vec<PackedInt>,
-) -> Result<()> {
-    let groups = s.channels / s.group;
-    packs.resize_with(phases.len() * groups + 1, PackedInt::default);
+fn pack_ints(spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>) -> Result<()> {
     if w.dtype == DType::I16 {
         let words = w.wide()?;
-        return pack_values(spatial, s, phases, true, &words, |w| w as i16, packs);
+        return pack_values(spatial, s, layout, true, &words, |w| w as i16, packs);
     }
     let bytes = w.bytes8()?;
     let unsigned = w.dtype == DType::U8;
     // Signed weights of convolutions have no zero point.
     let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
     let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
-    pack_values(spatial, s, phases, unsigned, &bytes, value, packs)
+    pack_values(spatial, s, layout, unsigned, &bytes, value, packs)
 }
 
 fn pack_values<T: Copy>(
     spatial: &Spatial,
     s: &Sizes,
-    phases: &[Phase],
+    layout: &Layout,
     wide: bool,
     values: &[T],
     value: impl Fn(T) -> i16,
-    packs: &mut [PackedInt],
+    packs: &mut Vec<PackedInt>,
 ) -> Result<()> {
-    let groups = s.channels / s.group;
-    let per = s.filters / groups;
-    // The last one is for outputs that no tap reaches.
-    let none = Phase::default();
-    for (p, phase) in phases.iter().chain([&none]).enumerate() {
-        for g in 0..if p < phases.len() { groups } else { 1 } {
-            packs[p * groups + g].pack(phase.taps() * s.group, per, wide, |n, row| {
-                let mut row = row.chunks_exact_mut(s.group);
-                phase.each_tap(|tap| {
-                    let (from, step) = spatial.tap(s, g * per + n, tap);
-                    let source = values[from..].iter().step_by(step);
-                    if let Some(to) = row.next() {
-                        to.iter_mut().zip(source).for_each(|(t, w)| *t = value(*w));
-                    }
-                });
-            })?;
+    each_pack(s, layout, packs, |pack, g, phases| {
+        let (depth, per) = (phases[0].taps() * s.group, s.filters / (s.channels / s.group));
+        // Runs are padded to whole pairs.
+        let run = layout.lines.map_or(depth, |l| l.run()).min(depth).max(1);
+        let padded = if layout.lines.is_some() { run.next_multiple_of(2) } else { run };
+        pack.pack(depth / run * padded, per * phases.len(), wide, |n, row| {
+            row.fill(0);
+            let mut row = row.chunks_exact_mut(padded).flat_map(|r| r[..run].chunks_exact_mut(s.group));
+            phases[n / per].each_tap(|tap| {
+                let (from, step) = spatial.tap(s, g * per + n % per, tap);
+                let source = values[from..].iter().step_by(step);
+                if let Some(to) = row.next() {
+                    to.iter_mut().zip(source).for_each(|(t, w)| *t = value(*w));
+                }
+            });
+        })
+    })
+}
+
+/// Packs each phase and group: `pack` is given the group and the phases whose filters lie side by side. The last one,
+/// without taps, is for outputs that no tap reaches.
+fn each_pack<P: Default>(
+    s: &Sizes,
+    layout: &Layout,
+    packs: &mut Vec<P>,
+    mut pack: impl FnMut(&mut P, usize, &[Phase]) -> Result<()>,
+) -> Result<()> {
+    let (groups, phases) = (s.channels / s.group, &layout.phases);
+    packs.resize_with(phases.len() * groups + 1, P::default);
+    if s.copies > 1 {
+        pack(&mut packs[0], 0, phases)?;
+    } else {
+        for (p, phase) in phases.iter().enumerate() {
+            for g in 0..groups {
+                pack(&mut packs[p * groups + g], g, std::slice::from_ref(phase))?;
+            }
         }
     }
-    Ok(())
+    pack(&mut packs[phases.len() * groups], 0, &[Phase::default()])
 }
 
 /// Splits per-channel lists by group.
@@ -744,14 +837,16 @@ struct State<P, F> {
     operands: Operands,
     ready: bool,
     layout: Layout,
+    /// The length of the runs that are packed.
+    run: usize,
     packs: Vec<P>,
     finish: Vec<F>,
 }
 
 impl<P, F: Default> State<P, F> {
-    fn new(site: &Site<'_>, at: [usize; 3]) -> Result<State<P, F>> {
-        let (layout, packs, finish) = (Layout::default(), Vec::new(), Vec::new());
-        Ok(State { operands: Operands::new(site, at)?, ready: false, layout, packs, finish })
+    fn new(site: &Site<'_>, at: [usize; 3], float: bool) -> Result<State<P, F>> {
+        let (layout, packs, finish) = (Layout { float, ..Layout::default() }, Vec::new(), Vec::new());
+        Ok(State { operands: Operands::new(site, at)?, ready: false, layout, run: 0, packs, finish })
     }
 
     /// Brings everything up to date; `pack` packs the filter, `set` makes one group's finish.
@@ -761,15 +856,17 @@ impl<P, F: Default> State<P, F> {
         spatial: &Spatial,
         x: &[usize],
         out: &[usize],
-        pack: impl FnOnce(&Spatial, &Sizes, &[Phase], &Weights<'_>, &mut Vec<P>) -> Result<()>,
+        pack: impl FnOnce(&Spatial, &Sizes, &Layout, &Weights<'_>, &mut Vec<P>) -> Result<()>,
         set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Sizes, &mut [F]) -> Result<()>,
     ) -> Result<Sizes> {
         let (weights, bias) = self.operands.get(call)?;
         let (s, changed) = self.layout.update(spatial, x, weights.shape, out)?;
-        if self.ready && !(changed && spatial.transposed()) {
+        if self.ready && !(changed && (spatial.transposed() || self.layout.run() != self.run)) {
             return Ok(s);
         }
-        pack(spatial, &s, &self.layout.phases, &weights, &mut self.packs)?;
+        self.ready = false;
+        self.run = self.layout.run();
+        pack(spatial, &s, &self.layout, &weights, &mut self.packs)?;
         self.finish.resize_with(s.channels / s.group, F::default);
         set(&weights, bias.as_ref(), &s, &mut self.finish)?;
         self.ready = self.operands.constant();
@@ -779,14 +876,14 @@ impl<P, F: Default> State<P, F> {
 
 fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
     let range = float_range(spatial.activation)?;
-    let mut state: State<PackedF32, FinishF32> = State::new(site, at)?;
+    let mut state: State<PackedF32, FinishF32> = State::new(site, at, true)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
         let x = call.input(at[0])?;
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_float, |_, bias, s, finish| {
-            let bias = bias_floats(bias, s.filters)?;
-            let per = s.filters / finish.len();
+            let bias = bias_floats(bias, s.filters)?.map(|b| b.repeat(s.copies));
+            let per = s.filters * s.copies / finish.len();
             for (g, f) in finish.iter_mut().enumerate() {
                 f.range = range;
                 f.set(per, per_group(bias.as_deref(), g, per))?;
@@ -794,7 +891,8 @@ fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kern
             Ok(())
         })?;
         let plain = plain(&spatial, &s, &state.layout.phases);
-        let product = FloatProduct { x: x.as_slice()?, packs: &state.packs, finish: &state.finish, plain };
+        let (packs, finish, lines) = (&state.packs, &state.finish, state.layout.lines);
+        let product = FloatProduct { x: x.as_slice()?, packs, finish, plain, lines };
         let pool = call.pool;
         run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
     }))
@@ -803,15 +901,15 @@ fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kern
 fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
     let scales = scales(site, at[0])?;
     let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
-    let mut state: State<PackedInt, Rounded> = State::new(site, at)?;
+    let mut state: State<PackedInt, Rounded> = State::new(site, at, false)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
         let x = call.input(at[0])?;
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
-            let bias = bias_ints(bias, s.filters)?;
-            let multipliers = scales.multipliers(w, s.filters)?;
-            let per = s.filters / finish.len();
+            let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
+            let multipliers = scales.multipliers(w, s.filters)?.repeat(s.copies);
+            let per = s.filters * s.copies / finish.len();
             for (g, f) in finish.iter_mut().enumerate() {
                 (f.zero, f.low, f.high) = (scales.output.1, low, high);
                 f.set(per_group(bias.as_deref(), g, per), &multipliers[g * per..][..per])?;
@@ -825,9 +923,8 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
                 *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero);
             }
         };
-        let (packs, finish) = (&state.packs, &state.finish);
-        let product =
-            IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, convert, sum: PhantomData };
+        let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
+        let product = IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
         let pool = call.pool;
         run::<X>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
     }))
@@ -836,15 +933,15 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
 fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
     let scales = scales(site, at[0])?;
     let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
-    let mut state: State<PackedInt, Wide> = State::new(site, at)?;
+    let mut state: State<PackedInt, Wide> = State::new(site, at, false)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
         let x = call.input(at[0])?;
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
-            let bias = bias_ints(bias, s.filters)?;
-            let multipliers = scales.multipliers(w, s.filters)?;
-            let per = s.filters / finish.len();
+            let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
+            let multipliers = scales.multipliers(w, s.filters)?.repeat(s.copies);
+            let per = s.filters * s.copies / finish.len();
             for (g, f) in finish.iter_mut().enumerate() {
                 (f.low, f.high) = (low, high);
                 f.set(per_group(bias.as_deref(), g, per), &multipliers[g * per..][..per])?;
@@ -853,9 +950,8 @@ fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kerne
         })?;
         let plain = plain(&spatial, &s, &state.layout.phases);
         let convert = |from: &[i16], to: &mut [i16], _: usize| to.copy_from_slice(from);
-        let (packs, finish) = (&state.packs, &state.finish);
-        let product =
-            IntProduct::<i16, Wide, i64, _> { x: x.as_slice()?, packs, finish, plain, convert, sum: PhantomData };
+        let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
+        let product = IntProduct::<i16, Wide, i64, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
         let pool = call.pool;
         run::<i16>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
     }))
@@ -891,21 +987,21 @@ fn quantize_batches(
 
 fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
     let range = float_range(spatial.activation)?;
-    let mut state: State<PackedInt, Hybrid> = State::new(site, at)?;
+    let mut state: State<PackedInt, Hybrid> = State::new(site, at, false)?;
     let (mut temp, mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut one_scale = false;
     Ok(Box::new(move |call| {
         let x = call.input(at[0])?;
         let shape = call.output(0)?.shape.clone();
-        let pack = |spatial: &Spatial, s: &Sizes, phases: &[Phase], w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
+        let pack = |spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
             let w = w.signed();
-            pack_ints(spatial, s, phases, &w, packs)
+            pack_ints(spatial, s, layout, &w, packs)
         };
         let s = state.update(call, &spatial, x.shape, &shape, pack, |w, bias, s, finish| {
-            let bias = bias_floats(bias, s.filters)?;
-            let scales = w.scales(s.filters)?;
+            let bias = bias_floats(bias, s.filters)?.map(|b| b.repeat(s.copies));
+            let scales = w.scales(s.filters)?.repeat(s.copies);
             one_scale = scales.iter().all(|s| *s == scales[0]);
-            let per = s.filters / finish.len();
+            let per = s.filters * s.copies / finish.len();
             for (g, f) in finish.iter_mut().enumerate() {
                 f.range = range;
                 f.set(per_group(bias.as_deref(), g, per), &scales[g * per..][..per])?;
@@ -922,8 +1018,8 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
             }
         };
         let plain = s.batch == 1 && plain(&spatial, &s, &state.layout.phases);
-        let (packs, finish) = (&state.packs, &state.finish);
-        let product = HybridProduct { x: &q, packs, finish, pieces: &pieces, plain, convert };
+        let (packs, finish, lines) = (&state.packs, &state.finish, state.layout.lines);
+        let product = HybridProduct { x: &q, packs, finish, pieces: &pieces, plain, lines, convert };
         let pool = call.pool;
         run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
     }))
@@ -937,6 +1033,7 @@ struct HybridProduct<'a, C> {
     pieces: &'a [f32],
     /// One batch, and nothing to gather.
     plain: bool,
+    lines: Option<Lines>,
     convert: C,
 }
 
@@ -954,7 +1051,11 @@ impl<C: Fn(&[i8], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProdu
     ) -> Result<()> {
         let finish = HybridRows { constants: &self.finish[group], pieces: self.pieces, rows: phase.rows(1) };
         let convert = self.convert;
-        if self.plain {
+        if let Some(lines) = self.lines {
+            let images = Images { lines, x: self.x, batch: s.batch, same: None, convert };
+            return lines_int::<i32, i8, f32, _>(pool, &images, &self.packs[pack], &finish, out);
+        }
+        if self.plain && phase.taps() > 0 {
             let a = Flat(self.x, s.channels, convert);
             return product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place);
         }

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::ops as rules;
 use litegpu_graph::schema::{ActivationFunctionType as Activation, MirrorPadMode};
-use litegpu_graph::{DType, Op, elements};
+use litegpu_graph::{DType, Op, Shape, elements};
 use smallvec::SmallVec;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
@@ -45,17 +45,15 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         }),
         Op::StridedSlice(o) => {
             let o = o.clone();
-            kernel(move |call| {
+            part(site, move |call| {
                 let (b, e, s) = (ints(&call.input(1)?)?, ints(&call.input(2)?)?, ints(&call.input(3)?)?);
-                let plan = rules::StridedSlice::new(&o, call.input(0)?.shape, &b, &e, &s)?;
-                moves::run(call, &[0], &Ranges(&plan.ranges))
+                Ok(rules::StridedSlice::new(&o, call.input(0)?.shape, &b, &e, &s)?.ranges)
             })
         }
-        Op::Slice => kernel(|call| {
+        Op::Slice => part(site, |call| {
             let (b, s) = (ints(&call.input(1)?)?, ints(&call.input(2)?)?);
             let ranges = rules::slice(call.input(0)?.shape, &b, &s)?;
-            let ranges: SmallVec<[_; 6]> = ranges.into_iter().map(|(b, n)| (b, 1, n)).collect();
-            moves::run(call, &[0], &Ranges(&ranges))
+            Ok(ranges.into_iter().map(|(b, n)| (b, 1, n)).collect())
         }),
         Op::Split(_) => kernel(|call| {
             let axis = rules::axis(int(&call.input(0)?)?, call.input(1)?.shape.len())?;
@@ -408,7 +406,50 @@ impl Move for Transpose<'_> {
     }
 }
 
-/// SLICE and STRIDED_SLICE: a range of each dimension.
+/// (first index, step, count) of each dimension.
+type Part = SmallVec<[(usize, isize, usize); 6]>;
+
+/// SLICE and STRIDED_SLICE. Constant bounds that take one piece of the operand as it lies in memory are resolved once:
+/// small slices are common, and to find out what to copy takes longer than to copy it.
+fn part(site: &Site<'_>, ranges: impl Fn(&Call<'_>) -> Result<Part> + Send + 'static) -> Result<Kernel> {
+    let constant = |i: usize| site.optional(i).is_none_or(|t| t.is_constant() && !t.is_variable);
+    let bits = site.input(0)?.dtype.bits();
+    let fixed = (1..4).all(constant) && bits >= 8 && bits.is_multiple_of(8);
+    let mut known: Option<(Shape, usize, usize)> = None;
+    Ok(Box::new(move |call| {
+        let x = call.input(0)?;
+        if let Some((shape, at, n)) = &known
+            && x.shape == shape.as_slice()
+            && let Some(from) = x.bytes.get(*at..*at + *n)
+            && call.output(0)?.bytes().len() == *n
+        {
+            call.output(0)?.bytes_mut().copy_from_slice(from);
+            return Ok(());
+        }
+        let ranges = ranges(call)?;
+        known = if fixed { piece(x.shape, &ranges, bits / 8) } else { None };
+        moves::run(call, &[0], &Ranges(&ranges))
+    }))
+}
+
+/// Where the ranges begin and how many bytes they are, when they are one piece.
+fn piece(shape: &[usize], ranges: &[(usize, isize, usize)], width: usize) -> Option<(Shape, usize, usize)> {
+    if ranges.len() != shape.len() {
+        return None;
+    }
+    let steps = strides(shape);
+    let whole = |(r, &d): (&(usize, isize, usize), &usize)| *r == (0, 1, d);
+    // One index of each dimension before the one that is cut, all of each behind it.
+    let cut = ranges.iter().position(|r| r.2 != 1).unwrap_or(ranges.len());
+    let tail = ranges.iter().zip(shape).skip(cut + 1).all(whole);
+    if !tail || ranges.get(cut).is_some_and(|r| r.1 != 1) {
+        return None;
+    }
+    let at: usize = ranges.iter().zip(&steps).map(|(r, s)| r.0 * s).sum();
+    let n: usize = ranges.iter().map(|r| r.2).product();
+    Some((Shape::from_slice(shape), at * width, n * width))
+}
+
 struct Ranges<'a>(&'a [(usize, isize, usize)]);
 
 impl Move for Ranges<'_> {

@@ -492,13 +492,13 @@ impl Task for BlocksTask<'_> {
             let n = NR.min(self.columns - column);
             let panel = weights.panel(p);
             let scales = scales[p * count * NR..][..count * NR].as_chunks::<NR>().0;
-            for r in (0..rows).step_by(S::MR) {
-                let m = S::MR.min(rows - r);
+            for r in (0..rows).step_by(S::MRI) {
+                let m = S::MRI.min(rows - r);
                 let mut sums = [[0f32; NR]; MAX_MR];
                 for (b, scale) in scales.iter().enumerate() {
                     let mut acc = [[0i32; NR]; MAX_MR];
                     let x = &self.x[r * depth + 2 * b * pairs..];
-                    S::tile_i16(x, depth, m, panel.part(b * pairs..(b + 1) * pairs), n, &mut acc);
+                    S::tile_i16(x, &[0], depth, m, panel.part(b * pairs..(b + 1) * pairs), n, &mut acc);
                     for l in 0..m {
                         let piece = self.pieces[r + l];
                         for j in 0..NR {

@@ -143,40 +143,55 @@ struct Row<'a, T, A, C, D> {
     done: D,
 }
 
+impl<T: Copy, A: Copy, C: Fn(A, T) -> A, D: Fn(A, usize) -> T> Row<'_, T, A, C, D> {
+    /// N channels of one window, from channel `at` on; returns N.
+    #[inline(always)]
+    fn block<const N: usize>(
+        &self,
+        at: usize,
+        ys: &std::ops::Range<usize>,
+        xs: &std::ops::Range<usize>,
+        count: usize,
+        out: &mut [T],
+    ) -> usize {
+        let w = self.w;
+        let mut acc = [self.start; N];
+        for iy in ys.clone() {
+            for ix in xs.clone() {
+                let pixel = &self.image[(iy * w.input[1] + ix) * w.channels + at..][..N];
+                for j in 0..N {
+                    acc[j] = (self.combine)(acc[j], pixel[j]);
+                }
+            }
+        }
+        for (o, a) in out.iter_mut().zip(acc) {
+            *o = (self.done)(a, count);
+        }
+        N
+    }
+}
+
 impl<T: Copy, A: Copy, C: Fn(A, T) -> A, D: Fn(A, usize) -> T> Task for Row<'_, T, A, C, D> {
     type Output = bool;
     #[inline(always)]
-    fn run<S: Isa>(self) -> bool {
+    fn run<S: Isa>(mut self) -> bool {
         let (w, c) = (self.w, self.w.channels);
         let ys = w.span(0, self.y);
-        for (ox, out) in self.out.chunks_exact_mut(c).enumerate() {
+        for (ox, out) in std::mem::take(&mut self.out).chunks_exact_mut(c).enumerate() {
             let xs = w.span(1, ox);
             let count = ys.len() * xs.len();
             if count == 0 {
                 return false;
             }
-            for (block, out) in out.chunks_mut(LANES).enumerate() {
-                let mut acc = [self.start; LANES];
-                for iy in ys.clone() {
-                    for ix in xs.clone() {
-                        let pixel = &self.image[(iy * w.input[1] + ix) * c + block * LANES..][..out.len()];
-                        match pixel.first_chunk::<LANES>() {
-                            Some(pixel) => {
-                                for j in 0..LANES {
-                                    acc[j] = (self.combine)(acc[j], pixel[j]);
-                                }
-                            }
-                            None => {
-                                for (a, x) in acc.iter_mut().zip(pixel) {
-                                    *a = (self.combine)(*a, *x);
-                                }
-                            }
-                        }
-                    }
-                }
-                for (o, a) in out.iter_mut().zip(acc) {
-                    *o = (self.done)(a, count);
-                }
+            let mut at = 0;
+            while at < c {
+                // As many channels side by side as there are, in lengths that are vectors.
+                at += match c - at {
+                    LANES.. => self.block::<LANES>(at, &ys, &xs, count, &mut out[at..]),
+                    16.. => self.block::<16>(at, &ys, &xs, count, &mut out[at..]),
+                    8.. => self.block::<8>(at, &ys, &xs, count, &mut out[at..]),
+                    _ => self.block::<1>(at, &ys, &xs, count, &mut out[at..]),
+                };
             }
         }
         true

@@ -162,6 +162,18 @@ fn from_float<Y: Element>(site: &Site<'_>, to: &Quant) -> Result<Kernel> {
         return Ok(Box::new(move |call| {
             let (x, pool) = (call.input(0)?.as_slice::<f32>()?, call.pool);
             let y = call.output(0)?.as_mut_slice::<Y>()?;
+            if (low..=high).contains(&zero) {
+                // Limits before the conversion to an integer are vector code. NaN becomes zero either way.
+                let (least, most) = ((low - zero) as f32, (high - zero) as f32);
+                map(pool, x, y, |x| {
+                    let q = x / scale;
+                    let q = q + 0.499_999_97f32.copysign(q);
+                    let q = if q < least { least } else { q };
+                    let q = if q > most { most } else { q };
+                    Y::narrow((q.trunc() as i32).wrapping_add(zero))
+                });
+                return Ok(());
+            }
             map(pool, x, y, |x| Y::narrow(quantize_one(x, scale, zero, low, high)));
             Ok(())
         }));

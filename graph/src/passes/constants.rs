@@ -68,19 +68,24 @@ pub fn fold(g: &mut Graph, mut evaluate: impl FnMut(&Graph, NodeId) -> Option<Ve
 }
 
 fn foldable(g: &Graph, n: &Node) -> bool {
-    let random = matches!(
-        n.op,
-        Op::RandomStandardNormal(_) | Op::RandomUniform(_) | Op::Multinomial(_) | Op::StablehloRngBitGenerator(_)
-    );
     let constant = |t: &TensorId| {
         let t = g.tensors.get(*t);
         t.is_some_and(|t| t.is_constant() && !t.is_variable && t.sparsity.is_none())
     };
+    pure(g, n) && n.inputs.iter().flatten().all(constant)
+}
+
+/// Whether a node gives the same outputs whenever it is given the same operands, of which it has some, and does nothing
+/// else.
+pub fn pure(g: &Graph, n: &Node) -> bool {
+    let random = matches!(
+        n.op,
+        Op::RandomStandardNormal(_) | Op::RandomUniform(_) | Op::Multinomial(_) | Op::StablehloRngBitGenerator(_)
+    );
     let repeated = n.outputs.iter().enumerate().any(|(i, t)| n.outputs.iter().skip(i + 1).any(|o| o == t));
     !random
         && !has_effect(g, n)
         && !repeated
         && n.outputs.iter().all(|t| !g.inputs.contains(t))
         && n.inputs.iter().flatten().next().is_some()
-        && n.inputs.iter().flatten().all(constant)
 }
