@@ -316,7 +316,7 @@ impl Executor {
                     initialise(t, value);
                 }
             }
-            frame.nodes.iter_mut().for_each(|n| n.settled = false);
+            frame.nodes.iter_mut().flatten().for_each(|n| n.settled = false);
         }
     }
 

@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Multiplications below which splitting work over threads costs more than it gains.
-const PARALLEL: usize = 400_000;
+const PARALLEL: usize = 120_000;
 
 /// Columns up to which a product is thin, and the depth from which that matters.
 const THIN: usize = 3;

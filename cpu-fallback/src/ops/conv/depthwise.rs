@@ -310,7 +310,7 @@ fn run<X: Sync, O: Send>(pool: &Pool, d: &Depthwise, x: &[X], out: &mut [O], row
     }
     let count = out.len() / width;
     let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
-    let parallel = pool.threads() > 1 && work > 200_000;
+    let parallel = pool.threads() > 1 && work > 60_000;
     let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
     pool.chunks(out, per * width, parallel, |i, piece| {
         for (r, out) in piece.chunks_exact_mut(width).enumerate() {
