@@ -89,12 +89,6 @@ impl PackedF32 {
         let panels = columns.div_ceil(NR);
         let lines = panels.checked_mul(depth).ok_or_else(|| Error::invalid("weights are too large"))?;
         (self.depth, self.columns) = (depth, columns);
-        if columns <= THIN && depth >= THIN_DEPTH {
-            refill(&mut self.lines, 0, LineF32([0.0; NR]))?;
-            refill(&mut self.thin, columns * depth, 0.0)?;
-            self.thin.chunks_exact_mut(depth).enumerate().for_each(|(n, to)| column(n, to));
-            return Ok(());
-        }
         self.thin.clear();
         refill(&mut self.lines, lines, LineF32([0.0; NR]))?;
         if depth == 0 {
@@ -114,6 +108,18 @@ impl PackedF32 {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The same for a product that need not have panels: a few long columns are kept as they are.
+    pub(crate) fn pack_thin(&mut self, depth: usize, columns: usize, column: impl Fn(usize, &mut [f32])) -> Result<()> {
+        if columns > THIN || depth < THIN_DEPTH {
+            return self.pack(depth, columns, column);
+        }
+        (self.depth, self.columns) = (depth, columns);
+        self.lines.clear();
+        refill(&mut self.thin, columns * depth, 0.0)?;
+        self.thin.chunks_exact_mut(depth).enumerate().for_each(|(n, to)| column(n, to));
         Ok(())
     }
 

@@ -750,7 +750,7 @@ fn pack_float(
     let w = w.floats()?;
     each_pack(s, layout, packs, |pack, g, phases| {
         let (depth, per) = (phases[0].taps() * s.group, s.filters / (s.channels / s.group));
-        pack.pack(depth, per * phases.len(), |n, row| {
+        pack.pack_thin(depth, per * phases.len(), |n, row| {
             let mut row = row.chunks_exact_mut(s.group);
             phases[n / per].each_tap(|tap| {
                 let (from, step) = spatial.tap(s, g * per + n % per, tap);
