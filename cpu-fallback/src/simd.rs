@@ -585,7 +585,7 @@ type Base = Portable;
 ///
 /// # Panics
 /// When the runs cannot be equally long.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
 #[inline(always)]
 fn reach(runs: &[usize], depth: usize) -> usize {
     match runs {

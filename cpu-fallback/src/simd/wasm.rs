@@ -3,7 +3,7 @@
 //! The engines that compile this have 16 vector registers at most and keep one or two for themselves: a tile is 5 rows
 //! by 8 columns (10 sums, 2 vectors of weights, one of the left operand and one product).
 
-use super::{Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, RequantWide};
+use super::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, RequantWide, Sum, reach};
 use core::arch::wasm32::*;
 
 /// 128-bit vectors, without fused multiply-add.
@@ -40,6 +40,7 @@ fn low_words(a: v128, b: v128) -> v128 {
 
 impl Isa for Simd128 {
     const MR: usize = 5;
+    const MRI: usize = 4;
     type F = [v128; 2];
     type W = [v128; 2];
     type I = [v128; 2];
@@ -114,6 +115,7 @@ impl Isa for Simd128 {
     #[inline(always)]
     fn tile_f32(
         a: &[f32],
+        runs: &[usize],
         lda: usize,
         rows: usize,
         b: &[LineF32],
@@ -124,38 +126,62 @@ impl Isa for Simd128 {
         columns: usize,
     ) {
         assert!((1..=5).contains(&rows) && (1..=NR).contains(&columns));
-        assert!(a.len() >= (rows - 1) * lda + b.len() && out.len() >= (rows - 1) * ldc + columns);
+        assert!(a.len() >= reach(runs, b.len()) + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + columns);
         for at in (0..columns).step_by(8) {
-            // SAFETY: the asserts cover every row of `a` and `out`; `b` is read line by line.
+            // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` is read line by line.
             unsafe {
                 match rows {
-                    1 => float_tile::<1>(a, lda, b, bias, range, out, ldc, columns, at),
-                    2 => float_tile::<2>(a, lda, b, bias, range, out, ldc, columns, at),
-                    3 => float_tile::<3>(a, lda, b, bias, range, out, ldc, columns, at),
-                    4 => float_tile::<4>(a, lda, b, bias, range, out, ldc, columns, at),
-                    _ => float_tile::<5>(a, lda, b, bias, range, out, ldc, columns, at),
+                    1 => float_tile::<1>(a, runs, lda, b, bias, range, out, ldc, columns, at),
+                    2 => float_tile::<2>(a, runs, lda, b, bias, range, out, ldc, columns, at),
+                    3 => float_tile::<3>(a, runs, lda, b, bias, range, out, ldc, columns, at),
+                    4 => float_tile::<4>(a, runs, lda, b, bias, range, out, ldc, columns, at),
+                    _ => float_tile::<5>(a, runs, lda, b, bias, range, out, ldc, columns, at),
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn tile_i16(a: &[i16], lda: usize, rows: usize, b: Panel<'_>, columns: usize, acc: &mut [[i32; NR]; MAX_MR]) {
-        assert!((1..=5).contains(&rows) && a.len() >= (rows - 1) * lda + 2 * b.len());
+    fn dots_f32(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        w: &[f32],
+        finish: Dot,
+        out: &mut [f32],
+        ldc: usize,
+    ) {
+        Portable::dots_f32(a, runs, lda, rows, w, finish, out, ldc);
+    }
+
+    #[inline(always)]
+    fn tile_i16(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        columns: usize,
+        acc: &mut [[i32; NR]; MAX_MR],
+    ) {
+        // Lines are pairs of steps.
+        assert!(
+            (1..=MAX_MR).contains(&rows)
+                && a.len() >= reach(runs, b.len()) + b.len() / runs.len().max(1) + (rows - 1) * lda
+        );
         for at in (0..columns).step_by(8) {
-            // SAFETY: the assert covers every row of `a`; `b` is read line by line.
+            // SAFETY: the assert covers every run of every row of `a`; `b` is read line by line.
             unsafe {
                 match (b, rows) {
-                    (Panel::Narrow(b), 1) => int_tile::<1, _>(a, lda, b, at, acc),
-                    (Panel::Narrow(b), 2) => int_tile::<2, _>(a, lda, b, at, acc),
-                    (Panel::Narrow(b), 3) => int_tile::<3, _>(a, lda, b, at, acc),
-                    (Panel::Narrow(b), 4) => int_tile::<4, _>(a, lda, b, at, acc),
-                    (Panel::Narrow(b), _) => int_tile::<5, _>(a, lda, b, at, acc),
-                    (Panel::Wide(b), 1) => int_tile::<1, _>(a, lda, b, at, acc),
-                    (Panel::Wide(b), 2) => int_tile::<2, _>(a, lda, b, at, acc),
-                    (Panel::Wide(b), 3) => int_tile::<3, _>(a, lda, b, at, acc),
-                    (Panel::Wide(b), 4) => int_tile::<4, _>(a, lda, b, at, acc),
-                    (Panel::Wide(b), _) => int_tile::<5, _>(a, lda, b, at, acc),
+                    (Panel::Narrow(b), 1) => int_tile::<1, _>(a, runs, lda, b, at, acc),
+                    (Panel::Narrow(b), 2) => int_tile::<2, _>(a, runs, lda, b, at, acc),
+                    (Panel::Narrow(b), 3) => int_tile::<3, _>(a, runs, lda, b, at, acc),
+                    (Panel::Narrow(b), _) => int_tile::<4, _>(a, runs, lda, b, at, acc),
+                    (Panel::Wide(b), 1) => int_tile::<1, _>(a, runs, lda, b, at, acc),
+                    (Panel::Wide(b), 2) => int_tile::<2, _>(a, runs, lda, b, at, acc),
+                    (Panel::Wide(b), 3) => int_tile::<3, _>(a, runs, lda, b, at, acc),
+                    (Panel::Wide(b), _) => int_tile::<4, _>(a, runs, lda, b, at, acc),
                 }
             }
         }
@@ -209,6 +235,11 @@ impl Isa for Simd128 {
     }
 
     #[inline(always)]
+    fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum) {
+        Portable::sum(x, y, k);
+    }
+
+    #[inline(always)]
     fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
         let [a, b] = words(x);
         // SAFETY: the store fills the array's 16 bytes.
@@ -244,11 +275,12 @@ fn words(x: &[i32; NR]) -> [v128; 2] {
 /// R rows by the 8 columns from `at` on.
 ///
 /// # Safety
-/// `a` holds R rows of `b.len()` elements, `lda` apart, `out` R rows of `columns`, `ldc` apart; `at` is 0 or 8 and
+/// `a` holds R rows of `b.len()` elements, `lda` apart, each in runs that begin at `runs`, `out` R rows of `columns`, `ldc` apart; `at` is 0 or 8 and
 /// less than `columns`.
 #[inline(always)]
 unsafe fn float_tile<const R: usize>(
     a: &[f32],
+    runs: &[usize],
     lda: usize,
     b: &[LineF32],
     bias: &[f32; NR],
@@ -262,17 +294,18 @@ unsafe fn float_tile<const R: usize>(
     unsafe {
         let first = [read(bias.as_ptr().add(at)), read(bias.as_ptr().add(at + 4))];
         let mut acc = [first; R];
-        let mut rows = [a.as_ptr(); R];
-        for (r, row) in rows.iter_mut().enumerate() {
-            *row = row.add(r * lda);
-        }
-        for (k, line) in b.iter().enumerate() {
-            let w = line.0.as_ptr().add(at);
-            let w = [read(w), read(w.add(4))];
-            for r in 0..R {
-                let x = v128_load32_splat(rows[r].add(k).cast());
-                acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(x, w[0]));
-                acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(x, w[1]));
+        // Without depth there is nothing to add.
+        let length = (b.len() / runs.len().max(1)).max(1);
+        for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
+            let first = a.as_ptr().add(*run);
+            for (k, line) in lines.iter().enumerate() {
+                let w = line.0.as_ptr().add(at);
+                let w = [read(w), read(w.add(4))];
+                for r in 0..R {
+                    let x = v128_load32_splat(first.add(r * lda + k).cast());
+                    acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(x, w[0]));
+                    acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(x, w[1]));
+                }
             }
         }
         let (low, high) = (f32x4_splat(range.0), f32x4_splat(range.1));
@@ -321,22 +354,29 @@ impl Line for LineI16 {
 /// R rows by the 8 columns from `at` on.
 ///
 /// # Safety
-/// `a` holds R rows of `2 * b.len()` elements, `lda` apart; `at` is 0 or 8.
+/// `a` holds R rows of `2 * b.len()` elements, `lda` apart, each in runs that begin at `runs`; `at` is 0 or 8.
 #[inline(always)]
-unsafe fn int_tile<const R: usize, L: Line>(a: &[i16], lda: usize, b: &[L], at: usize, acc: &mut [[i32; NR]; MAX_MR]) {
+unsafe fn int_tile<const R: usize, L: Line>(
+    a: &[i16],
+    runs: &[usize],
+    lda: usize,
+    b: &[L],
+    at: usize,
+    acc: &mut [[i32; NR]; MAX_MR],
+) {
     // SAFETY: the caller's promise bounds every pointer below.
     unsafe {
         let mut sum = [[i32x4_splat(0); 2]; R];
-        let mut rows = [a.as_ptr(); R];
-        for (r, row) in rows.iter_mut().enumerate() {
-            *row = row.add(r * lda);
-        }
-        for (k, line) in b.iter().enumerate() {
-            let w = [line.words(at), line.words(at + 4)];
-            for r in 0..R {
-                let x = v128_load32_splat(rows[r].add(2 * k).cast());
-                sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(x, w[0]));
-                sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(x, w[1]));
+        let length = (b.len() / runs.len().max(1)).max(1);
+        for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
+            let first = a.as_ptr().add(*run);
+            for (k, line) in lines.iter().enumerate() {
+                let w = [line.words(at), line.words(at + 4)];
+                for r in 0..R {
+                    let x = v128_load32_splat(first.add(r * lda + 2 * k).cast());
+                    sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(x, w[0]));
+                    sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(x, w[1]));
+                }
             }
         }
         for (r, sum) in sum.iter().enumerate() {
