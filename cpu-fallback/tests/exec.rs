@@ -106,21 +106,21 @@ fn get(exec: &Executor, t: usize) -> Vec<f32> {
 #[test]
 fn a_chain_reuses_storage_and_keeps_what_it_is_told() {
     let ops = ["Increment"; 6];
-    let mut exec = executor(vec![chain(&ops, 100)], options());
+    let mut exec = executor(vec![chain(&ops, 2000)], options());
     exec.keep(0, &[3]).unwrap();
-    set(&mut exec, 0, &[1.0; 100]);
+    set(&mut exec, 0, &[1.0; 2000]);
     for _ in 0..2 {
         exec.run(0).unwrap();
-        assert_eq!(get(&exec, 6), vec![7.0; 100]);
-        assert_eq!(get(&exec, 3), vec![4.0; 100]);
+        assert_eq!(get(&exec, 6), vec![7.0; 2000]);
+        assert_eq!(get(&exec, 3), vec![4.0; 2000]);
         assert!(exec.get(0, 2).is_err(), "an intermediate's storage is free after the run");
     }
     // Input, kept, output, and two that alternate.
-    assert_eq!(exec.bytes(), 5 * 448);
-    let mut exec = executor(vec![chain(&ops, 100)], Options { keep_all: true, ..options() });
-    set(&mut exec, 0, &[1.0; 100]);
+    assert_eq!(exec.bytes(), 5 * 8000);
+    let mut exec = executor(vec![chain(&ops, 2000)], Options { keep_all: true, ..options() });
+    set(&mut exec, 0, &[1.0; 2000]);
     exec.run(0).unwrap();
-    assert!((0..=6).all(|t| get(&exec, t) == vec![1.0 + t as f32; 100]));
+    assert!((0..=6).all(|t| get(&exec, t) == vec![1.0 + t as f32; 2000]));
 }
 
 #[test]
