@@ -66,7 +66,8 @@ pub(crate) struct Requant<'a> {
     pub zero: i32,
     pub low: i32,
     pub high: i32,
-    /// How many of the columns matter.
+    /// How many of the columns matter. Only wide vectors gain from knowing.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub columns: usize,
 }
 
@@ -80,7 +81,8 @@ pub(crate) struct RequantWide<'a> {
     pub shift: &'a [i64; NR],
     pub low: i32,
     pub high: i32,
-    /// How many of the columns matter.
+    /// How many of the columns matter. Only wide vectors gain from knowing.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub columns: usize,
 }
 
