@@ -126,6 +126,35 @@ fn quantize_one(x: f32, scale: f32, zero: i32, low: i32, high: i32) -> i32 {
     round(x / scale).wrapping_add(zero).clamp(low, high)
 }
 
+/// [`quantize_one`] with the limits before the conversion to an integer, which is vector code; the zero point lies within
+/// them.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    zero: i32,
+    /// Less the zero point.
+    least: f32,
+    most: f32,
+    /// What becomes of numbers that no 32-bit integer holds, NaN among them.
+    beyond: f32,
+}
+
+impl Limits {
+    fn new(zero: i32, low: i32, high: i32) -> Limits {
+        let beyond = i32::MIN.wrapping_add(zero).clamp(low, high) - zero;
+        Limits { zero, least: (low - zero) as f32, most: (high - zero) as f32, beyond: beyond as f32 }
+    }
+    #[inline(always)]
+    fn quantize(&self, x: f32, scale: f32) -> i32 {
+        let q = x / scale;
+        let q = q + 0.499_999_97f32.copysign(q);
+        let held = q.abs() < -(i32::MIN as f32);
+        let q = if q < self.least { self.least } else { q };
+        let q = if q > self.most { self.most } else { q };
+        let q = if held { q } else { self.beyond };
+        (q.trunc() as i32).wrapping_add(self.zero)
+    }
+}
+
 /// Half away from zero, without a call into the maths library; [`to_int`] says what becomes of infinities.
 #[inline(always)]
 fn round(x: f32) -> i32 {
@@ -163,15 +192,8 @@ fn from_float<Y: Element>(site: &Site<'_>, to: &Quant) -> Result<Kernel> {
             let (x, pool) = (call.input(0)?.as_slice::<f32>()?, call.pool);
             let y = call.output(0)?.as_mut_slice::<Y>()?;
             if (low..=high).contains(&zero) {
-                // Limits before the conversion to an integer are vector code. NaN becomes zero either way.
-                let (least, most) = ((low - zero) as f32, (high - zero) as f32);
-                map(pool, x, y, |x| {
-                    let q = x / scale;
-                    let q = q + 0.499_999_97f32.copysign(q);
-                    let q = if q < least { least } else { q };
-                    let q = if q > most { most } else { q };
-                    Y::narrow((q.trunc() as i32).wrapping_add(zero))
-                });
+                let limits = Limits::new(zero, low, high);
+                map(pool, x, y, |x| Y::narrow(limits.quantize(x, scale)));
                 return Ok(());
             }
             map(pool, x, y, |x| Y::narrow(quantize_one(x, scale, zero, low, high)));
@@ -625,4 +647,26 @@ fn nearest8(dtype: DType, x: f32) -> u8 {
         }
     }
     sign | best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_before_the_conversion_change_nothing() {
+        let tiny = f32::from_bits(1);
+        let special = [0.0, 0.4999, 0.5, -0.5, 1.5, 127.49, -128.5, 3e4, -4e4, 2.1e9, 2.2e9, 1e30, tiny];
+        let special = special.into_iter().chain([f32::NAN, f32::INFINITY]).flat_map(|x| [x, -x]);
+        for (zero, low, high) in [(0, -32768, 32767), (0, -128, 127), (-128, -128, 127), (5, -128, 127), (200, 0, 255)]
+        {
+            let limits = Limits::new(zero, low, high);
+            for x in special.clone() {
+                for scale in [1.0, 0.013, 1e-20] {
+                    let want = quantize_one(x, scale, zero, low, high);
+                    assert_eq!(limits.quantize(x, scale), want, "{x} by {scale}, {zero}");
+                }
+            }
+        }
+    }
 }
