@@ -274,3 +274,13 @@ fn conversions() {
         c.run_in(&[Config::F32, Config::F16Packed]);
     }
 }
+
+/// A negative power of zero is infinite, whatever the adapter's own function makes of it.
+#[test]
+fn powers_of_zero() {
+    let mut c = Case::new("powers of zero", Tolerance::Float { abs: 1e-5, rel: 1e-4 });
+    let base = c.f32s_of(&[6], &[0.0, 2.0, 0.0, 0.5, 0.0, 1.0]);
+    let exponent = c.input(DType::F32, &[5, 6], -3.0, -1.0);
+    c.op(Op::Pow, &[base, exponent], DType::F32, None);
+    c.run_in(&[Config::F32, Config::NoSubgroups]);
+}

@@ -197,7 +197,9 @@ fn f_prelu(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
 //@ f_pow:
 // Negative bases are fine where the exponent is a whole number, as in C.
 fn f_pow(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
-    let size = pow(abs(a), b);
+    // Adapters differ in what a negative power of zero is; made from an operand, as below.
+    let all = bitcast<vec4<f32>>((bitcast<vec4<u32>>(a) & vec4<u32>(0u)) | vec4<u32>(0x7f800000u));
+    let size = select(pow(abs(a), b), all, (a == vec4<f32>()) & (b < vec4<f32>()));
     let whole = b == floor(b);
     let odd = whole & (abs(b % 2.0) == vec4<f32>(1.0));
     let signed = select(size, -size, odd & (a < vec4<f32>()));
