@@ -127,7 +127,6 @@ pub fn plan<'e>(
         })
         .map(|f| f && !options.force_cpu)
         .collect();
-    let _ = &mut eval;
     if options.force_cpu {
         reasons.fill(Some("the CPU was asked for".into()));
     } else if let Some(mut dry) = Lower::new(&scene, eval.take(), true) {

@@ -38,10 +38,7 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             let step = match (x.dtype, y.dtype) {
                 (a, DType::Bool) => Some(if a.is_float() { "f_to_bool" } else { "i_to_bool" }),
                 (a, b) if a.is_float() && b.is_float() => None,
-                (a, b) if b.is_float() => {
-                    let _ = a;
-                    Some("to_float")
-                }
+                (_, b) if b.is_float() => Some("to_float"),
                 (a, DType::I32) if a.is_float() => Some("to_int"),
                 (_, DType::I32) => None,
                 (DType::I32, DType::I8) => Some("to_byte"),
