@@ -207,6 +207,7 @@ impl<'a> Scene<'a> {
                 && let Some(a) = graph.tensors.get(from)
                 && a.is_constant()
                 && !a.is_variable
+                && !graph.tensors.get(*to).is_some_and(|t| t.is_variable)
             {
                 dense.insert(from, Bytes::from(passes::densify::dense(a)?));
                 folded.insert(*to, from);
@@ -216,6 +217,8 @@ impl<'a> Scene<'a> {
                 && a.dtype == DType::F16
                 && b.dtype == DType::F32
                 && !a.is_variable
+                // What a variable holds at first is written once, by the CPU.
+                && !b.is_variable
                 && (folded.contains_key(&from) || (a.is_constant() && a.sparsity.is_none()))
             {
                 let origin = folded.get(&from).copied().unwrap_or(from);
@@ -285,7 +288,7 @@ impl<'a> Scene<'a> {
     pub fn elem(&self, t: TensorId) -> Lowered<Elem> {
         let tensor = self.tensor(t)?;
         Ok(match tensor.dtype {
-            DType::F32 if tensor.is_constant() => Elem::F32,
+            DType::F32 if tensor.is_constant() || tensor.is_variable => Elem::F32,
             DType::F32 if self.whole.contains(&t) && !self.graph.inputs.contains(&t) => Elem::F32,
             DType::F32 => self.caps.float(self.precision, elements(&self.shape(t)?)),
             DType::F16 => self.caps.half(),
@@ -316,6 +319,7 @@ pub struct Lower<'a, 'e> {
     tensors: HashMap<TensorId, SlotId>,
     constants: HashMap<(TensorId, Elem, &'static str), SlotId>,
     inputs: Vec<TensorId>,
+    states: Vec<TensorId>,
 }
 
 impl std::fmt::Debug for Lower<'_, '_> {
@@ -337,6 +341,7 @@ impl<'a, 'e> Lower<'a, 'e> {
             tensors: HashMap::new(),
             constants: HashMap::new(),
             inputs: Vec::new(),
+            states: Vec::new(),
         })
     }
 
@@ -444,10 +449,38 @@ impl<'a, 'e> Lower<'a, 'e> {
         Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape, quant, constant: false })
     }
 
+    /// The i-th operand, which must be a variable tensor: read and written in place, and brought in and out with the
+    /// part's operands and results.
+    pub fn state(&mut self, i: usize) -> Lowered<Operand<'a>> {
+        let Some(t) = self.node.input(i) else { return no(format!("operand {i} is missing")) };
+        let tensor = self.scene.tensor(t)?;
+        if !tensor.is_variable {
+            return no(format!("operand {i} is no variable tensor"));
+        }
+        let (shape, elem) = (self.scene.shape(t)?, self.scene.elem(t)?);
+        if elements(&shape) == 0 {
+            return no("a state without elements");
+        }
+        let slot = match self.tensors.get(&t) {
+            Some(&s) => s,
+            None => {
+                let s = self.slot(padded_bytes(&shape, elem));
+                self.tensors.insert(t, s);
+                self.inputs.push(t);
+                self.states.push(t);
+                s
+            }
+        };
+        Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape, quant: tensor.quant.as_ref(), constant: false })
+    }
+
     /// The o-th result, with memory of its own.
     pub fn result(&mut self, o: usize) -> Lowered<Operand<'a>> {
         let Some(&t) = self.node.outputs.get(o) else { return no(format!("result {o} is missing")) };
         let tensor = self.scene.tensor(t)?;
+        if tensor.is_variable {
+            return no("a variable tensor");
+        }
         let shape = self.scene.shape(t)?;
         let elem = match tensor.dtype {
             // Indices fit into 32 bits; the boundary widens them.
@@ -593,7 +626,7 @@ impl<'a, 'e> Lower<'a, 'e> {
             let port = port(self.scene, t, self.tensors.get(&t).copied(), self.scene.elem(t)?)?;
             self.program.inputs.push(port);
         }
-        for &t in outputs {
+        for &t in outputs.iter().chain(&self.states) {
             let elem = match self.scene.tensor(t)?.dtype {
                 DType::I64 => Elem::I32,
                 _ => self.scene.elem(t)?,

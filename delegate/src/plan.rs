@@ -123,7 +123,8 @@ pub fn plan<'e>(
         .map(|node| {
             // An operator without results has an effect instead: it is never folded.
             let all = !node.outputs.is_empty() && node.outputs.iter().all(|t| scene.folded.contains_key(t));
-            shapes.is_known(node) || all
+            let lasting = node.outputs.iter().any(|&t| graph.tensors.get(t).is_some_and(|t| t.is_variable));
+            (shapes.is_known(node) || all) && !lasting
         })
         .map(|f| f && !options.force_cpu)
         .collect();
@@ -142,7 +143,7 @@ pub fn plan<'e>(
     let mut tries = 0;
     loop {
         let on_gpu: Vec<bool> = (0..n).map(|i| !folded[i] && reasons[i].is_none()).collect();
-        let groups = schedule(graph, &scene, &on_gpu, &folded);
+        let groups = schedule(graph, &on_gpu, &folded);
         if let Some((nodes, reason)) = too_small(&scene, &groups, options) {
             for id in nodes {
                 reasons[id] = Some(reason.clone());
@@ -194,7 +195,7 @@ struct Group {
 
 /// Orders the nodes so that devices change as seldom as the data flow allows: what is ready on the current device
 /// runs before the device changes. Operators with effects (variables, tables) keep their order.
-fn schedule(graph: &Graph, scene: &Scene<'_>, on_gpu: &[bool], folded: &[bool]) -> Vec<Group> {
+fn schedule(graph: &Graph, on_gpu: &[bool], folded: &[bool]) -> Vec<Group> {
     let n = graph.nodes.len();
     let producers = graph.producers();
     // A folded operator runs (on the CPU) only for those that read its result there.
@@ -245,7 +246,6 @@ fn schedule(graph: &Graph, scene: &Scene<'_>, on_gpu: &[bool], folded: &[bool]) 
             next[p].push(id);
         }
     }
-    let _ = scene;
     let mut ready: [std::collections::BTreeSet<NodeId>; 2] = Default::default();
     for id in 0..n {
         if needed[id] && waits[id] == 0 {
@@ -377,7 +377,8 @@ fn finish(
             (false, None) => Placement { node, device: Device::Gpu, reason: String::new() },
         });
     }
-    let crosses = |t: TensorId| !graph.inputs.contains(&t) && !graph.outputs.contains(&t);
+    let variable = |t: TensorId| graph.tensors.get(t).is_some_and(|t| t.is_variable);
+    let crosses = |t: TensorId| !graph.inputs.contains(&t) && !graph.outputs.contains(&t) && !variable(t);
     let mut crossings = 0;
     for s in &steps {
         if let Step::Gpu(p) = s {

@@ -68,6 +68,12 @@ kernels! {
     "embedding" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "lstm" {
+        functions: &["f_logistic", "f_tanh"],
+        roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
+    }
+    "rnn" { functions: &["f_tanh"], roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "svdf" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }

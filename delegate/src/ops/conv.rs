@@ -513,13 +513,13 @@ pub(super) fn few(
     a: &Arithmetic,
     x: &Operand<'_>,
     w: SlotId,
-    bias: usize,
+    bias: Option<usize>,
     y: &Operand<'_>,
     rows: usize,
     depth: usize,
     channels: usize,
 ) -> Lowered {
-    let chans = a.channels(cx, Some(bias), channels, false)?;
+    let chans = a.channels(cx, bias, channels, false)?;
     let (cq, nq) = (depth.div_ceil(4), channels.div_ceil(4));
     let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
     let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
@@ -568,7 +568,7 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     })?;
     let point = kh == 1 && kw == 1 && f.stride == [1, 1] && top == 0 && left == 0;
     if point && n * h * width < FEW_ROWS {
-        return few(cx, &a, &x, packed, 2, &y, n * h * width, c, o);
+        return few(cx, &a, &x, packed, Some(2), &y, n * h * width, c, o);
     }
     let chans = a.channels(cx, Some(2), o, true)?;
     let mut p = Product {

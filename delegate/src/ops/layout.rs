@@ -172,7 +172,7 @@ impl Copy {
 }
 
 /// Dimensions of the whole operand, innermost first.
-fn plain(shape: &[usize]) -> Vec<Dim> {
+pub(super) fn plain(shape: &[usize]) -> Vec<Dim> {
     shape.iter().zip(strides(shape)).rev().map(|(&n, s)| Dim::whole(n, s)).collect()
 }
 

@@ -24,7 +24,7 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
 }
 
 /// The uniform product of a row-major left operand.
-fn product(rows: usize, depth_quads: usize, channels: usize, steps: usize) -> Product {
+pub(super) fn product(rows: usize, depth_quads: usize, channels: usize, steps: usize) -> Product {
     Product {
         batch: 1,
         h: 1,
@@ -82,7 +82,7 @@ fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered
         pack(&w, elem, &l, pad)
     })?;
     if rows < FEW_ROWS {
-        return few(cx, &a, &x, packed, 2, &y, rows, depth, units);
+        return few(cx, &a, &x, packed, Some(2), &y, rows, depth, units);
     }
     let chans = a.channels(cx, Some(2), units, true)?;
     product(rows, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)

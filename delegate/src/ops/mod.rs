@@ -9,6 +9,7 @@ mod matmul;
 mod normalize;
 mod pool;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod reshape;
 mod resize;
@@ -68,7 +69,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Conv => conv::lower(cx),
         Family::Matmul => matmul::lower(cx),
         Family::Sort => sort::lower(cx),
-        Family::Recurrent => no("recurrent cells stay on the CPU"),
+        Family::Recurrent => recurrent::lower(cx),
         Family::Control => no("control flow and variables are driven from the CPU"),
         Family::Signal => no("complex numbers stay on the CPU"),
         Family::Text => no("text operators stay on the CPU"),

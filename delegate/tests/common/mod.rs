@@ -155,6 +155,25 @@ impl Case {
         self.quantized(DType::U8, shape, 0.0, 255.0, Some((scale, zero)))
     }
 
+    /// A variable tensor that holds random floats before the run.
+    pub fn state(&mut self, shape: &[usize], low: f64, high: f64) -> TensorId {
+        let mut t = Tensor::new("state", DType::F32, shape);
+        t.is_variable = true;
+        let t = self.add(t);
+        self.ranges.push((t, low, high));
+        t
+    }
+
+    /// Adds an operator, some of whose operands may be missing, with one float result.
+    pub fn op_of(&mut self, op: Op, inputs: &[Option<TensorId>], results: usize) {
+        let outputs: Vec<TensorId> = (0..results).map(|_| self.add(Tensor::new("out", DType::F32, &[]))).collect();
+        let mut node = Node::new(op, &[], &outputs);
+        node.inputs = inputs.iter().copied().collect();
+        let g = self.graph();
+        g.nodes.push(node);
+        g.outputs.extend(&outputs);
+    }
+
     /// A constant of random values.
     pub fn weights(&mut self, dtype: DType, shape: &[usize], low: f64, high: f64, quant: Option<Quant>) -> TensorId {
         let data = fill(&mut self.random, dtype, elements(shape), low, high);
@@ -238,7 +257,7 @@ impl Case {
             let want = on_cpu(&model, &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
             let got = on_gpu(&engine, config, &model, &shapes, &inputs)
                 .unwrap_or_else(|e| panic!("{} in {config:?}: {e}", self.name));
-            for (o, (&t, (want, got))) in model.subgraphs[0].outputs.iter().zip(want.iter().zip(&got)).enumerate() {
+            for (o, (t, (want, got))) in compared(&model.subgraphs[0]).into_iter().zip(want.iter().zip(&got)).enumerate() {
                 let dtype = model.subgraphs[0].tensors[t].dtype;
                 if let Err(e) = compare(dtype, self.tolerance, config.half(), want, got) {
                     panic!("{} in {config:?}: output {o}: {e}", self.name);
@@ -290,7 +309,13 @@ pub fn on_cpu(model: &Arc<Model>, inputs: &[(TensorId, Vec<u8>)]) -> Result<Vec<
         cpu.set(0, *t, View { dtype: tensor.dtype, shape: &tensor.shape, quant: tensor.quant.as_ref(), bytes })?;
     }
     cpu.run(0)?;
-    graph.outputs.iter().map(|&t| Ok(cpu.get(0, t)?.bytes.to_vec())).collect()
+    compared(graph).into_iter().map(|t| Ok(cpu.get(0, t)?.bytes.to_vec())).collect()
+}
+
+/// What is compared: the graph's outputs, and what variables hold after the run.
+fn compared(graph: &Graph) -> Vec<TensorId> {
+    let variables = (0..graph.tensors.len()).filter(|&t| graph.tensors[t].is_variable);
+    graph.outputs.iter().copied().chain(variables).collect()
 }
 
 /// Plans a whole model for the GPU.
@@ -369,7 +394,7 @@ fn on_gpu(
                 check_memory(p, &bytes)?;
             }
         }
-        for (i, &t) in graph.outputs.iter().enumerate() {
+        for (i, t) in compared(graph).into_iter().enumerate() {
             let at = program.outputs.iter().position(|p| p.tensor == t).ok_or("an output is missing")?;
             if guard {
                 results.push(Some(got[at].clone()));

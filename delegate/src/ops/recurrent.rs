@@ -1,0 +1,466 @@
+//! Recurrent cells. The input's part of all steps is one matrix product; a kernel then walks the sequence. States are
+//! variable tensors: they stay in device memory between the part's first and last dispatch.
+
+use super::WG;
+use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, few, pack};
+use super::layout::{Copy, plain};
+use super::matmul::product;
+use crate::caps::AdapterClass;
+use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
+use crate::program::{SlotId, rows};
+use litegpu_graph::schema::{ActivationFunctionType, LSTMKernelType};
+use litegpu_graph::{DType, Op, elements};
+use litegpu_shaders::{Elem, KernelKey};
+
+pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    match &cx.node.op {
+        Op::Lstm(o) if o.kernel_type != LSTMKernelType::FULL => no("the basic LSTM cell stays on the CPU"),
+        Op::Lstm(o) => {
+            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            one_way(cx, &cell, true)
+        }
+        Op::UnidirectionalSequenceLstm(o) => {
+            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            one_way(cx, &cell, o.time_major)
+        }
+        Op::BidirectionalSequenceLstm(o) => {
+            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            if cx.node.inputs.len() != 48 {
+                return no("48 operands are needed");
+            }
+            both_ways(cx, o.time_major, o.merge_outputs, [8, 25], (39, 41), |cx, x, y, walk| {
+                lstm(cx, &cell, if walk.backward { &Gates::BACKWARD } else { &Gates::FORWARD }, x, y, walk)
+            })
+        }
+        Op::Rnn(o) => plain_one_way(cx, act(o.fused_activation_function)?, true),
+        Op::UnidirectionalSequenceRnn(o) => plain_one_way(cx, act(o.fused_activation_function)?, o.time_major),
+        Op::BidirectionalSequenceRnn(o) => {
+            let act = act(o.fused_activation_function)?;
+            both_ways(cx, o.time_major, o.merge_outputs, [2, 6], (9, 10), |cx, x, y, walk| {
+                rnn(cx, act, if walk.backward { 5 } else { 1 }, x, y, walk)
+            })
+        }
+        Op::Svdf(o) => svdf(cx, o.rank, o.fused_activation_function),
+        _ => no("no GPU kernel"),
+    }
+}
+
+/// An activation's number in the kernels.
+fn act(a: ActivationFunctionType) -> Lowered<i32> {
+    Ok(match a {
+        ActivationFunctionType::NONE => 0,
+        ActivationFunctionType::RELU => 1,
+        ActivationFunctionType::RELU6 => 2,
+        ActivationFunctionType::RELU_N1_TO_1 => 3,
+        ActivationFunctionType::TANH => 4,
+        a => return no(format!("activation {a:?}")),
+    })
+}
+
+/// Attributes of an LSTM: the activation, and the limits of cell state and projection.
+struct Cell {
+    act: i32,
+    clip: [f32; 2],
+}
+
+/// Where an LSTM's operands are; gates in the order input, forget, cell, output.
+struct Gates {
+    input: [usize; 4],
+    recurrent: [usize; 4],
+    /// Not for the cell gate.
+    peephole: [usize; 3],
+    bias: [usize; 4],
+    norm: Option<[usize; 4]>,
+    projection: usize,
+    /// Output state and cell state.
+    state: [usize; 2],
+}
+
+impl Gates {
+    const FULL: Gates = Gates {
+        input: [1, 2, 3, 4],
+        recurrent: [5, 6, 7, 8],
+        peephole: [9, 10, 11],
+        bias: [12, 13, 14, 15],
+        norm: Some([20, 21, 22, 23]),
+        projection: 16,
+        state: [18, 19],
+    };
+    const FORWARD: Gates = Gates { norm: None, state: [35, 36], ..Gates::FULL };
+    const BACKWARD: Gates = Gates {
+        input: [18, 19, 20, 21],
+        recurrent: [22, 23, 24, 25],
+        peephole: [26, 27, 28],
+        bias: [29, 30, 31, 32],
+        norm: None,
+        projection: 33,
+        state: [37, 38],
+    };
+}
+
+/// How a sequence lies in memory and which way it is walked.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    batch: usize,
+    time: usize,
+    width: usize,
+    /// Distances in rows: of steps, of the batch.
+    step: usize,
+    image: usize,
+    backward: bool,
+}
+
+impl Walk {
+    fn new(x: &Operand<'_>, time_major: bool, backward: bool) -> Lowered<Walk> {
+        let (time, batch, width, major) = match (x.shape.as_slice(), time_major) {
+            (&[batch, width], _) => (1, batch, width, true),
+            (&[time, batch, width], true) => (time, batch, width, true),
+            (&[batch, time, width], false) => (time, batch, width, false),
+            _ => return no("an input whose rank is not 2 or 3"),
+        };
+        let (step, image) = if major { (batch, 1) } else { (1, time) };
+        Ok(Walk { batch, time, width, step, image, backward })
+    }
+}
+
+fn one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
+    if !matches!(cx.node.inputs.len(), 20 | 24) {
+        return no("20 or 24 operands are needed");
+    }
+    let (x, y) = (cx.operand(0)?, cx.result(0)?);
+    let walk = Walk::new(&x, time_major, false)?;
+    lstm(cx, cell, &Gates::FULL, &x, &y, walk)
+}
+
+fn plain_one_way(cx: &mut Lower<'_, '_>, act: i32, time_major: bool) -> Lowered {
+    let (x, y) = (cx.operand(0)?, cx.result(0)?);
+    let walk = Walk::new(&x, time_major, false)?;
+    rnn(cx, act, 1, &x, &y, walk)
+}
+
+/// Both directions by `cell`. `recurrent`: operands whose columns are each direction's outputs. `aux`: the operand with
+/// the auxiliary input, and the first of its weights.
+fn both_ways<'a, 'e>(
+    cx: &mut Lower<'a, 'e>,
+    time_major: bool,
+    merged: bool,
+    recurrent: [usize; 2],
+    aux: (usize, usize),
+    cell: impl Fn(&mut Lower<'a, 'e>, &Operand<'a>, &Operand<'a>, Walk) -> Lowered,
+) -> Lowered {
+    let x = cx.operand(0)?;
+    if cx.has(aux.1) {
+        return no("an auxiliary input with weights of its own");
+    }
+    // Without weights of its own the auxiliary input is what the backward direction reads.
+    let back = if cx.has(aux.0) { cx.operand(aux.0)? } else { x.clone() };
+    let y = cx.result(0)?;
+    let mut start = 0;
+    for (i, x) in [x, back].into_iter().enumerate() {
+        let walk = Walk::new(&x, time_major, i == 1)?;
+        if !merged {
+            let y = if i == 0 { y.clone() } else { cx.result(1)? };
+            cell(cx, &x, &y, walk)?;
+            continue;
+        }
+        let Some(&outputs) = recurrent.get(i).map(|&o| cx.tensor(o)).transpose()?.and_then(|t| t.shape.last()) else {
+            return no("recurrent weights of another rank");
+        };
+        let mut shape = y.shape.clone();
+        if let Some(n) = shape.last_mut() {
+            *n = outputs;
+        }
+        let part = Operand { slot: cx.temp(&shape, y.elem), shape, ..y.clone() };
+        cell(cx, &x, &part, walk)?;
+        let last = y.shape.len() - 1;
+        Copy::slab(&y, last, start, outputs, plain(&part.shape)).emit(cx, &part, &y)?;
+        start += outputs;
+    }
+    Ok(())
+}
+
+/// Constant matrices of `columns` columns below one another, with the rows of each.
+fn stacked(cx: &Lower<'_, '_>, operands: &[usize], columns: usize) -> Lowered<(Const, Vec<usize>)> {
+    let mut parts = Vec::new();
+    for &i in operands {
+        let Some(c) = cx.constant(i)? else { return no("computed weights") };
+        if !matches!(c.dtype, DType::F32 | DType::F16) {
+            return no(format!("a recurrent cell with {} weights", c.dtype));
+        }
+        parts.push(c);
+    }
+    let Some(dtype) = parts.first().map(|c| c.dtype) else { return no("no weights") };
+    let mut counts = Vec::new();
+    for c in &parts {
+        match c.shape.as_slice() {
+            &[n, w] if w == columns && c.dtype == dtype => counts.push(n),
+            s => return no(format!("{} weights of shape {s:?}, {dtype} of {columns} columns are needed", c.dtype)),
+        }
+    }
+    let all: usize = counts.iter().sum();
+    let bytes: Vec<u8> = parts.iter().flat_map(|c| c.bytes.iter().copied()).collect();
+    Ok((Const { dtype, shape: [all, columns].as_slice().into(), bytes: bytes.into() }, counts))
+}
+
+/// A float constant of `n` elements, or none where the operand is missing.
+fn floats(cx: &Lower<'_, '_>, i: usize, n: usize) -> Lowered<Option<Vec<f32>>> {
+    if !cx.has(i) {
+        return Ok(None);
+    }
+    match cx.floats(i)? {
+        Some(v) if v.len() == n => Ok(Some(v)),
+        Some(v) => no(format!("operand {i} has {} elements, {n} are needed", v.len())),
+        None => no(format!("operand {i} is computed, a constant is needed")),
+    }
+}
+
+/// All rows of `x` times `weights`, transposed, in f32; plus the operand `bias`.
+fn ahead<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, w: &Const, bias: Option<usize>) -> Lowered<Operand<'a>> {
+    let &[units, depth] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
+    if x.dtype != DType::F32 || x.inner() != depth || depth == 0 {
+        return no(format!("a {} input of width {} for weights of width {depth}", x.dtype, x.inner()));
+    }
+    let elem = if w.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let bits = |v: f32| v.to_bits() as i32;
+    let a = Arithmetic {
+        class: Class::Float,
+        weights: elem,
+        x_zero: 0,
+        w_zero: 0,
+        out_zero: 0,
+        low: bits(f32::NEG_INFINITY),
+        high: bits(f32::INFINITY),
+        after: None,
+    };
+    let steps = depth.div_ceil(OCT);
+    let packed = cx.weight(|| {
+        let l = Layout { rows: units, width: steps * OCT, stride: depth, step: 1, len: depth, runs: vec![(0, 0)] };
+        pack(w, elem, &l, 0)
+    })?;
+    let n = rows(&x.shape);
+    let shape = [n, units];
+    let y = Operand {
+        slot: cx.temp(&shape, Elem::F32),
+        elem: Elem::F32,
+        dtype: DType::F32,
+        shape: shape.as_slice().into(),
+        quant: None,
+        constant: false,
+        tensor: x.tensor,
+    };
+    if n < FEW_ROWS {
+        few(cx, &a, x, packed, bias, &y, n, depth, units)?;
+    } else {
+        let chans = a.channels(cx, bias, units, true)?;
+        product(n, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)?;
+    }
+    Ok(y)
+}
+
+/// Rows of weights as the cells read them: for each quad of columns, the four of every row.
+fn by_quads(w: &Const, elem: Elem) -> Lowered<Vec<u8>> {
+    let &[n, columns] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
+    let width = columns.next_multiple_of(4);
+    let l = Layout { rows: n, width, stride: columns, step: 1, len: columns, runs: vec![(0, 0)] };
+    let padded = pack(w, elem, &l, 0)?;
+    let quad = elem.quad_bytes();
+    let mut out = Vec::with_capacity(padded.len());
+    for q in 0..width / 4 {
+        for row in padded.chunks_exact((width / 4 * quad).max(1)) {
+            out.extend(row.get(q * quad..(q + 1) * quad).unwrap_or_default());
+        }
+    }
+    Ok(out)
+}
+
+/// The state of a cell with `n` elements a row.
+fn state(cx: &mut Lower<'_, '_>, i: usize, batch: usize, n: usize) -> Lowered<SlotId> {
+    let s = cx.state(i)?;
+    if elements(&s.shape) != batch * n || s.inner() != n || s.elem != Elem::F32 {
+        return no(format!("a state of shape {:?}, {batch} rows of {n} are needed", s.shape.as_slice()));
+    }
+    Ok(s.slot)
+}
+
+/// Invocations that share a row of `n` cells.
+fn workers(cx: &Lower<'_, '_>, n: usize) -> usize {
+    let least = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 32 };
+    n.next_power_of_two().clamp(least, (cx.scene.caps.max_invocations as usize).clamp(least, 256))
+}
+
+fn fits(cx: &Lower<'_, '_>, walk: Walk, elements: usize) -> Lowered {
+    if elements.saturating_mul(4) > cx.scene.caps.max_workgroup_memory as usize {
+        return no("states that are larger than the adapter's workgroup memory");
+    }
+    if walk.batch > cx.scene.caps.max_groups as usize {
+        return no("a batch that is too large");
+    }
+    Ok(())
+}
+
+fn lstm<'a>(
+    cx: &mut Lower<'a, '_>,
+    cell: &Cell,
+    ids: &Gates,
+    x: &Operand<'a>,
+    y: &Operand<'a>,
+    walk: Walk,
+) -> Lowered {
+    let cifg = !cx.has(ids.input[0]);
+    let from = usize::from(cifg);
+    let (input, counts) = stacked(cx, ids.input.get(from..).unwrap_or_default(), walk.width)?;
+    let cells = counts.last().copied().unwrap_or(0);
+    let outputs = y.inner();
+    let (recurrent, more) = stacked(cx, ids.recurrent.get(from..).unwrap_or_default(), outputs)?;
+    if cells == 0 || counts.iter().chain(&more).any(|&n| n != cells) || rows(&y.shape) != walk.batch * walk.time {
+        return no("gates of different sizes");
+    }
+    let elem = if recurrent.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let projected = cx.has(ids.projection);
+    let projection = if projected { Some(stacked(cx, &[ids.projection], cells)?) } else { None };
+    if projection.as_ref().is_some_and(|(c, n)| n != &[outputs] || c.dtype != recurrent.dtype) {
+        return no("a projection that does not fit");
+    }
+    if !projected && outputs != cells {
+        return no("more cells than outputs, and no projection");
+    }
+    let mut constants: Vec<f32> = Vec::new();
+    let mut add = |v: Option<Vec<f32>>, n: usize| constants.extend(v.unwrap_or_else(|| vec![0.0; n]));
+    for (g, &i) in ids.bias.iter().enumerate() {
+        let b = if g < from { None } else { floats(cx, i, cells)? };
+        if b.is_none() && g >= from {
+            return no("a gate without bias");
+        }
+        add(b, cells);
+    }
+    let mut peephole = false;
+    for (g, &i) in ids.peephole.iter().enumerate() {
+        let w = if g < from { None } else { floats(cx, i, cells)? };
+        peephole |= w.is_some();
+        add(w, cells);
+    }
+    let mut normal = 0;
+    for g in 0..4 {
+        let w = match ids.norm.as_ref().and_then(|n| n.get(g)) {
+            Some(&i) if g >= from => floats(cx, i, cells)?,
+            _ => None,
+        };
+        normal += usize::from(w.is_some());
+        add(w, cells);
+    }
+    if normal != 0 && normal != 4 - from {
+        return no("some gates are normalized and some are not");
+    }
+    add(if projected { floats(cx, ids.projection + 1, outputs)? } else { None }, outputs);
+    let (hq, cq) = (outputs.div_ceil(4), cells.div_ceil(4));
+    let sums = if normal != 0 { 4 * cells } else { 1 };
+    fits(cx, walk, (hq + cq) * 4 + sums)?;
+    let ahead = ahead(cx, x, &input, None)?;
+    let weights = cx.weight(|| {
+        let mut all = by_quads(&recurrent, elem)?;
+        if let Some((c, _)) = &projection {
+            all.extend(by_quads(c, elem)?);
+        }
+        Ok(all)
+    })?;
+    let constants = cx.weight(|| Ok(constants.iter().flat_map(|v| v.to_le_bytes()).collect()))?;
+    let h = state(cx, ids.state[0], walk.batch, outputs)?;
+    let c = state(cx, ids.state[1], walk.batch, cells)?;
+    let key = KernelKey::new("lstm", &[("w", elem), ("acc", Elem::F32), ("out", y.elem)])
+        .set("WG", workers(cx, cells.max(outputs)) as i32)
+        .set("CIFG", cifg as i32)
+        .set("PEEPHOLE", peephole as i32)
+        .set("NORM", (normal != 0) as i32)
+        .set("PROJECTION", projected as i32)
+        .set("ACT", cell.act)
+        .set("STATE", hq as i32 * 4)
+        .set("HIDDEN", cq as i32 * 4)
+        .set("SUMS", sums as i32);
+    let params = Params::new()
+        .u(walk.time)
+        .u(cells)
+        .u(outputs)
+        .u(walk.backward as usize)
+        .u(walk.step)
+        .u(walk.image)
+        .u(ahead.row_quads())
+        .u(hq)
+        .u(hq)
+        .u(cq)
+        .f(cell.clip[0])
+        .f(cell.clip[1]);
+    cx.dispatch(key, &[ahead.slot, weights, constants], &[y.slot, h, c], &[], params, [walk.batch as u32, 1, 1])
+}
+
+/// Operands from `first` on: weights, recurrent weights, bias, state.
+fn rnn<'a>(
+    cx: &mut Lower<'a, '_>,
+    act: i32,
+    first: usize,
+    x: &Operand<'a>,
+    y: &Operand<'a>,
+    walk: Walk,
+) -> Lowered {
+    let (input, _) = stacked(cx, &[first], walk.width)?;
+    let units = y.inner();
+    let (recurrent, _) = stacked(cx, &[first + 1], units)?;
+    if input.shape.first() != Some(&units)
+        || recurrent.shape.first() != Some(&units)
+        || rows(&y.shape) != walk.batch * walk.time
+    {
+        return no("weights that do not fit");
+    }
+    let elem = if recurrent.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let row = units.div_ceil(4);
+    fits(cx, walk, row * 8)?;
+    let ahead = ahead(cx, x, &input, Some(first + 2))?;
+    let weights = cx.weight(|| by_quads(&recurrent, elem))?;
+    let h = state(cx, first + 3, walk.batch, units)?;
+    let key = KernelKey::new("rnn", &[("w", elem), ("acc", Elem::F32), ("out", y.elem)])
+        .set("WG", workers(cx, units) as i32)
+        .set("ACT", act)
+        .set("STATE", row as i32 * 4);
+    let params = Params::new()
+        .u(walk.time)
+        .u(units)
+        .u(walk.backward as usize)
+        .u(walk.step)
+        .u(walk.image)
+        .u(row);
+    cx.dispatch(key, &[ahead.slot, weights], &[y.slot, h], &[], params, [walk.batch as u32, 1, 1])
+}
+
+fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType) -> Lowered {
+    let (x, y) = (cx.operand(0)?, cx.result(0)?);
+    let (feature, _) = stacked(cx, &[1], x.inner())?;
+    let Some(time) = cx.constant(2)? else { return no("computed weights") };
+    let (&[batch, _], &[filters, memory], &[_, units]) =
+        (x.shape.as_slice(), time.shape.as_slice(), y.shape.as_slice())
+    else {
+        return no("an operand whose rank is not 2");
+    };
+    let rank = usize::try_from(rank).unwrap_or(0);
+    if feature.shape.first() != Some(&filters) || units.checked_mul(rank) != Some(filters) || memory == 0 {
+        return no("weights that do not fit");
+    }
+    let Some(weights) = floats(cx, 2, filters * memory)? else { return no("computed weights") };
+    let bias = floats(cx, 3, units)?;
+    let fresh = ahead(cx, &x, &feature, None)?;
+    let weights = cx.weight(|| Ok(weights.iter().flat_map(|v| v.to_le_bytes()).collect()))?;
+    let has_bias = bias.is_some();
+    let bias = cx.weight(|| Ok(bias.unwrap_or_default().iter().flat_map(|v| v.to_le_bytes()).collect()))?;
+    let memories = state(cx, 4, batch, filters * memory)?;
+    let mut key = KernelKey::new("svdf", &[("acc", Elem::F32), ("out", y.elem)]);
+    key.epilogue.extend(super::activation(activation)?);
+    let params = Params::new()
+        .u(y.quads())
+        .u(y.row_quads())
+        .u(units)
+        .u(rank)
+        .u(memory)
+        .u(fresh.row_quads())
+        .u((filters * memory).next_multiple_of(4))
+        .u(has_bias as usize);
+    let groups = line(y.quads().div_ceil(WG));
+    cx.dispatch(key, &[fresh.slot, weights, bias], &[y.slot, memories], &[], params, groups)
+}

@@ -1,0 +1,72 @@
+// A plain recurrent cell over a whole sequence, y = activation(W x + R y + b): a workgroup walks the steps of one row of
+// the batch. W x + b has been made by a matrix product. Weights are rows of four: for each quad of the state, one row a
+// unit.
+
+override WG: u32 = 64u;
+// The activation: 0 none, 1 RELU, 2 RELU6, 3 RELU_N1_TO_1, 4 TANH.
+override ACT: u32 = 4u;
+// Elements of the state in whole quads.
+override STATE: u32 = 4u;
+
+struct Params {
+    time: u32,
+    units: u32,
+    backward: u32,
+    // Distances in rows of the sequence: of steps, of the batch.
+    step: u32,
+    image: u32,
+    // Quads of a row: of the state, of the result, of the input's sums.
+    row: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> ahead: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> w: array<w_Elem4>;
+@group(0) @binding(3) var<storage, read_write> out: array<out_Elem4>;
+@group(0) @binding(4) var<storage, read_write> state: array<f32>;
+
+var<workgroup> h: array<f32, STATE>;
+var<workgroup> fresh: array<f32, STATE>;
+
+fn activate(x: f32) -> f32 {
+    switch ACT {
+        case 1u: { return max(x, 0.0); }
+        case 2u: { return clamp(x, 0.0, 6.0); }
+        case 3u: { return clamp(x, -1.0, 1.0); }
+        case 4u: { return f_tanh(vec4<f32>(x)).x; }
+        default: { return x; }
+    }
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let first = wg.x * p.row * 4u;
+    for (var k = local; k < STATE; k += WG) {
+        h[k] = state[first + k];
+        fresh[k] = 0.0;
+    }
+    workgroupBarrier();
+    for (var t = 0u; t < p.time; t++) {
+        let row = (wg.x * p.image + select(t, p.time - 1u - t, p.backward == 1u) * p.step) * p.row;
+        for (var k = local; k < p.units; k += WG) {
+            var s = ahead[row + k / 4u][k % 4u];
+            for (var q = 0u; q < p.row; q++) {
+                let x = vec4<f32>(h[q * 4u], h[q * 4u + 1u], h[q * 4u + 2u], h[q * 4u + 3u]);
+                s += dot(w_unpack(w[q * p.units + k]), x);
+            }
+            fresh[k] = activate(s);
+        }
+        workgroupBarrier();
+        for (var q = local; q < p.row; q += WG) {
+            let y = vec4<f32>(fresh[q * 4u], fresh[q * 4u + 1u], fresh[q * 4u + 2u], fresh[q * 4u + 3u]);
+            for (var i = 0u; i < 4u; i++) {
+                h[q * 4u + i] = y[i];
+            }
+            out[row + q] = out_pack(out_mask(finish(y, row + q), min(4u, p.units - q * 4u)));
+        }
+        workgroupBarrier();
+    }
+    for (var k = local; k < STATE; k += WG) {
+        state[first + k] = h[k];
+    }
+}

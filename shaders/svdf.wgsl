@@ -1,0 +1,65 @@
+// SVDF: each unit is a sum of `rank` filters, each of which remembers its last `memory` values and weighs them. This
+// step's values have been made by a matrix product. An invocation computes one unit of one row of the batch.
+
+override WG: u32 = 64u;
+
+struct Params {
+    // Rows of the batch times quads of a result row.
+    quads: u32,
+    row: u32,
+    units: u32,
+    rank: u32,
+    memory: u32,
+    // Quads of a row of this step's values, elements of a row of the state.
+    fresh_row: u32,
+    state_row: u32,
+    has_bias: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> fresh: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<out_Elem4>;
+@group(0) @binding(5) var<storage, read_write> state: array<f32>;
+
+// The unit's result; its filters' memories move on by one.
+fn unit(image: u32, u: u32) -> f32 {
+    var s = 0.0;
+    for (var r = 0u; r < p.rank; r++) {
+        let filt = u * p.rank + r;
+        let at = image * p.state_row + filt * p.memory;
+        let last = p.memory - 1u;
+        for (var m = 0u; m < last; m++) {
+            let x = state[at + m + 1u];
+            state[at + m] = x;
+            s += x * w[filt * p.memory + m];
+        }
+        let x = fresh[image * p.fresh_row + filt / 4u][filt % 4u];
+        state[at + last] = x;
+        s += x * w[filt * p.memory + last];
+    }
+    if (p.has_bias == 1u) {
+        s += bias[u];
+    }
+    return s;
+}
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let at = linear_id(wg, count, local, WG);
+    if (at >= p.quads) {
+        return;
+    }
+    let image = at / p.row;
+    let first = at % p.row * 4u;
+    let n = min(4u, p.units - first);
+    var y = vec4<f32>();
+    for (var i = 0u; i < n; i++) {
+        y[i] = unit(image, first + i);
+    }
+    out[at] = out_pack(out_mask(finish(y, at), n));
+}
