@@ -75,3 +75,22 @@ fn a_lost_device_is_an_error_to_who_requires_it() {
     gpu.close();
     assert_eq!(session.run(std::slice::from_ref(&input)).err().unwrap().kind, ErrorKind::Device);
 }
+
+#[test]
+fn state_is_on_the_gpu_and_survives_its_loss() {
+    if !common::gpu() {
+        return;
+    }
+    let gpu = Gpu::open(GpuOptions::default()).unwrap();
+    let mut session =
+        Session::builder(&common::counter()).device(Device::Gpu).everything_on_gpu(true).gpu(&gpu).build().unwrap();
+    assert_eq!(session.report().count(Target::Gpu), 1);
+    let x = [Tensor::new(&[1, 1], &[5f32]).unwrap()];
+    let next = |s: &mut Session| s.run(&x).unwrap()[0].view::<f32>().unwrap()[0];
+    assert_eq!([next(&mut session), next(&mut session)], [1.0, 2.0]);
+    session.reset();
+    assert_eq!([next(&mut session), next(&mut session)], [1.0, 2.0]);
+    gpu.close();
+    assert_eq!([next(&mut session), next(&mut session)], [3.0, 4.0]);
+    assert_eq!(session.report().count(Target::Gpu), 0);
+}

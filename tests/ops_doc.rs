@@ -166,21 +166,22 @@ fn answers(op: &Op, dtype: DType) -> (bool, bool) {
     (cpu, gpu)
 }
 
-/// What these operators need is other subgraphs, resources or two dozen operands: their tests answer for them.
-fn special(op: &Op) -> Option<&'static str> {
+/// What these operators need is other subgraphs, resources or two dozen operands: their tests answer for them. On the
+/// CPU and on the GPU.
+fn special(op: &Op) -> Option<(&'static str, &'static str)> {
     Some(match op {
-        Op::If(_) | Op::While(_) | Op::Call(_) | Op::CallOnce(_) => "control flow, any type",
-        Op::StablehloCase(_) | Op::StablehloWhile(_) | Op::StablehloComposite(_) => "control flow, any type",
-        Op::UnidirectionalSequenceLstm(_) => "f32, i8; dynamic range",
-        Op::Lstm(o) if o.kernel_type != LSTMKernelType::BASIC => "f32, i8, u8 (basic); dynamic range",
-        Op::BidirectionalSequenceLstm(_) | Op::BidirectionalSequenceRnn(_) => "f32; dynamic range",
-        Op::UnidirectionalSequenceRnn(_) | Op::Rnn(_) => "f32; dynamic range",
-        Op::Svdf(_) => "f32, i8; dynamic range",
+        Op::If(_) | Op::While(_) | Op::Call(_) | Op::CallOnce(_) => ("control flow, any type", ""),
+        Op::StablehloCase(_) | Op::StablehloWhile(_) | Op::StablehloComposite(_) => ("control flow, any type", ""),
+        Op::UnidirectionalSequenceLstm(_) => ("f32, i8; dynamic range", "f32"),
+        Op::Lstm(o) if o.kernel_type != LSTMKernelType::BASIC => ("f32, i8, u8 (basic); dynamic range", "f32"),
+        Op::BidirectionalSequenceLstm(_) | Op::BidirectionalSequenceRnn(_) => ("f32; dynamic range", "f32"),
+        Op::UnidirectionalSequenceRnn(_) | Op::Rnn(_) => ("f32; dynamic range", "f32"),
+        Op::Svdf(_) => ("f32, i8; dynamic range", "f32"),
         Op::ReduceWindow(_) | Op::StablehloReduceWindow(_) | Op::StablehloReduce(_) | Op::StablehloScatter(_) => {
-            "numbers of any type"
+            ("numbers of any type", "")
         }
-        Op::StablehloRngBitGenerator(_) => "integers",
-        Op::Hashtable(_) => "i64 to string, string to i64",
+        Op::StablehloRngBitGenerator(_) => ("integers", ""),
+        Op::Hashtable(_) => ("i64 to string, string to i64", ""),
         _ => return None,
     })
 }
@@ -197,8 +198,8 @@ fn the_table_of_operators_is_fresh() {
     let mut without = Vec::new();
     for &code in Op::CODES {
         let Some(op) = Op::with_defaults(code).map(sensible) else { continue };
-        if let Some(what) = special(&op) {
-            let _ = writeln!(text, "| {} | {what} | |", op.name());
+        if let Some((cpu, gpu)) = special(&op) {
+            let _ = writeln!(text, "| {} | {cpu} | {gpu} |", op.name());
             continue;
         }
         let (mut cpu, mut gpu) = (Vec::new(), Vec::new());

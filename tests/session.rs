@@ -1,6 +1,7 @@
 //! The library's sessions, on models built in memory.
 
-use litegpu::graph::schema::{ActivationFunctionType, RNNOptionsT};
+mod common;
+
 use litegpu::graph::{self, CustomOp, DType, Graph, Node, Op, Signature, ops};
 use litegpu::{CustomOperator, CustomOperators, Device, ErrorKind, Model, Session, Target, Tensor, cpu};
 
@@ -30,32 +31,6 @@ fn add() -> Model {
         outputs: vec![("total".into(), 2)],
     });
     Model::from_graph(m).unwrap()
-}
-
-/// A recurrent layer whose state grows by one in every run.
-fn counter() -> Model {
-    let constant =
-        |name, shape: &[usize], v: f32| graph::Tensor::constant(name, DType::F32, shape, v.to_le_bytes().to_vec());
-    let state = graph::Tensor { is_variable: true, ..tensor("state", &[1, 1]) };
-    let main = Graph {
-        tensors: vec![
-            tensor("x", &[1, 1]),
-            constant("weight", &[1, 1], 0.0),
-            constant("recurrent", &[1, 1], 1.0),
-            constant("bias", &[1], 1.0),
-            state,
-            tensor("y", &[1, 1]),
-        ],
-        nodes: vec![Node::new(
-            Op::Rnn(RNNOptionsT { fused_activation_function: ActivationFunctionType::NONE, ..Default::default() }),
-            &[0, 1, 2, 3, 4],
-            &[5],
-        )],
-        inputs: vec![0],
-        outputs: vec![5],
-        ..Graph::default()
-    };
-    Model::from_graph(model(main)).unwrap()
 }
 
 fn cpu_session(m: &Model) -> Session {
@@ -117,7 +92,7 @@ fn wrong_inputs_are_named() {
 
 #[test]
 fn state_lasts_until_reset() {
-    let m = counter();
+    let m = common::counter();
     let mut s = cpu_session(&m);
     let x = [t(&[1, 1], &[0.0])];
     let mut next = || s.run(&x).unwrap()[0].view::<f32>().unwrap()[0];

@@ -5,7 +5,7 @@ use crate::cost;
 use crate::lower::{Lower, Scene};
 use crate::program::Program;
 use litegpu_graph::shapes::{Eval, Shapes};
-use litegpu_graph::{Error, Family, Graph, Model, NodeId, Op, TensorId};
+use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, TensorId};
 
 /// What may be asked of a plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,12 +131,15 @@ pub fn plan<'e>(
     if options.force_cpu {
         reasons.fill(Some("the CPU was asked for".into()));
     } else if let Some(mut dry) = Lower::new(&scene, eval.take(), true) {
+        let fine = become_wide(graph);
         for id in 0..n {
-            if !folded[id]
-                && let Err(e) = dry.node(id)
-            {
-                reasons[id] = Some(e.reason);
+            if folded[id] {
+                continue;
             }
+            reasons[id] = match fine[id] {
+                true => Some("its result becomes a 16-bit integer, which the CPU gets exactly".into()),
+                false => dry.node(id).err().map(|e| e.reason),
+            };
         }
         eval = dry.eval.take();
     }
@@ -184,6 +187,27 @@ pub fn plan<'e>(
             return Err(Error::internal("the plan does not settle"));
         }
     }
+}
+
+/// The operators whose float results are quantized to 16 bits in the end. A step of 16 bits is little more than what
+/// the order of a sum changes in a float: on the GPU some would come out one off.
+fn become_wide(graph: &Graph) -> Vec<bool> {
+    let dtype = |t: TensorId| graph.tensors.get(t).map(|t| t.dtype);
+    let mut wanted = vec![false; graph.tensors.len()];
+    let mut nodes = vec![false; graph.nodes.len()];
+    for (id, node) in graph.nodes.iter().enumerate().rev() {
+        let wide = node.op == Op::Quantize && node.outputs.first().copied().and_then(dtype) == Some(DType::I16);
+        let feeds = node.outputs.iter().any(|&t| wanted.get(t) == Some(&true));
+        if let Some(slot) = nodes.get_mut(id) {
+            *slot = feeds;
+        }
+        for t in node.inputs.iter().flatten().copied().filter(|&t| (wide || feeds) && dtype(t) == Some(DType::F32)) {
+            if let Some(slot) = wanted.get_mut(t) {
+                *slot = true;
+            }
+        }
+    }
+    nodes
 }
 
 /// A run of nodes on one device.

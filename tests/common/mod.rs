@@ -1,6 +1,9 @@
 //! What the tests of the root crate share.
 #![allow(dead_code)]
 
+use litegpu::Model;
+use litegpu::graph::schema::{ActivationFunctionType, RNNOptionsT};
+use litegpu::graph::{self, DType, Graph, Node, Op};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -63,4 +66,31 @@ pub fn told(args: &[&str]) -> (String, String, i32) {
     let o = litegpu(args);
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
     (text(&o.stdout), text(&o.stderr), o.status.code().unwrap_or(-1))
+}
+
+/// A recurrent layer whose state grows by one in every run.
+pub fn counter() -> Model {
+    let tensor = |name, shape: &[usize]| graph::Tensor::new(name, DType::F32, shape);
+    let constant =
+        |name, shape: &[usize], v: f32| graph::Tensor::constant(name, DType::F32, shape, v.to_le_bytes().to_vec());
+    let state = graph::Tensor { is_variable: true, ..tensor("state", &[1, 1]) };
+    let main = Graph {
+        tensors: vec![
+            tensor("x", &[1, 1]),
+            constant("weight", &[1, 1], 0.0),
+            constant("recurrent", &[1, 1], 1.0),
+            constant("bias", &[1], 1.0),
+            state,
+            tensor("y", &[1, 1]),
+        ],
+        nodes: vec![Node::new(
+            Op::Rnn(RNNOptionsT { fused_activation_function: ActivationFunctionType::NONE, ..Default::default() }),
+            &[0, 1, 2, 3, 4],
+            &[5],
+        )],
+        inputs: vec![0],
+        outputs: vec![5],
+        ..Graph::default()
+    };
+    Model::from_graph(graph::Model { version: 3, subgraphs: vec![main], ..graph::Model::default() }).unwrap()
 }

@@ -298,14 +298,7 @@ fn fits(cx: &Lower<'_, '_>, walk: Walk, elements: usize) -> Lowered {
     Ok(())
 }
 
-fn lstm<'a>(
-    cx: &mut Lower<'a, '_>,
-    cell: &Cell,
-    ids: &Gates,
-    x: &Operand<'a>,
-    y: &Operand<'a>,
-    walk: Walk,
-) -> Lowered {
+fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
     let cifg = !cx.has(ids.input[0]);
     let from = usize::from(cifg);
     let (input, counts) = stacked(cx, ids.input.get(from..).unwrap_or_default(), walk.width)?;
@@ -393,14 +386,7 @@ fn lstm<'a>(
 }
 
 /// Operands from `first` on: weights, recurrent weights, bias, state.
-fn rnn<'a>(
-    cx: &mut Lower<'a, '_>,
-    act: i32,
-    first: usize,
-    x: &Operand<'a>,
-    y: &Operand<'a>,
-    walk: Walk,
-) -> Lowered {
+fn rnn<'a>(cx: &mut Lower<'a, '_>, act: i32, first: usize, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
     let (input, _) = stacked(cx, &[first], walk.width)?;
     let units = y.inner();
     let (recurrent, _) = stacked(cx, &[first + 1], units)?;
@@ -420,13 +406,7 @@ fn rnn<'a>(
         .set("WG", workers(cx, units) as i32)
         .set("ACT", act)
         .set("STATE", row as i32 * 4);
-    let params = Params::new()
-        .u(walk.time)
-        .u(units)
-        .u(walk.backward as usize)
-        .u(walk.step)
-        .u(walk.image)
-        .u(row);
+    let params = Params::new().u(walk.time).u(units).u(walk.backward as usize).u(walk.step).u(walk.image).u(row);
     cx.dispatch(key, &[ahead.slot, weights], &[y.slot, h], &[], params, [walk.batch as u32, 1, 1])
 }
 

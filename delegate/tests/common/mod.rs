@@ -257,7 +257,9 @@ impl Case {
             let want = on_cpu(&model, &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
             let got = on_gpu(&engine, config, &model, &shapes, &inputs)
                 .unwrap_or_else(|e| panic!("{} in {config:?}: {e}", self.name));
-            for (o, (t, (want, got))) in compared(&model.subgraphs[0]).into_iter().zip(want.iter().zip(&got)).enumerate() {
+            for (o, (t, (want, got))) in
+                compared(&model.subgraphs[0]).into_iter().zip(want.iter().zip(&got)).enumerate()
+            {
                 let dtype = model.subgraphs[0].tensors[t].dtype;
                 if let Err(e) = compare(dtype, self.tolerance, config.half(), want, got) {
                     panic!("{} in {config:?}: output {o}: {e}", self.name);
