@@ -168,7 +168,7 @@ impl Case {
     pub fn op_of(&mut self, op: Op, inputs: &[Option<TensorId>], results: usize) {
         let outputs: Vec<TensorId> = (0..results).map(|_| self.add(Tensor::new("out", DType::F32, &[]))).collect();
         let mut node = Node::new(op, &[], &outputs);
-        node.inputs = inputs.iter().copied().collect();
+        node.inputs = inputs.to_vec();
         let g = self.graph();
         g.nodes.push(node);
         g.outputs.extend(&outputs);
