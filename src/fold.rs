@@ -7,9 +7,14 @@ use litegpu_graph::ops::Fact;
 use litegpu_graph::shapes::{self, Shapes};
 use litegpu_graph::{Graph, Model, Node, Result, Shape, TensorId};
 
-/// The shapes of every tensor of a subgraph for the given input shapes, with computed shapes followed.
-pub(crate) fn propagate(model: &Model, graph: &Graph, inputs: &[(TensorId, Shape)]) -> Result<Shapes> {
-    shapes::propagate(graph, inputs, Some(&mut evaluator(model, graph)))
+/// The shapes of every tensor of a subgraph for the given input shapes and values, with computed shapes followed.
+pub(crate) fn propagate(
+    model: &Model,
+    graph: &Graph,
+    inputs: &[(TensorId, Shape)],
+    values: &[(TensorId, Bytes)],
+) -> Result<Shapes> {
+    shapes::propagate_with(graph, inputs, values, Some(&mut evaluator(model, graph)))
 }
 
 /// Evaluates nodes of a subgraph on known operands.

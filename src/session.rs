@@ -7,8 +7,9 @@ use crate::gpu::{self, Caps, DeviceMemory, DevicePort, Fault, Gpu, GpuOptions, P
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 use crate::tensor::{Tensor, View};
+use bytes::Bytes;
 use litegpu_cpu::{CustomOperators, Executor, Options};
-use litegpu_graph::shapes::{Shapes, check_resize};
+use litegpu_graph::shapes::{self, Shapes, check_resize};
 use litegpu_graph::{DType, Graph, NodeId, Quant, Shape, TensorId, elements};
 use serde::Serialize;
 use std::fmt;
@@ -267,7 +268,7 @@ impl Builder {
             resize(&self.model, &mut entry, key.borrow(), shape)?;
         }
         let wish = self.wish();
-        let draft = draft(&self.model, &entry, Some(caps), wish, None)?;
+        let draft = draft(&self.model, &entry, Some(caps), wish, None, |_| None)?;
         Ok(Report {
             signature: entry.signature,
             requested: wish.device,
@@ -323,6 +324,7 @@ impl Builder {
             planned: None,
             note,
             timings,
+            replanned: 0,
             gpu_times: Vec::new(),
             attached: Vec::new(),
             #[cfg(target_family = "wasm")]
@@ -418,6 +420,7 @@ enum Step {
 struct Draft {
     steps: Vec<StepPlan>,
     shapes: Shapes,
+    hangs_on: Vec<(TensorId, Option<Bytes>)>,
     placements: Vec<Placement>,
     partitions: Vec<Partition>,
     memory: Memory,
@@ -428,6 +431,9 @@ struct Draft {
 struct Planned {
     steps: Vec<Step>,
     shapes: Shapes,
+    /// Inputs whose values shapes hang on, with the values that the plan holds for; without one, shapes are left to the
+    /// run.
+    hangs_on: Vec<(TensorId, Option<Bytes>)>,
     placements: Vec<Placement>,
     partitions: Vec<Partition>,
     memory: Memory,
@@ -446,6 +452,8 @@ pub struct Session {
     planned: Option<Planned>,
     note: Option<String>,
     timings: Timings,
+    /// Plans that were made anew because a value had changed that shapes hang on.
+    replanned: u64,
     gpu_times: Vec<NodeTime>,
     /// Device memory that stands for inputs (false) and outputs (true) of the present plan.
     attached: Vec<(bool, TensorId, DeviceMemory)>,
@@ -578,6 +586,11 @@ impl Session {
     /// As [`Session::invoke`].
     pub async fn invoke_async(&mut self) -> Result<()> {
         self.prepare_async().await?;
+        if self.outdated() {
+            self.planned = None;
+            self.replanned += 1;
+            self.prepare_async().await?;
+        }
         let start = Clock::now();
         let s = self.entry.subgraph;
         for (i, info) in self.entry.inputs.iter().enumerate() {
@@ -636,6 +649,32 @@ impl Session {
         self.timings.last_run_ms = ms;
         self.timings.runs += 1;
         Ok(())
+    }
+
+    /// An input's value as it was set, where the CPU has it.
+    fn value(&self, t: TensorId) -> Option<&[u8]> {
+        if self.attached.iter().any(|(output, a, _)| !output && *a == t) {
+            return None;
+        }
+        let value = self.exec.get(self.entry.subgraph, t).ok()?;
+        let shape = &self.entry.inputs.iter().find(|i| i.tensor == t)?.shape;
+        (value.shape == shape).then_some(value.bytes)
+    }
+
+    /// Whether shapes hang on inputs whose values are other than the plan's. A model whose values change with nearly
+    /// every run is left with the plan that holds for all of them.
+    fn outdated(&self) -> bool {
+        let Some(planned) = &self.planned else { return false };
+        let changed = |(t, held): &(TensorId, Option<Bytes>)| match (self.value(*t), held) {
+            (Some(now), Some(held)) => now != held,
+            (Some(_), None) => !self.fickle(),
+            (None, held) => held.is_some(),
+        };
+        planned.hangs_on.iter().any(changed)
+    }
+
+    fn fickle(&self) -> bool {
+        self.replanned > 8 && self.replanned * 2 > self.timings.runs
     }
 
     /// An output of the last run, without a copy.
@@ -724,16 +763,18 @@ impl Session {
         self.attached.clear();
         loop {
             let start = Clock::now();
-            let draft =
-                draft(&self.model, &self.entry, self.gpu.as_ref().map(Gpu::caps), self.wish, self.note.as_deref())?;
+            let caps = self.gpu.as_ref().map(Gpu::caps);
+            let fickle = self.fickle();
+            let value = |t| self.value(t).filter(|_| !fickle).map(Bytes::copy_from_slice);
+            let draft = draft(&self.model, &self.entry, caps, self.wish, self.note.as_deref(), value)?;
             self.timings.plan_ms = start.ms();
             let start = Clock::now();
             let loaded = self.load(&draft).await;
             self.timings.prepare_ms += start.ms();
-            let Draft { shapes, placements, partitions, memory, .. } = draft;
+            let Draft { shapes, hangs_on, placements, partitions, memory, .. } = draft;
             match loaded {
                 Ok(steps) => {
-                    self.planned = Some(Planned { steps, shapes, placements, partitions, memory });
+                    self.planned = Some(Planned { steps, shapes, hangs_on, placements, partitions, memory });
                     return Ok(());
                 }
                 Err(Fault::Memory(why)) if memory.gpu_planned + memory.gpu_weights > 0 => {
@@ -978,11 +1019,27 @@ fn constants(model: &Model) -> u64 {
     tensors.filter_map(|t| t.data.as_ref()).map(|d| d.len() as u64).sum()
 }
 
-/// Plans the entry's subgraph for its input shapes: for an adapter, or all on the CPU.
-fn draft(model: &Model, entry: &Entry, caps: Option<&Caps>, wish: Wish, note: Option<&str>) -> Result<Draft> {
+/// Plans the entry's subgraph for its input shapes: for an adapter, or all on the CPU. `value` gives an input's value
+/// where it is set; for an adapter, what shapes hang on is taken from there.
+fn draft(
+    model: &Model,
+    entry: &Entry,
+    caps: Option<&Caps>,
+    wish: Wish,
+    note: Option<&str>,
+    value: impl Fn(TensorId) -> Option<Bytes>,
+) -> Result<Draft> {
     let graph = graph(model, entry.subgraph)?;
     let inputs: Vec<(TensorId, Shape)> = entry.inputs.iter().map(|i| (i.tensor, Shape::from_slice(&i.shape))).collect();
-    let shapes = fold::propagate(model.graph(), graph, &inputs)?;
+    let mut shapes = fold::propagate(model.graph(), graph, &inputs, &[])?;
+    let mut hangs_on: Vec<(TensorId, Option<Bytes>)> = Vec::new();
+    if caps.is_some() {
+        hangs_on.extend(shapes::shape_inputs(graph, &shapes).into_iter().map(|t| (t, value(t))));
+        let known: Vec<(TensorId, Bytes)> = hangs_on.iter().filter_map(|(t, v)| Some((*t, v.clone()?))).collect();
+        if !known.is_empty() {
+            shapes = fold::propagate(model.graph(), graph, &inputs, &known)?;
+        }
+    }
     let (steps, verdicts, memory) = match caps {
         Some(caps) => gpu::plan(model.graph(), entry.subgraph, graph, &shapes, caps, wish)?,
         None => {
@@ -1031,7 +1088,7 @@ fn draft(model: &Model, entry: &Entry, caps: Option<&Caps>, wish: Wish, note: Op
             })
         })
         .collect();
-    Ok(Draft { steps, shapes, placements, partitions, memory })
+    Ok(Draft { steps, shapes, hangs_on, placements, partitions, memory })
 }
 
 /// Tensors whose storage the executor must not reuse when their last reader in the file's order has run: those that

@@ -184,3 +184,41 @@ fn sessions_can_move_to_another_thread() {
     send(&s);
     send(&Session::builder(&add()).build_async());
 }
+
+/// The padding is an input: shapes hang on its value.
+#[cfg(feature = "gpu")]
+#[test]
+fn shapes_that_hang_on_values_are_planned_for_the_values() {
+    if !common::gpu() {
+        return;
+    }
+    let main = Graph {
+        tensors: vec![
+            tensor("x", &[2, 3]),
+            graph::Tensor::new("paddings", DType::I32, &[2, 2]),
+            tensor("padded", &[]),
+            tensor("y", &[]),
+        ],
+        nodes: vec![Node::new(Op::Pad, &[0, 1], &[2]), Node::new(Op::Neg, &[2], &[3])],
+        inputs: vec![0, 1],
+        outputs: vec![3],
+        ..Graph::default()
+    };
+    let model = Model::from_graph(model(main)).unwrap();
+    let session = |d| Session::builder(&model).device(d).everything_on_gpu(true).build().unwrap();
+    let (mut cpu, mut gpu) = (session(Device::Cpu), session(Device::Gpu));
+    let x = t(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let mut run = |paddings: [i32; 4]| {
+        let paddings = Tensor::new(&[2, 2], &paddings).unwrap();
+        let inputs = [x.clone(), paddings];
+        let (want, got) = (cpu.run(&inputs).unwrap(), gpu.run(&inputs).unwrap());
+        assert_eq!(want[0].shape(), got[0].shape());
+        assert_eq!(want[0].bytes(), got[0].bytes());
+        gpu.report().count(Target::Gpu)
+    };
+    // PAD and NEG; the second run keeps the plan.
+    assert_eq!([run([0, 1, 2, 0]), run([0, 1, 2, 0]), run([1, 1, 0, 0])], [2; 3]);
+    // A value that never stays is no shape: in the end the CPU runs what hangs on it.
+    let counts: Vec<usize> = (0..12).map(|i| run([i % 5, 0, 0, i % 3])).collect();
+    assert_eq!(counts.last(), Some(&0));
+}

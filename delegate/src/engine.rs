@@ -2,7 +2,7 @@
 
 use crate::caps::{AdapterClass, Caps};
 use crate::convert;
-use crate::program::{Access, Place, Port, Program, SlotId};
+use crate::program::{Access, LEAST_BINDING, Place, Port, Program, SlotId};
 use litegpu_graph::NodeId;
 use litegpu_shaders::KernelKey;
 use std::collections::HashMap;
@@ -464,8 +464,7 @@ impl Engine {
     fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
-            // Kernels that load four 64-bit words at once need that much of a binding.
-            size: size.max(32),
+            size: size.max(LEAST_BINDING),
             usage,
             mapped_at_creation: false,
         })
@@ -533,7 +532,7 @@ impl Engine {
         }
         let mut read_back = vec![false; program.buffers.len()];
         for p in &program.outputs {
-            if let Some(Place::Buffer(b)) = program.slots.get(p.slot).map(|s| s.place)
+            if let Some(Place::Buffer(b, _)) = program.slots.get(p.slot).map(|s| s.place)
                 && let Some(r) = read_back.get_mut(b)
             {
                 *r = self.caps.mappable;
@@ -576,7 +575,7 @@ impl Engine {
             for b in &d.bindings {
                 let slot = program.slots.get(b.slot).ok_or_else(|| bug("a binding without slot"))?;
                 let (buffer, offset) = match slot.place {
-                    Place::Buffer(i) => (buffers.get(i), 0),
+                    Place::Buffer(i, at) => (buffers.get(i), at),
                     Place::Weight(i) => match weights.get(i) {
                         Some(&(arena, at)) => (weight_buffers.get(arena), at),
                         None => (None, 0),
@@ -589,7 +588,7 @@ impl Engine {
                     resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                         buffer,
                         offset,
-                        size: std::num::NonZero::new(slot.bytes.max(32)),
+                        size: std::num::NonZero::new(slot.bytes.max(LEAST_BINDING)),
                     }),
                 });
             }
@@ -607,20 +606,20 @@ impl Engine {
             });
         }
         drop(have);
-        let places: Vec<Option<(usize, u64)>> = program
+        let places: Vec<Option<Where>> = program
             .slots
             .iter()
             .map(|s| match s.place {
-                Place::Buffer(b) => Some((b, s.bytes)),
+                Place::Buffer(buffer, at) => Some(Where { buffer, at, bytes: s.bytes }),
                 _ => None,
             })
             .collect();
         let mut staging_bytes = 0u64;
         let mut outputs = Vec::with_capacity(program.outputs.len());
         for p in &program.outputs {
-            let (buffer, _) = places.get(p.slot).copied().flatten().ok_or_else(|| bug("an output without memory"))?;
-            let direct = read_back.get(buffer).copied().unwrap_or(false);
-            outputs.push(Out { port: p.clone(), buffer, direct, at: staging_bytes });
+            let place = places.get(p.slot).copied().flatten().ok_or_else(|| bug("an output without memory"))?;
+            let direct = read_back.get(place.buffer).copied().unwrap_or(false);
+            outputs.push(Out { port: p.clone(), place, direct, at: staging_bytes });
             if !direct {
                 staging_bytes += p.gpu_bytes().next_multiple_of(256);
             }
@@ -628,7 +627,7 @@ impl Engine {
         let mut inputs = Vec::with_capacity(program.inputs.len());
         for p in &program.inputs {
             // An input that no operator reads has no memory.
-            inputs.push((p.clone(), places.get(p.slot).copied().flatten().map(|(b, _)| b)));
+            inputs.push((p.clone(), places.get(p.slot).copied().flatten()));
         }
         let staging = (staging_bytes > 0).then(|| self.buffer("read-back", staging_bytes, U::MAP_READ | U::COPY_DST));
         Ok(Loaded {
@@ -873,9 +872,17 @@ struct Ready {
     groups: [u32; 3],
 }
 
+/// A range of an activation buffer.
+#[derive(Debug, Clone, Copy)]
+struct Where {
+    buffer: usize,
+    at: u64,
+    bytes: u64,
+}
+
 struct Out {
     port: Port,
-    buffer: usize,
+    place: Where,
     /// Mapped where it is, instead of copied to the staging buffer.
     direct: bool,
     at: u64,
@@ -908,9 +915,9 @@ pub struct Loaded {
     timestamps: bool,
     labels: Vec<String>,
     buffers: Vec<wgpu::Buffer>,
-    places: Vec<Option<(usize, u64)>>,
+    places: Vec<Option<Where>>,
     dispatches: Vec<Ready>,
-    inputs: Vec<(Port, Option<usize>)>,
+    inputs: Vec<(Port, Option<Where>)>,
     outputs: Vec<Out>,
     /// What stands in for the host's bytes, for inputs and for outputs.
     attached: [HashMap<usize, DeviceMemory>; 2],
@@ -1059,7 +1066,7 @@ impl Loaded {
     /// # Errors
     /// As [`Loaded::run`].
     pub async fn peek(&mut self, slot: SlotId) -> Result<Option<Vec<u8>>> {
-        let Some((buffer, bytes)) = self.places.get(slot).copied().flatten() else { return Ok(None) };
+        let Some(Where { buffer, at, bytes }) = self.places.get(slot).copied().flatten() else { return Ok(None) };
         let Some(buffer) = self.buffers.get(buffer) else { return Ok(None) };
         let readable = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("peek"),
@@ -1068,7 +1075,7 @@ impl Loaded {
             mapped_at_creation: false,
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &readable, 0, bytes);
+        encoder.copy_buffer_to_buffer(buffer, at, &readable, 0, bytes);
         let index = self.queue.submit([encoder.finish()]);
         let done = Signal::default();
         let signal = done.clone();
@@ -1092,10 +1099,10 @@ impl Loaded {
 
     /// Fills a slot with a byte before a run. For tests.
     pub fn poke(&mut self, slot: SlotId, byte: u8) {
-        if let Some((buffer, bytes)) = self.places.get(slot).copied().flatten()
+        if let Some(Where { buffer, at, bytes }) = self.places.get(slot).copied().flatten()
             && let Some(buffer) = self.buffers.get(buffer)
         {
-            self.queue.write_buffer(buffer, 0, &vec![byte; bytes as usize]);
+            self.queue.write_buffer(buffer, at, &vec![byte; bytes as usize]);
         }
     }
 
@@ -1105,7 +1112,7 @@ impl Loaded {
             let message = format!("{} inputs given, {} expected", inputs.len(), self.inputs.len());
             return Err(GpuError::new(GpuErrorKind::Invalid, message));
         }
-        for (i, ((port, buffer), bytes)) in self.inputs.iter().zip(inputs).enumerate() {
+        for (i, ((port, place), bytes)) in self.inputs.iter().zip(inputs).enumerate() {
             if self.attached[0].contains_key(&i) {
                 continue;
             }
@@ -1120,10 +1127,11 @@ impl Loaded {
                 );
                 return Err(GpuError::new(GpuErrorKind::Invalid, message));
             }
-            let Some(buffer) = buffer.and_then(|b| self.buffers.get(b)) else { continue };
+            let Some(Where { buffer, at, .. }) = *place else { continue };
+            let Some(buffer) = self.buffers.get(buffer) else { continue };
             let same = port.dtype.bits() == port.elem.quad_bytes() * 2;
             if same && port.shape.last().is_some_and(|d| d % 4 == 0) {
-                self.queue.write_buffer(buffer, 0, bytes);
+                self.queue.write_buffer(buffer, at, bytes);
                 continue;
             }
             let size = crate::program::quads(&port.shape) * port.elem.quad_bytes();
@@ -1132,7 +1140,7 @@ impl Loaded {
                 let message = format!("tensor {} holds values that do not fit into 32 bits", port.tensor);
                 return Err(GpuError::new(GpuErrorKind::Invalid, message));
             }
-            self.queue.write_buffer(buffer, 0, &self.scratch);
+            self.queue.write_buffer(buffer, at, &self.scratch);
         }
         Ok(())
     }
@@ -1140,22 +1148,22 @@ impl Loaded {
     /// Copies attached inputs into place.
     fn fetch(&self, encoder: &mut wgpu::CommandEncoder) {
         for (i, from) in &self.attached[0] {
-            if let Some((port, Some(to))) = self.inputs.get(*i)
-                && let Some(to) = self.buffers.get(*to)
+            if let Some((port, Some(place))) = self.inputs.get(*i)
+                && let Some(to) = self.buffers.get(place.buffer)
             {
-                encoder.copy_buffer_to_buffer(&from.0, 0, to, 0, port.gpu_bytes());
+                encoder.copy_buffer_to_buffer(&from.0, 0, to, place.at, port.gpu_bytes());
             }
         }
     }
 
     fn stage(&self, encoder: &mut wgpu::CommandEncoder) {
         for (i, o) in self.outputs.iter().enumerate() {
-            if let (Some(to), Some(from)) = (self.attached[1].get(&i), self.buffers.get(o.buffer)) {
-                encoder.copy_buffer_to_buffer(from, 0, &to.0, 0, o.port.gpu_bytes());
+            if let (Some(to), Some(from)) = (self.attached[1].get(&i), self.buffers.get(o.place.buffer)) {
+                encoder.copy_buffer_to_buffer(from, o.place.at, &to.0, 0, o.port.gpu_bytes());
                 continue;
             }
-            if let (false, Some(from), Some(staging)) = (o.direct, self.buffers.get(o.buffer), &self.staging) {
-                encoder.copy_buffer_to_buffer(from, 0, staging, o.at, o.port.gpu_bytes());
+            if let (false, Some(from), Some(staging)) = (o.direct, self.buffers.get(o.place.buffer), &self.staging) {
+                encoder.copy_buffer_to_buffer(from, o.place.at, staging, o.at, o.port.gpu_bytes());
             }
         }
     }
@@ -1169,7 +1177,7 @@ impl Loaded {
         let mut signals = Vec::new();
         let attached = &self.attached[1];
         let here = self.outputs.iter().enumerate().filter(|(i, _)| !attached.contains_key(i)).map(|(_, o)| o);
-        let wanted = here.clone().filter(|o| o.direct).filter_map(|o| self.buffers.get(o.buffer));
+        let wanted = here.clone().filter(|o| o.direct).filter_map(|o| self.buffers.get(o.place.buffer));
         let staging = self.staging.iter().filter(|_| here.clone().any(|o| !o.direct));
         for buffer in wanted.chain(staging) {
             if mapped.contains(&buffer) {
@@ -1205,7 +1213,7 @@ impl Loaded {
                 }
                 let (buffer, at) = match (o.direct, &self.staging) {
                     (false, Some(s)) => (Some(s), o.at),
-                    _ => (self.buffers.get(o.buffer), 0),
+                    _ => (self.buffers.get(o.place.buffer), o.place.at),
                 };
                 let Some(buffer) = buffer else { continue };
                 match buffer.get_mapped_range(at..at + o.port.gpu_bytes()) {

@@ -638,7 +638,8 @@ impl<'a, 'e> Lower<'a, 'e> {
             let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).collect();
             crate::fuse::fuse(&mut self.program, &pinned, self.scene.caps.max_storage_buffers);
         }
-        plan_memory(&mut self.program);
+        let caps = self.scene.caps;
+        plan_memory(&mut self.program, u64::from(caps.storage_align).max(16), caps.max_buffer);
         Ok(self.program)
     }
 }

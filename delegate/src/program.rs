@@ -21,8 +21,8 @@ pub struct Slot {
 pub enum Place {
     /// Not bound by any dispatch.
     Unused,
-    /// The activation buffer of that number, from its start.
-    Buffer(usize),
+    /// The activation buffer of that number, from that byte on.
+    Buffer(usize, u64),
     /// The constant of that number.
     Weight(usize),
 }
@@ -158,8 +158,27 @@ pub fn tail(shape: &[usize]) -> usize {
     }
 }
 
-/// Assigns activation slots to shared buffers by liveness, largest first, each to the free buffer that grows least.
-pub(crate) fn plan_memory(program: &mut Program) {
+/// The least that a binding has: kernels that load four 64-bit words at once need that much.
+pub(crate) const LEAST_BINDING: u64 = 32;
+
+/// What one dispatch reads and what it writes must not lie in one buffer, wherever in it: the interface forbids it.
+fn conflicts(program: &Program) -> Vec<Vec<SlotId>> {
+    let mut all: Vec<Vec<SlotId>> = vec![Vec::new(); program.slots.len()];
+    for d in &program.dispatches {
+        for a in &d.bindings {
+            for b in d.bindings.iter().filter(|b| b.access != a.access) {
+                if let Some(list) = all.get_mut(a.slot) {
+                    list.push(b.slot);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Assigns activation slots to ranges of few shared buffers by liveness, largest first, each to the range that makes
+/// its buffer grow least and leaves least of a gap. Ranges start at multiples of `align`; no buffer exceeds `limit`.
+pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
     let n = program.slots.len();
     let end = program.dispatches.len();
     let mut live: Vec<Option<(usize, usize)>> = vec![None; n];
@@ -194,29 +213,108 @@ pub(crate) fn plan_memory(program: &mut Program) {
         bound = bound.max(order.iter().filter(|(_, _, a, b)| *a <= i && i <= *b).map(|o| o.1).sum());
     }
     order.sort_by_key(|&(id, bytes, _, _)| (std::cmp::Reverse(bytes), id));
-    let mut buffers: Vec<(u64, Vec<(usize, usize)>)> = Vec::new();
-    for (id, bytes, a, b) in order {
-        let free = buffers
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, uses))| uses.iter().all(|&(x, y)| b < x || y < a))
-            .min_by_key(|(_, (size, _))| (bytes.saturating_sub(*size), size.saturating_sub(bytes)))
-            .map(|(i, _)| i);
-        let at = free.unwrap_or_else(|| {
-            buffers.push((0, Vec::new()));
-            buffers.len() - 1
-        });
-        if let Some((size, uses)) = buffers.get_mut(at) {
-            *size = (*size).max(bytes);
-            uses.push((a, b));
-        }
-        if let Some(slot) = program.slots.get_mut(id) {
-            slot.place = Place::Buffer(at);
+    let conflicts = conflicts(program);
+    let mut best = arrange(n, &order, &conflicts, align, limit);
+    // What made a buffer grow last was placed too late: it goes first in the next try.
+    for _ in 0..(4_000_000 / (order.len() * order.len()).max(1)).clamp(4, 64) {
+        let Some(late) = best.late.filter(|_| best.total() > bound) else { break };
+        let Some(at) = order.iter().position(|o| o.0 == late).filter(|&at| at > 0) else { break };
+        let moved = order.remove(at);
+        order.insert(0, moved);
+        let next = arrange(n, &order, &conflicts, align, limit);
+        let late = next.late;
+        if next.total() < best.total() {
+            best = next;
+        } else {
+            best.late = late;
         }
     }
-    program.buffers = buffers.into_iter().map(|(size, _)| size).collect();
+    for (slot, place) in program.slots.iter_mut().zip(&best.places) {
+        if let Some((buffer, at)) = *place {
+            slot.place = Place::Buffer(buffer, at);
+        }
+    }
+    program.buffers = best.buffers;
     program.planned_bytes = program.buffers.iter().sum();
     program.lower_bound = bound;
+}
+
+/// Where each slot goes.
+struct Arrangement {
+    buffers: Vec<u64>,
+    places: Vec<Option<(usize, u64)>>,
+    /// The last slot that made a buffer grow.
+    late: Option<SlotId>,
+}
+
+impl Arrangement {
+    fn total(&self) -> u64 {
+        self.buffers.iter().sum()
+    }
+}
+
+/// Places slots (with their bytes, first and last dispatch) in the given order.
+fn arrange(
+    slots: usize,
+    order: &[(SlotId, u64, usize, usize)],
+    conflicts: &[Vec<SlotId>],
+    align: u64,
+    limit: u64,
+) -> Arrangement {
+    /// A range of a buffer, with the first and last dispatch that need it.
+    struct Range {
+        at: u64,
+        end: u64,
+        from: usize,
+        to: usize,
+    }
+    let mut buffers: Vec<(u64, Vec<Range>)> = Vec::new();
+    let mut places: Vec<Option<(usize, u64)>> = vec![None; slots];
+    let mut late = None;
+    for &(id, bytes, a, b) in order {
+        let bytes = bytes.max(LEAST_BINDING);
+        let mut best: Option<(u64, u64, usize, u64)> = None;
+        for (number, (size, ranges)) in buffers.iter().enumerate() {
+            let taken = |s: &SlotId| places.get(*s).copied().flatten().is_some_and(|(b, _)| b == number);
+            if conflicts.get(id).is_some_and(|c| c.iter().any(taken)) {
+                continue;
+            }
+            let mut busy: Vec<(u64, u64)> =
+                ranges.iter().filter(|r| r.from <= b && a <= r.to).map(|r| (r.at, r.end)).collect();
+            busy.sort_unstable();
+            let mut at = 0;
+            for (start, stop) in busy.into_iter().chain([(u64::MAX, u64::MAX)]) {
+                if at + bytes <= start && at + bytes <= limit {
+                    let growth = (at + bytes).saturating_sub(*size);
+                    let gap = start.min((*size).max(at + bytes)) - (at + bytes);
+                    if best.is_none_or(|b| (growth, gap) < (b.0, b.1)) {
+                        best = Some((growth, gap, number, at));
+                    }
+                }
+                if stop != u64::MAX {
+                    at = at.max(stop.next_multiple_of(align));
+                }
+            }
+        }
+        let (number, at) = match best {
+            Some((growth, _, number, at)) if growth < bytes => (number, at),
+            _ => {
+                buffers.push((0, Vec::new()));
+                (buffers.len() - 1, 0)
+            }
+        };
+        if let Some((size, ranges)) = buffers.get_mut(number) {
+            if at + bytes > *size {
+                *size = at + bytes;
+                late = Some(id);
+            }
+            ranges.push(Range { at, end: at + bytes, from: a, to: b });
+        }
+        if let Some(p) = places.get_mut(id) {
+            *p = Some((number, at));
+        }
+    }
+    Arrangement { buffers: buffers.into_iter().map(|(size, _)| size).collect(), places, late }
 }
 
 #[cfg(test)]
@@ -250,8 +348,19 @@ mod tests {
     #[test]
     fn a_chain_needs_two_buffers() {
         let mut p = program(&[64; 6], &[(&[0], &[1]), (&[1], &[2]), (&[2], &[3]), (&[3], &[4]), (&[4], &[5])]);
-        plan_memory(&mut p);
+        plan_memory(&mut p, 64, 1 << 30);
         assert_eq!((p.planned_bytes, p.lower_bound), (128, 128));
+    }
+
+    #[test]
+    fn large_and_small_in_turns() {
+        // Sizes as a network of depthwise and pointwise layers has them.
+        let mut p = program(
+            &[150, 401, 400, 802, 200, 402, 400, 402].map(|s| s * 64),
+            &[(&[0], &[1]), (&[1], &[2]), (&[2], &[3]), (&[3], &[4]), (&[4], &[5]), (&[5], &[6]), (&[6], &[7])],
+        );
+        plan_memory(&mut p, 64, 1 << 30);
+        assert!(p.planned_bytes * 10 <= p.lower_bound * 11, "{} of {}", p.planned_bytes, p.lower_bound);
     }
 
     #[test]
@@ -268,8 +377,16 @@ mod tests {
                 (1..n as usize).map(|i| (vec![i - 1, random(i as u32) as usize], vec![i])).collect();
             let list: Vec<(&[usize], &[usize])> = edges.iter().map(|(a, b)| (a.as_slice(), b.as_slice())).collect();
             let mut p = program(&sizes, &list);
-            plan_memory(&mut p);
+            plan_memory(&mut p, 64, 1 << 30);
             assert!(p.planned_bytes >= p.lower_bound);
+            let place = |s: SlotId| match p.slots[s].place {
+                Place::Buffer(b, _) => b,
+                other => panic!("{other:?}"),
+            };
+            for d in &p.dispatches {
+                let of = |access| d.bindings.iter().filter(move |b| b.access == access).map(|b| place(b.slot));
+                assert!(of(Access::Read).all(|r| of(Access::Write).all(|w| r != w)));
+            }
             let mut life = vec![(usize::MAX, 0); n as usize];
             for (i, d) in p.dispatches.iter().enumerate() {
                 for b in &d.bindings {
@@ -278,9 +395,14 @@ mod tests {
             }
             for a in 0..n as usize {
                 for b in 0..a {
-                    if p.slots[a].place == p.slots[b].place {
+                    let (Place::Buffer(x, from), Place::Buffer(y, at)) = (p.slots[a].place, p.slots[b].place) else {
+                        continue;
+                    };
+                    let apart = from + p.slots[a].bytes <= at || at + p.slots[b].bytes <= from;
+                    if x == y && !apart {
                         assert!(life[a].1 < life[b].0 || life[b].1 < life[a].0, "{a} {b}");
                     }
+                    assert!(from % 64 == 0 && from + p.slots[a].bytes <= p.buffers[x]);
                 }
             }
         }

@@ -34,6 +34,30 @@ impl Shapes {
     }
 }
 
+/// The graph inputs of whole numbers whose values shapes hang on that are not known yet.
+pub fn shape_inputs(graph: &Graph, shapes: &Shapes) -> Vec<TensorId> {
+    let open = |t: &TensorId| {
+        let number = |t: &Tensor| matches!(t.dtype, DType::I32 | DType::I64 | DType::Bool) && !t.is_constant();
+        shapes.values.get(*t).is_some_and(Option::is_none) && graph.tensors.get(*t).is_some_and(number)
+    };
+    let small = |t: &TensorId| shapes.get(*t).is_some_and(|s| elements(s) <= MAX_VALUE);
+    let mut wanted = vec![false; graph.tensors.len()];
+    for node in graph.nodes.iter().rev() {
+        let known = |t: &TensorId| shapes.get(*t).is_some();
+        // Where operands have shapes and results have none, an operand's value is what is missing.
+        let first = node.inputs.iter().flatten().all(known) && !node.outputs.iter().all(known);
+        if !first && !node.outputs.iter().any(|&t| wanted.get(t) == Some(&true)) {
+            continue;
+        }
+        for t in node.inputs.iter().flatten().filter(|t| open(t) && small(t)) {
+            if let Some(slot) = wanted.get_mut(*t) {
+                *slot = true;
+            }
+        }
+    }
+    graph.inputs.iter().copied().filter(|&t| wanted.get(t) == Some(&true)).collect()
+}
+
 /// Evaluates a node whose operands are all known: (node, operand facts with values, output shapes) to the bytes of
 /// each output, or `None` when it cannot.
 pub type Eval<'e> = dyn FnMut(&Node, &[Option<Fact<'_>>], &[Shape]) -> Option<Vec<Bytes>> + 'e;
@@ -43,7 +67,21 @@ pub type Eval<'e> = dyn FnMut(&Node, &[Option<Fact<'_>>], &[Shape]) -> Option<Ve
 /// # Errors
 /// `Invalid` when an override does not fit the declared rank or fixed dimensions, or when an operator's operands do
 /// not fit together (naming it). A missing shape rule is no error: its outputs are unknown.
-pub fn propagate(graph: &Graph, inputs: &[(TensorId, Shape)], mut eval: Option<&mut Eval<'_>>) -> Result<Shapes> {
+pub fn propagate(graph: &Graph, inputs: &[(TensorId, Shape)], eval: Option<&mut Eval<'_>>) -> Result<Shapes> {
+    propagate_with(graph, inputs, &[], eval)
+}
+
+/// [`propagate`] where the values of some graph inputs are known: what they say of shapes then holds for these values
+/// only.
+///
+/// # Errors
+/// As [`propagate`].
+pub fn propagate_with(
+    graph: &Graph,
+    inputs: &[(TensorId, Shape)],
+    values: &[(TensorId, Bytes)],
+    mut eval: Option<&mut Eval<'_>>,
+) -> Result<Shapes> {
     let n = graph.tensors.len();
     let mut out = Shapes { shapes: vec![None; n], values: vec![None; n] };
     for (slot, t) in out.shapes.iter_mut().zip(&graph.tensors) {
@@ -59,6 +97,15 @@ pub fn propagate(graph: &Graph, inputs: &[(TensorId, Shape)], mut eval: Option<&
         }
         if let Some(slot) = out.shapes.get_mut(t) {
             *slot = Some(given.unwrap_or(&tensor.shape).clone());
+        }
+    }
+    for (t, value) in values {
+        let fits = out.get(*t).is_some_and(|s| {
+            let whole = graph.tensors.get(*t).and_then(|t| t.dtype.byte_len(elements(s)));
+            elements(s) <= MAX_VALUE && whole == Some(value.len())
+        });
+        if let (true, true, Some(slot)) = (fits, graph.inputs.contains(t), out.values.get_mut(*t)) {
+            *slot = Some(value.clone());
         }
     }
     for (i, node) in graph.nodes.iter().enumerate() {

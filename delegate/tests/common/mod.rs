@@ -339,8 +339,8 @@ fn guarded(program: &Program) -> Program {
     let mut p = program.clone();
     p.buffers.clear();
     for s in &mut p.slots {
-        if let Place::Buffer(b) = &mut s.place {
-            *b = p.buffers.len();
+        if let Place::Buffer(b, at) = &mut s.place {
+            (*b, *at) = (p.buffers.len(), 0);
             s.bytes += GUARD;
             p.buffers.push(s.bytes);
         }
