@@ -1,10 +1,8 @@
 //! Calibration: the float model runs over samples, and the range of every tensor is kept.
 
-use crate::drift::{self, Probes};
 use crate::params::{Range, floats};
 use litegpu_cpu::{Executor, Options, Value};
 use litegpu_graph::{DType, Error, Model, Result, TensorId, shapes};
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -102,8 +100,6 @@ pub struct Ranges {
     pub tensors: Vec<Vec<Option<Range>>>,
     /// Per subgraph and tensor: what each channel (index of the innermost dimension) held, where that was recorded.
     pub channels: Vec<Vec<Option<Channels>>>,
-    /// Per subgraph and result: what the rounding of weights adds to it, where that was recorded.
-    pub drift: Vec<HashMap<TensorId, Channels>>,
 }
 
 impl Ranges {
@@ -135,7 +131,7 @@ impl Channels {
         self.sum.iter().map(|s| s / self.count.max(1) as f64).collect()
     }
 
-    fn add(&mut self, values: &[f32], channels: usize) {
+    pub(crate) fn add(&mut self, values: &[f32], channels: usize) {
         if self.sum.is_empty() {
             (self.sum, self.magnitude) = (vec![0.0; channels], vec![0.0; channels]);
         }
@@ -170,8 +166,6 @@ pub struct Observations {
     pub(crate) names: Vec<Vec<String>>,
     pub(crate) methods: Vec<Vec<Method>>,
     pub(crate) seen: Vec<Vec<Option<Observer>>>,
-    /// Hangs on how weights are to be quantized, and is not saved.
-    pub(crate) drift: Vec<HashMap<TensorId, Channels>>,
 }
 
 impl Observations {
@@ -182,7 +176,6 @@ impl Observations {
             names: model.subgraphs.iter().map(|g| g.tensors.iter().map(|t| t.name.clone()).collect()).collect(),
             methods: sizes().map(|n| vec![method; n]).collect(),
             seen: sizes().map(|n| vec![None; n]).collect(),
-            drift: vec![HashMap::new(); model.subgraphs.len()],
         }
     }
 
@@ -191,12 +184,7 @@ impl Observations {
         let tensors = self.seen.iter().zip(&self.methods);
         let tensors = tensors.map(|(g, m)| g.iter().zip(m).map(|(o, m)| Some(o.as_ref()?.range(*m))).collect());
         let channels = self.seen.iter().map(|g| g.iter().map(|o| o.as_ref()?.channels.clone()).collect());
-        Ranges {
-            samples: self.samples.clone(),
-            tensors: tensors.collect(),
-            channels: channels.collect(),
-            drift: self.drift.clone(),
-        }
+        Ranges { samples: self.samples.clone(), tensors: tensors.collect(), channels: channels.collect() }
     }
 
     /// How many samples were seen.
@@ -223,11 +211,6 @@ impl Observations {
             }
         }
         self.samples.iter_mut().zip(&other.samples).for_each(|(a, b)| *a += b);
-        for (mine, theirs) in self.drift.iter_mut().zip(&other.drift) {
-            for (t, c) in theirs {
-                mine.entry(*t).or_default().merge(c);
-            }
-        }
         Ok(())
     }
 
@@ -257,7 +240,6 @@ pub struct Calibrator {
     channels: bool,
     total: usize,
     data: Observations,
-    probes: Probes,
 }
 
 impl Calibrator {
@@ -270,22 +252,7 @@ impl Calibrator {
         let model = Arc::new(model.clone());
         let exec = Executor::new(model.clone(), Options { keep_all: true, threads, ..Options::default() })?;
         let data = Observations::new(&model, method);
-        Ok(Calibrator { total: 0, exec, data, model, keep_state: false, channels: false, probes: Vec::new() })
-    }
-
-    /// Finds too what the rounding of weights, as these options do it, adds to each result on average: biases can then
-    /// be corrected by it. Each such layer runs twice.
-    ///
-    /// # Errors
-    /// `Invalid` for sparse constants that are broken.
-    pub fn correcting(mut self, options: &crate::Options) -> Result<Calibrator> {
-        let mut m = self.model.as_ref().clone();
-        crate::as_float(&mut m)?;
-        self.probes = drift::probe(&mut m, options);
-        self.model = Arc::new(m);
-        let threads = self.exec.pool().threads();
-        self.exec = Executor::new(self.model.clone(), Options { keep_all: true, threads, ..Options::default() })?;
-        Ok(self)
+        Ok(Calibrator { total: 0, exec, data, model, keep_state: false, channels: false })
     }
 
     /// Whether variables keep their values from one sample to the next: samples are then pieces of one stream. By
@@ -394,14 +361,6 @@ impl Calibrator {
         // A tensor that no node writes (an intermediate) has no value.
         let value = |t: TensorId| exec.get(subgraph, t).ok().map(|v| (v.bytes, v.shape));
         record(&model, &mut self.data, subgraph, self.channels, value)?;
-        let probes = self.probes.get(subgraph).map(Vec::as_slice).unwrap_or_default();
-        let Some(drift) = self.data.drift.get_mut(subgraph) else { return Ok(()) };
-        for &(result, probe) in probes {
-            let Ok(v) = self.exec.get(subgraph, probe) else { continue };
-            if let Some(&n) = v.shape.last() {
-                drift.entry(result).or_default().add(&floats(v.bytes), n);
-            }
-        }
         Ok(())
     }
 }
@@ -419,8 +378,7 @@ fn record<'a>(
     };
     let (Some(seen), Some(methods)) = (data.seen.get_mut(subgraph), data.methods.get(subgraph)) else { return Ok(()) };
     let mut found = Vec::new();
-    // Behind the model's own tensors lie those of probes.
-    for (t, tensor) in g.tensors.iter().enumerate().take(seen.len()) {
+    for (t, tensor) in g.tensors.iter().enumerate() {
         if tensor.dtype != DType::F32 || tensor.is_constant() && !tensor.is_variable {
             continue;
         }

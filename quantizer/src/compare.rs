@@ -191,21 +191,14 @@ impl Comparer {
 
 fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, out: &mut Comparison) -> Result<()> {
     let (a, b) = (want.model().clone(), got.model().clone());
-    let (s, inputs) = crate::calibrate::arrange(&a, sample)?;
-    let missing = || Error::invalid(format!("no subgraph {s}"));
-    let (ga, gb) = (a.subgraphs.get(s).ok_or_else(missing)?, b.subgraphs.get(s).ok_or_else(missing)?);
-    if ga.inputs.len() != gb.inputs.len() || ga.outputs.len() != gb.outputs.len() {
-        return Err(Error::invalid("the models have different inputs or outputs"));
-    }
     want.reset();
     got.reset();
-    for (t, name, value) in inputs {
-        want.set(s, t, value.view()).map_err(|e| e.at(format!("input '{name}'")))?;
-        let at = ga.inputs.iter().position(|&i| i == t).and_then(|i| gb.inputs.get(i)).copied();
-        let at = at.ok_or_else(|| Error::invalid(format!("input '{name}' is missing in the quantized model")))?;
-        let Some(tensor) = gb.tensors.get(at) else { continue };
-        let value = quantize_value(value, tensor.dtype, tensor.quant.as_ref())?;
-        got.set(s, at, value.view()).map_err(|e| e.at(format!("input '{name}' of the quantized model")))?;
+    let s = feed(&a, want, sample, "")?;
+    feed(&a, got, sample, " of the quantized model")?;
+    let missing = || Error::invalid(format!("no subgraph {s}"));
+    let (ga, gb) = (a.subgraphs.get(s).ok_or_else(missing)?, b.subgraphs.get(s).ok_or_else(missing)?);
+    if ga.outputs.len() != gb.outputs.len() {
+        return Err(Error::invalid("the models have different outputs"));
     }
     want.run(s).map_err(|e| e.at("the float model"))?;
     got.run(s).map_err(|e| e.at("the quantized model"))?;
@@ -246,6 +239,27 @@ fn one(want: &mut Executor, got: &mut Executor, sample: &Sample, layers: bool, o
         }
     }
     Ok(())
+}
+
+/// Writes a sample, given as the float model takes it, into an executor of that model or of a quantized one. Returns the
+/// subgraph.
+pub(crate) fn feed(float: &Model, exec: &mut Executor, sample: &Sample, whose: &str) -> Result<usize> {
+    let model = exec.model().clone();
+    let (s, inputs) = crate::calibrate::arrange(float, sample)?;
+    let missing = || Error::invalid(format!("no subgraph {s}"));
+    let ga = float.subgraphs.get(s).ok_or_else(missing)?;
+    let gb = model.subgraphs.get(s).ok_or_else(missing)?;
+    if ga.inputs.len() != gb.inputs.len() {
+        return Err(Error::invalid("the models have different inputs"));
+    }
+    for (t, name, value) in inputs {
+        let at = ga.inputs.iter().position(|&i| i == t).and_then(|i| gb.inputs.get(i)).copied();
+        let at = at.ok_or_else(|| Error::invalid(format!("input '{name}' is missing{whose}")))?;
+        let Some(tensor) = gb.tensors.get(at) else { continue };
+        let value = quantize_value(value, tensor.dtype, tensor.quant.as_ref())?;
+        exec.set(s, at, value.view()).map_err(|e| e.at(format!("input '{name}'{whose}")))?;
+    }
+    Ok(s)
 }
 
 fn record(
@@ -307,7 +321,7 @@ fn top(v: &[f32]) -> Option<usize> {
 }
 
 /// A tensor's values as real numbers.
-fn real(exec: &Executor, s: usize, t: TensorId) -> Result<Vec<f32>> {
+pub(crate) fn real(exec: &Executor, s: usize, t: TensorId) -> Result<Vec<f32>> {
     let v = exec.get(s, t)?;
     let (scale, zero) = v.quant.and_then(Quant::per_tensor).unwrap_or((1.0, 0));
     let of = |q: i32| (q - zero) as f32 * scale;

@@ -4,9 +4,10 @@
 //! rebuilt with QUANTIZE and DEQUANTIZE where forms or parameters meet. A tensor lives in the form its producer gives
 //! it; other forms are made once, where first needed.
 
-use crate::calibrate::{Channels, Ranges};
+use crate::calibrate::Ranges;
 use crate::params::{self, Grouping, Params, Range, Rounding, Weights, floats};
 use crate::rules::{Kind, Rule, rule};
+use crate::tune::Tuning;
 use crate::{Form, QuantReport, Scheme, Task, WeightRange, entries, is_float, node_report};
 use litegpu_graph::schema::TensorType;
 use litegpu_graph::{DType, Error, Graph, Model, Node, NodeId, Op, Quant, Result, Tensor, TensorId};
@@ -27,8 +28,7 @@ pub(crate) struct Target {
 pub(crate) struct Job<'a> {
     pub target: Target,
     pub ranges: &'a Ranges,
-    /// Where biases are to be corrected.
-    pub drift: Option<&'a Ranges>,
+    pub tuning: &'a Tuning,
     /// Per subgraph: nodes before the first that has a task.
     pub inserted: &'a [usize],
 }
@@ -87,8 +87,7 @@ pub(crate) fn run(m: &mut Model, tasks: &mut [Vec<Task>], job: &Job<'_>, report:
                 Err(why) => Form::Float(why),
             };
         }
-        let drift = job.drift.and_then(|r| r.drift.get(s));
-        let mut b = Builder::new(g, job.target, &range, &choices, drift);
+        let mut b = Builder::new(g, job.target, &range, &choices, (job.tuning, s, first));
         b.all().map_err(|e| e.at(format!("subgraph {s}")))?;
         report.notes.append(&mut b.notes);
         let (new, renamed) = b.done();
@@ -203,8 +202,10 @@ struct Builder<'a> {
     target: Target,
     range: &'a dyn Fn(TensorId) -> Option<Range>,
     choices: &'a [Option<Choice>],
-    /// What the rounding of weights adds to results, where biases are to be corrected.
-    drift: Option<&'a HashMap<TensorId, Channels>>,
+    /// What samples changed, the subgraph, and its nodes before the first that the float model has.
+    tuning: (&'a Tuning, usize, usize),
+    /// The node in hand, as the float model counts.
+    node: NodeId,
     /// Type of the activations of the node in hand, and how its weights' range is chosen.
     act: DType,
     fit: WeightRange,
@@ -216,7 +217,7 @@ struct Builder<'a> {
     imposed: HashMap<TensorId, Params>,
     floats: HashMap<TensorId, TensorId>,
     quants: HashMap<(TensorId, Key), TensorId>,
-    weights: HashMap<(TensorId, Grouping, Rounding, WeightRange), (TensorId, Weights)>,
+    weights: HashMap<(TensorId, Grouping, Rounding, WeightRange, Option<NodeId>), (TensorId, Weights)>,
     renamed: HashMap<TensorId, TensorId>,
     outputs: Vec<TensorId>,
     notes: Vec<String>,
@@ -228,14 +229,15 @@ impl<'a> Builder<'a> {
         target: Target,
         range: &'a dyn Fn(TensorId) -> Option<Range>,
         choices: &'a [Option<Choice>],
-        drift: Option<&'a HashMap<TensorId, Channels>>,
+        tuning: (&'a Tuning, usize, usize),
     ) -> Builder<'a> {
         Builder {
             g,
             target,
             range,
             choices,
-            drift,
+            tuning,
+            node: 0,
             act: DType::I8,
             fit: WeightRange::MinMax,
             tensors: g.tensors.clone(),
@@ -257,6 +259,7 @@ impl<'a> Builder<'a> {
             self.input(t)?;
         }
         for (n, node) in self.g.nodes.iter().enumerate() {
+            self.node = n.saturating_sub(self.tuning.2);
             let done = match self.choice(n) {
                 Some(c) => {
                     (self.act, self.fit) = (c.dtype, c.weights);
@@ -611,18 +614,17 @@ impl<'a> Builder<'a> {
                 self.notes.push(note.into());
             }
         }
+        if let (Some(values), Some(add)) = (&mut biases, self.tuning.0.bias(self.tuning.1, self.node)) {
+            values.iter_mut().zip(add).for_each(|(b, d)| *b += d);
+        }
         let guard = biases.as_deref().filter(|_| bias_type == DType::I32);
-        let (id, scale) = self.weight(w, Grouping::Axis(axis), guard, input.scale)?;
+        let (id, scale) = self.weight(weights, w, Grouping::Axis(axis), guard, input.scale)?;
         let mut set = |i: usize, t: TensorId| {
             if let Some(slot) = new.inputs.get_mut(i) {
                 *slot = Some(t);
             }
         };
         set(weights, id);
-        let drift = self.drift.and_then(|d| d.get(node.outputs.first()?));
-        if let (Some(values), Some(d)) = (&mut biases, drift) {
-            values.iter_mut().zip(d.means()).for_each(|(b, d)| *b -= d as f32);
-        }
         if let (Some(b), Some(values)) = (b, biases) {
             let (bytes, quant) = params::bias(&values, input.scale, &scale, bias_type);
             let old = self.old(b)?;
@@ -636,9 +638,10 @@ impl<'a> Builder<'a> {
         if self.act == DType::I16 { Rounding::Single } else { Rounding::Inverse }
     }
 
-    /// The int8 form of a weight tensor, and its scales. `guard` are biases that must fit int32.
+    /// The int8 form of weight tensor `w`, operand `slot`, and its scales. `guard` are biases that must fit int32.
     fn weight(
         &mut self,
+        slot: usize,
         w: TensorId,
         grouping: Grouping,
         guard: Option<&[f32]>,
@@ -646,10 +649,12 @@ impl<'a> Builder<'a> {
     ) -> Result<(TensorId, Vec<f32>)> {
         let values = self.constant(w).ok_or_else(|| Error::internal("weights are not constant"))?;
         let old = self.old(w)?;
-        let key = (w, grouping, self.rounding(), self.fit);
-        let mut q = match self.weights.get(&key) {
-            Some((_, q)) => q.clone(),
-            None => {
+        let tuned = self.tuning.0.weights(self.tuning.1, self.node, slot);
+        let key = (w, grouping, self.rounding(), self.fit, tuned.map(|_| self.node));
+        let mut q = match (self.weights.get(&key), tuned) {
+            (Some((_, q)), _) => q.clone(),
+            (None, Some(q)) => q.clone(),
+            (None, None) => {
                 let mut q = Weights::symmetric(&values, &old.shape, grouping, 8, self.rounding());
                 if self.fit == WeightRange::Mse {
                     q.fit_squares(&values, 8);
@@ -695,7 +700,7 @@ impl<'a> Builder<'a> {
         let effective = if projection { Params::activation(DType::I8, Range { min: -1.0, max: 1.0 }) } else { result };
         for i in (1..9).chain([16]) {
             if let Some(w) = node.input(i) {
-                let (id, _) = self.weight(w, Grouping::Tensor, None, 1.0)?;
+                let (id, _) = self.weight(i, w, Grouping::Tensor, None, 1.0)?;
                 set(&mut new, i, id);
             }
         }
@@ -715,8 +720,8 @@ impl<'a> Builder<'a> {
             }
         }
         for (i, w, scale) in [(12, 1, input), (13, 2, input), (14, 3, input), (15, 4, input), (17, 16, effective)] {
-            if let (Some(b), Some(w)) = (node.input(i), node.input(w)) {
-                let (_, weights) = self.weight(w, Grouping::Tensor, None, 1.0)?;
+            if let (Some(b), Some(t)) = (node.input(i), node.input(w)) {
+                let (_, weights) = self.weight(w, t, Grouping::Tensor, None, 1.0)?;
                 let (bytes, quant) =
                     params::bias(&self.constant(b).unwrap_or_default(), scale.scale, &weights, DType::I32);
                 let old = self.old(b)?;

@@ -11,19 +11,20 @@
 
 pub mod calibrate;
 pub mod compare;
-mod drift;
 pub mod equalize;
 mod integer;
+mod moments;
 pub mod params;
 pub mod recipe;
 pub mod rules;
 mod saved;
+mod tune;
 mod weights;
 
 use bytes::Bytes;
 use litegpu_cpu::{Executor, Options as CpuOptions, Value};
 use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, TensorId, passes};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ use std::sync::Arc;
 pub use calibrate::{Calibrator, Inputs, Method, Observations, Ranges, Sample};
 pub use params::Range;
 pub use recipe::{Recipe, Scheme};
+use tune::Tuning;
+pub use tune::{Data, quantize_with};
 
 /// What to make of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +83,8 @@ pub enum WeightRange {
     /// All that occurs; the reference's choice.
     #[default]
     MinMax,
-    /// That with the least mean squared error of rounding and clipping.
+    /// That with the least mean squared error of rounding and clipping; given samples ([`quantize_with`]), with the least
+    /// error of what the layer computes, and each weight rounded as that wants it.
     Mse,
 }
 
@@ -108,8 +112,7 @@ pub struct Options {
     pub recipe: Recipe,
     /// How the range of weights is chosen, where no rule says otherwise.
     pub weights: WeightRange,
-    /// Corrects biases by what the rounding of weights adds to the results on average. Needs calibration that was told
-    /// ([`Calibrator::correcting`]).
+    /// Corrects biases by what quantization moves the results on average. Needs samples: [`quantize_with`].
     pub correct_bias: bool,
 }
 
@@ -128,7 +131,16 @@ impl Options {
     /// Whether ranges are needed to quantize this model.
     pub fn needs_calibration(&self, model: &Model) -> bool {
         let any = |g: &Graph| (0..g.nodes.len()).any(|n| self.scheme(g, n).needs_calibration());
-        self.mode.needs_calibration() || self.correct_bias || model.subgraphs.iter().any(any)
+        self.mode.needs_calibration() || model.subgraphs.iter().any(any)
+    }
+
+    /// Whether samples are needed to quantize this model, and ranges alone are not enough: for [`quantize_with`].
+    pub fn needs_samples(&self, model: &Model) -> bool {
+        let wanted = |g: &Graph, n: NodeId| {
+            let integer = !matches!(self.scheme(g, n), Scheme::Float | Scheme::Float16);
+            integer && (self.correct_bias || self.weight_range(g, n) == WeightRange::Mse)
+        };
+        model.subgraphs.iter().any(|g| (0..g.nodes.len()).any(|n| wanted(g, n)))
     }
 
     fn scheme(&self, g: &Graph, n: NodeId) -> Scheme {
@@ -244,8 +256,32 @@ pub fn quantize_to_bytes(
     options: &Options,
     calibration: Option<&Ranges>,
 ) -> Result<(Model, Bytes, QuantReport)> {
+    if options.correct_bias && options.needs_samples(model) {
+        return Err(Error::invalid("correcting biases needs samples: quantize_with"));
+    }
+    let (m, report) = build(model, options, calibration, &Tuning::default())?;
+    finish(model, &m, report)
+}
+
+/// Writes, reads back and runs.
+fn finish(before: &Model, m: &Model, mut report: QuantReport) -> Result<(Model, Bytes, QuantReport)> {
+    report.bytes_before = before.write()?.len();
+    let bytes: Bytes = m.write().map_err(|e| e.at("writing the quantized model"))?.into();
+    report.bytes_after = bytes.len();
+    let back = Model::read(bytes.clone()).map_err(|e| e.at("reading the quantized model back"))?;
+    try_run(&back).map_err(|e| e.at("running the quantized model"))?;
+    Ok((back, bytes, report))
+}
+
+/// The quantized model, not yet written.
+fn build(
+    model: &Model,
+    options: &Options,
+    calibration: Option<&Ranges>,
+    tuning: &Tuning,
+) -> Result<(Model, QuantReport)> {
     check(options)?;
-    let mut report = QuantReport { bytes_before: model.write()?.len(), ..QuantReport::default() };
+    let mut report = QuantReport::default();
     let mut m = model.clone();
     // What becomes or stays float16 may stay as sparse, and as short, as it is.
     let short = |g: &Graph| (0..g.nodes.len()).all(|n| matches!(options.scheme(g, n), Scheme::Float | Scheme::Float16));
@@ -265,6 +301,9 @@ pub fn quantize_to_bytes(
     }
     if let Some(r) = calibration {
         fits(r, model)?;
+        if options.needs_calibration(&m) && r.samples.iter().all(|n| *n == 0) {
+            return Err(Error::invalid("the calibration saw no samples"));
+        }
     } else if options.needs_calibration(&m) {
         return Err(Error::invalid("this needs calibration data"));
     }
@@ -276,18 +315,16 @@ pub fn quantize_to_bytes(
         let scheme = options.scheme(g, n);
         let kept = scheme == Scheme::Float && is_float(g, n);
         let form = if kept { Form::Float("kept on request".into()) } else { Form::Untouched };
-        Task { scheme, weights: options.weight_range(g, n), form }
+        let weights = if tuning.plain { WeightRange::MinMax } else { options.weight_range(g, n) };
+        Task { scheme, weights, form }
     };
     let mut tasks: Vec<Vec<Task>> = float.iter().map(|g| (0..g.nodes.len()).map(|n| task(g, n)).collect()).collect();
     let min_elements = match options.mode {
         Mode::Dynamic { min_elements, .. } => min_elements,
         _ => MIN_ELEMENTS,
     };
-    let drift = calibration.filter(|_| options.correct_bias);
-    if drift.is_some_and(|r| r.drift.iter().all(HashMap::is_empty)) {
-        return Err(Error::invalid("correcting biases needs calibration with Calibrator::correcting"));
-    }
-    let inserted = weights::run(&mut m, &mut tasks, min_elements, drift, options.mode == Mode::Float16, &mut report);
+    let all_half = options.mode == Mode::Float16;
+    let inserted = weights::run(&mut m, &mut tasks, min_elements, tuning, all_half, &mut report);
     let target = match options.mode {
         Mode::Int8 { io, only } => integer::Target { bias: DType::I64, io, only },
         Mode::Int16x8 { io, only, bias } => integer::Target { bias, io, only },
@@ -296,7 +333,7 @@ pub fn quantize_to_bytes(
     if let Some(r) = calibration
         && tasks.iter().flatten().any(|t| t.scheme.needs_calibration())
     {
-        let job = integer::Job { target, ranges: r, drift, inserted: &inserted };
+        let job = integer::Job { target, ranges: r, tuning, inserted: &inserted };
         integer::run(&mut m, &mut tasks, &job, &mut report)?;
     }
     for (s, (g, tasks)) in float.iter().zip(tasks).enumerate() {
@@ -304,11 +341,7 @@ pub fn quantize_to_bytes(
     }
     passes::compact::run(&mut m);
     share(&mut m);
-    let bytes: Bytes = m.write().map_err(|e| e.at("writing the quantized model"))?.into();
-    report.bytes_after = bytes.len();
-    let back = Model::read(bytes.clone()).map_err(|e| e.at("reading the quantized model back"))?;
-    try_run(&back).map_err(|e| e.at("running the quantized model"))?;
-    Ok((back, bytes, report))
+    Ok((m, report))
 }
 
 /// Constants with fewer elements keep their type in dynamic range, unless the caller says otherwise.

@@ -172,20 +172,25 @@ impl Weights {
 
     /// Lowers each group's scale to where the squared error of rounding and clipping is least.
     pub fn fit_squares(&mut self, values: &[f32], bits: u32) {
+        self.fit_weighted(values, bits, &[]);
+    }
+
+    /// [`Weights::fit_squares`] with a weight for each value's error; none given, all count alike.
+    pub(crate) fn fit_weighted(&mut self, values: &[f32], bits: u32, weights: &[f64]) {
         /// Scales that are tried, as shares of the one at which nothing is clipped.
         const STEPS: usize = 64;
         /// Below this share more is clipped than any distribution of weights repays.
         const LEAST: f64 = 0.3;
         let top = f64::from((1u32 << (bits - 1)) - 1);
-        let mut members: Vec<Vec<f64>> = vec![Vec::new(); self.groups()];
+        let mut members: Vec<Vec<(f64, f64)>> = vec![Vec::new(); self.groups()];
         for (i, v) in values.iter().enumerate() {
-            members[self.group(i)].push(f64::from(*v));
+            members[self.group(i)].push((f64::from(*v), weights.get(i).copied().unwrap_or(1.0)));
         }
         let mut changed = false;
         for (scale, values) in self.scale.iter_mut().zip(&members) {
             let error = |s: f64| -> f64 {
                 let inverse = 1.0 / s;
-                values.iter().map(|v| (v - (v * inverse).round().clamp(-top, top) * s).powi(2)).sum()
+                values.iter().map(|(v, w)| w * (v - (v * inverse).round().clamp(-top, top) * s).powi(2)).sum()
             };
             let whole = f64::from(*scale);
             let mut best = (error(whole), *scale);
@@ -202,6 +207,11 @@ impl Weights {
         if changed {
             self.requantize(values, bits);
         }
+    }
+
+    /// The scale of value `i`.
+    pub(crate) fn scale_of(&self, i: usize) -> f32 {
+        self.scale.get(self.group(i)).copied().unwrap_or(1.0)
     }
 
     /// What the integers stand for.

@@ -117,7 +117,7 @@ impl Observations {
         if count > LIMIT {
             return Err(Error::invalid(format!("{count} tensors")));
         }
-        let mut out = Observations { samples: vec![], names: vec![], methods: vec![], seen: vec![], drift: vec![] };
+        let mut out = Observations { samples: vec![], names: vec![], methods: vec![], seen: vec![] };
         for g in file.subgraphs {
             let (mut names, mut methods, mut seen) = (Vec::new(), Vec::new(), Vec::new());
             for t in g.tensors {
@@ -130,7 +130,6 @@ impl Observations {
             out.names.push(names);
             out.methods.push(methods);
             out.seen.push(seen);
-            out.drift.push(Default::default());
         }
         Ok(out)
     }

@@ -1,8 +1,8 @@
 //! Modes that change constants only: dynamic range, weight-only, float16.
 
-use crate::calibrate::Ranges;
 use crate::params::{Grouping, Rounding, Weights, floats};
 use crate::rules::{Kind, Rule, rule};
+use crate::tune::Tuning;
 use crate::{Form, QuantReport, Scheme, Task, WeightRange};
 use bytes::Bytes;
 use litegpu_graph::{DType, Graph, Model, Node, Op, Tensor, TensorId};
@@ -56,7 +56,7 @@ pub(crate) fn run(
     m: &mut Model,
     tasks: &mut [Vec<Task>],
     min_elements: usize,
-    drift: Option<&Ranges>,
+    tuning: &Tuning,
     all_half: bool,
     report: &mut QuantReport,
 ) -> Vec<usize> {
@@ -68,9 +68,9 @@ pub(crate) fn run(
             match task.scheme {
                 Scheme::Dynamic { bits, weight_only } => {
                     let wish = Wish { bits, weight_only, min_elements, range: task.weights };
-                    task.form = rewrite.integers(g, n, wish);
-                    if let (Form::Weights, Some(r)) = (&task.form, drift) {
-                        correct(g, s, n, r);
+                    task.form = rewrite.integers(g, n, wish, &|slot| tuning.weights(s, n, slot));
+                    if let (Form::Weights, Some(add)) = (&task.form, tuning.bias(s, n)) {
+                        correct(g, n, add);
                     }
                 }
                 Scheme::Float16 => {
@@ -112,7 +112,13 @@ struct Rewrite {
 }
 
 impl Rewrite {
-    fn integers(&mut self, g: &mut Graph, n: usize, wish: Wish) -> Form {
+    fn integers<'a>(
+        &mut self,
+        g: &mut Graph,
+        n: usize,
+        wish: Wish,
+        tuned: &dyn Fn(usize) -> Option<&'a Weights>,
+    ) -> Form {
         let Some(node) = g.nodes.get(n) else { return Form::Untouched };
         let float = |t: &TensorId| g.tensors.get(*t).is_some_and(|t| t.dtype == DType::F32);
         if !node.inputs.iter().flatten().chain(&node.outputs).any(float) {
@@ -142,7 +148,10 @@ impl Rewrite {
         for (i, t) in candidates {
             let axis = if let Grouping::Axis(a) = h.grouping { a } else { usize::MAX };
             let key = (t, axis, dtype, wish.range);
-            let q = *self.small.entry(key).or_insert_with(|| quantize(g, t, h.grouping, dtype, wish.range));
+            let q = match tuned(i) {
+                Some(w) => store(g, t, w, dtype),
+                None => *self.small.entry(key).or_insert_with(|| quantize(g, t, h.grouping, dtype, wish.range)),
+            };
             let new = if widen { self.widened(g, q, t) } else { q };
             if let Some(slot) = g.nodes.get_mut(n).and_then(|n| n.inputs.get_mut(i)) {
                 *slot = Some(new);
@@ -221,15 +230,19 @@ pub(crate) fn has_four(op: &Op) -> bool {
     hybrid(op).is_some_and(|h| h.four)
 }
 
-/// Takes what the rounding of weights adds to the results of a node, on average, from its bias.
-fn correct(g: &mut Graph, s: usize, n: usize, drift: &Ranges) {
+/// How dynamic range groups an operator's weights under scales.
+pub(crate) fn grouping(op: &Op) -> Option<Grouping> {
+    hybrid(op).map(|h| h.grouping)
+}
+
+/// Adds to the bias of a node.
+fn correct(g: &mut Graph, n: usize, add: &[f32]) {
     let corrected = || -> Option<(usize, Tensor)> {
         let node = g.nodes.get(n)?;
         let Some(Rule { kind: Kind::Weighted { bias, .. }, .. }) = rule(&node.op) else { return None };
         let b = g.operand(node, bias).filter(|b| b.dtype == DType::F32)?;
-        let drift = drift.drift.get(s)?.get(node.outputs.first()?)?.means();
-        let values = floats(b.data.as_ref()?).into_iter().zip(drift);
-        let data: Bytes = values.flat_map(|(b, d)| (b - d as f32).to_le_bytes()).collect();
+        let values = floats(b.data.as_ref()?).into_iter().zip(add);
+        let data: Bytes = values.flat_map(|(b, d)| (b + d).to_le_bytes()).collect();
         (data.len() == b.data.as_ref()?.len()).then(|| (bias, Tensor { data: Some(data), ..b.clone() }))
     };
     if let Some((slot, t)) = corrected() {
@@ -249,6 +262,12 @@ fn quantize(g: &mut Graph, t: TensorId, grouping: Grouping, dtype: DType, range:
     if range == WeightRange::Mse {
         w.fit_squares(&values, bits);
     }
+    store(g, t, &w, dtype)
+}
+
+/// A new constant: the integer form of tensor `t`.
+fn store(g: &mut Graph, t: TensorId, w: &Weights, dtype: DType) -> TensorId {
+    let Some(from) = g.tensors.get(t) else { return t };
     let new = Tensor { dtype, data: Some(w.bytes(dtype)), quant: Some(w.quant()), ..from.clone() };
     g.tensors.push(new);
     g.tensors.len() - 1

@@ -324,6 +324,70 @@ fn accuracy() {
     }
 }
 
+/// With samples, fitted weights and corrected biases bring every mode nearer to float than the original's file, on the
+/// whole of the held-out set, and as near where the rounding of results is all there is.
+///
+/// One number is no better: what corrected biases alone do to resadd in dynamic range. The error before its SOFTMAX
+/// falls by 2 dB and more; behind it a handful of pictures that the network is unsure of decide.
+#[test]
+fn tuned_is_better() {
+    if shared().is_none() {
+        return;
+    }
+    let cases =
+        [("dynamic", Mode::DYNAMIC), ("int8_floatio", I8(DType::F32)), ("i16x8_floatio", wide(DType::F32, DType::I64))];
+    // In builds that are hardly optimized the large ones take minutes.
+    let networks = if cfg!(debug_assertions) { &["cnn", "twosig"][..] } else { &["cnn", "resadd", "lstm", "twosig"] };
+    for &net in networks {
+        let float = model(&format!("{net}.float")).unwrap();
+        let test = match net {
+            "twosig" => samples(net),
+            _ => npy(&format!("{net}.test_x.npy"))
+                .into_iter()
+                .map(|v| Sample { signature: None, inputs: Inputs::Ordered(vec![v]) })
+                .collect(),
+        };
+        let seen = samples(net);
+        let mut c = Calibrator::new(&float, Method::MinMax, 1).unwrap();
+        seen.iter().for_each(|s| c.add(s).unwrap());
+        let r = c.finish();
+        let begin = || -> Box<dyn Iterator<Item = litegpu_graph::Result<Sample>> + '_> {
+            Box::new(seen.iter().cloned().map(Ok))
+        };
+        let data = Data { samples: &begin, threads: 1, keep_state: false, progress: &|_, _| {} };
+        let snr = |m: &Model| -> Vec<f64> {
+            compare::compare(&float, m, &test, false).unwrap().outputs.iter().map(|l| l.distance.snr()).collect()
+        };
+        for (file, mode) in cases {
+            // The original has no such file that loads; ours without tuning stands for it.
+            let known = !(net == "lstm" && file.starts_with("i16"));
+            let theirs = match known {
+                true => model(&format!("{net}.{file}")).unwrap(),
+                false => quantize(&float, &Options::new(mode), Some(&r)).unwrap().0,
+            };
+            let theirs = snr(&theirs);
+            for (weights, correct_bias) in
+                [(WeightRange::Mse, false), (WeightRange::MinMax, true), (WeightRange::Mse, true)]
+            {
+                let options = Options { weights, correct_bias, ..Options::new(mode) };
+                let (m, _, report) = quantize_with(&float, &options, Some(&r), &data).unwrap();
+                let ours = snr(&m);
+                eprintln!("{net} {file} {weights:?} {correct_bias}: {ours:.1?} dB, original {theirs:.1?} dB; {report}");
+                if (net, file, weights) == ("resadd", "dynamic", WeightRange::MinMax) {
+                    continue;
+                }
+                for (a, b) in ours.iter().zip(&theirs) {
+                    // A tenth: what is printed is equal.
+                    assert!(*a >= b - 0.05, "{net} {file} {weights:?} {correct_bias}: {ours:?}, original {theirs:?}");
+                }
+                let all = |v: &[f64]| v.iter().copied().map(|v| v.min(200.0)).sum::<f64>();
+                let more = all(&ours) > all(&theirs) + 0.01;
+                assert!(more || ours[0].is_infinite(), "{net} {file} {weights:?} {correct_bias}: {ours:?} {theirs:?}");
+            }
+        }
+    }
+}
+
 /// Float networks of all kinds in every mode: a file that runs, or a refusal that names the operator. The large ones take
 /// a release build; see docs/quantization.md.
 #[test]

@@ -355,34 +355,75 @@ fn equalized_layers_compute_the_same_and_quantize_better() {
     }
 }
 
-/// The rounding of weights moves results by some mean; the correction takes that from the biases.
+/// Quantizes as `options` say, looking at the samples.
+fn tuned(m: &Model, options: &Options, s: &[Sample]) -> litegpu_graph::Result<(Model, QuantReport)> {
+    let begin =
+        || -> Box<dyn Iterator<Item = litegpu_graph::Result<Sample>> + '_> { Box::new(s.iter().cloned().map(Ok)) };
+    let last = std::cell::Cell::new((0, 0));
+    let progress = |done: usize, of: usize| {
+        assert!(done == last.get().0 + 1 && done <= of, "{done} of {of} after {:?}", last.get());
+        last.set((done, of));
+    };
+    let data = Data { samples: &begin, threads: 1, keep_state: false, progress: &progress };
+    let r = options.needs_calibration(m).then(|| calibrate(m, s));
+    let (q, _, report) = quantize_with(m, options, r.as_ref(), &data)?;
+    assert_eq!(last.get().0, last.get().1, "the last pass is told");
+    Ok((q, report))
+}
+
+/// Quantization moves results by some mean; the correction takes that from the biases. Fitted weights move results less
+/// in the first place. Both are chosen on some samples and hold on others.
 #[test]
-fn corrected_biases() {
-    let m = layers(ActivationFunctionType::RELU);
-    let s = pictures(6);
+fn tuned_layers() {
     let four = Mode::Dynamic { bits: 4, weight_only: true, min_elements: 0 };
-    for mode in [INT8, four, Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I64 }] {
-        let mut found = Vec::new();
-        for correct_bias in [false, true] {
-            let options = Options { correct_bias, ..Options::new(mode) };
-            let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap().correcting(&options).unwrap();
-            s.iter().for_each(|s| c.add(s).unwrap());
-            let r = c.finish();
-            // The probes are seen by nobody.
-            assert_eq!(r.tensors[0].len(), m.subgraphs[0].tensors.len());
-            assert_eq!(r.tensors, calibrate(&m, &s).tensors);
-            let (q, _) = quantize(&m, &options, Some(&r)).unwrap();
-            let d = compare::compare(&m, &q, &s, true).unwrap();
-            // The first layer: nothing before it is rounded but its input.
-            let p = d.layers.iter().find(|l| l.name == "p").unwrap().distance;
-            found.push((p.mean().abs(), d.outputs[0].distance.snr()));
+    let (seen, held) = (pictures(24), pictures(60).split_off(24));
+    for activation in [ActivationFunctionType::RELU, ActivationFunctionType::NONE] {
+        let m = layers(activation);
+        for mode in [INT8, four, Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I64 }] {
+            let snr = |weights, correct_bias| {
+                let options = Options { weights, correct_bias, ..Options::new(mode) };
+                let (q, report) = tuned(&m, &options, &seen).unwrap();
+                let said = report.notes.iter().any(|n| n.contains("dB on the samples before"));
+                assert_eq!(said, options.needs_samples(&m), "{report}");
+                snr(&m, &q, &held)
+            };
+            let plain = snr(WeightRange::MinMax, false);
+            let found = [snr(WeightRange::Mse, false), snr(WeightRange::MinMax, true), snr(WeightRange::Mse, true)];
+            // Rounding of activations to 8 bits is what is left in INT8, and nothing here changes that.
+            assert!(found.iter().all(|f| *f >= plain - 0.1), "{activation:?} {mode:?}: {plain} dB, tuned {found:?}");
+            assert!(mode == INT8 || found[2] > plain + 1.0, "{activation:?} {mode:?}: {plain} dB, tuned {found:?}");
         }
-        assert!(found[1].0 < found[0].0 && found[1].1 > found[0].1, "{mode:?}: {found:?}");
     }
-    // Ranges that know nothing of it cannot correct.
+}
+
+#[test]
+fn tuning_needs_samples() {
+    let m = layers(ActivationFunctionType::RELU);
+    let s = pictures(3);
     let options = Options { correct_bias: true, ..Options::new(INT8) };
     let e = quantize(&m, &options, Some(&calibrate(&m, &s))).unwrap_err();
-    assert!(e.message.contains("correcting"), "{e}");
+    assert!(e.message.contains("quantize_with"), "{e}");
+    let e = tuned(&m, &options, &[]).unwrap_err();
+    assert!(e.message.contains("no samples"), "{e}");
+    let dynamic =
+        Options { correct_bias: true, ..Options::new(Mode::Dynamic { bits: 8, weight_only: false, min_elements: 0 }) };
+    let e = tuned(&m, &dynamic, &[]).unwrap_err();
+    assert!(e.message.contains("no samples"), "{e}");
+    // What becomes float16 has no integers to choose.
+    let half = Options { correct_bias: true, weights: WeightRange::Mse, ..Options::new(Mode::Float16) };
+    assert!(!half.needs_samples(&m) && quantize(&m, &half, None).is_ok());
+    // A rule for one layer: that one alone is fitted.
+    let recipe = Recipe::from_json(r#"{"rules": [{"match": "^q$", "weights": "mse"}]}"#).unwrap();
+    let (_, report) = tuned(&m, &Options { recipe, ..Options::new(INT8) }, &pictures(12)).unwrap();
+    assert!(report.notes.iter().any(|n| n.contains("of 1 layers were fitted")), "{report}");
+    // A sample that fails is named.
+    let mut odd = pictures(3);
+    odd[2].inputs = Inputs::Ordered(vec![]);
+    let begin =
+        || -> Box<dyn Iterator<Item = litegpu_graph::Result<Sample>> + '_> { Box::new(odd.iter().cloned().map(Ok)) };
+    let data = Data { samples: &begin, threads: 1, keep_state: false, progress: &|_, _| {} };
+    let e = quantize_with(&m, &options, Some(&calibrate(&m, &s)), &data).unwrap_err();
+    assert!(e.message.contains("sample 2"), "{e}");
 }
 
 /// One outlier among small weights: its range costs all the others their steps, so clipping it is less harm in all.

@@ -7,7 +7,7 @@ use super::quantize::make;
 use super::table::Table;
 use super::{DeviceArgs, Failure, Outcome, emit, emit_json, stem, write, write_safely};
 use clap::Args;
-use litegpu::quantizer::{Mode, Options, Ranges};
+use litegpu::quantizer::{Data, Mode, Options, Ranges};
 use litegpu::samples::Samples;
 use litegpu::{DType, Error, Model};
 use serde::Serialize;
@@ -70,7 +70,8 @@ struct Line {
 }
 
 impl Job<'_> {
-    pub(crate) fn run(&self, args: &TableArgs) -> Outcome {
+    /// `tuned_on`: where weights are fitted or biases corrected.
+    pub(crate) fn run(&self, args: &TableArgs, tuned_on: Option<&Data<'_>>) -> Outcome {
         let drawn = args.picture.as_deref().and_then(Path::extension).map(|e| e.to_ascii_lowercase());
         if args.picture.is_some() && !drawn.is_some_and(|e| e == "svg" || e == "html") {
             return Err(Failure::usage("--picture: a name that ends in .svg or .html"));
@@ -92,7 +93,7 @@ impl Job<'_> {
         ];
         for (scheme, mode) in schemes {
             let options = Options { mode, ..self.options.clone() };
-            match make(self.float, &options, self.ranges) {
+            match make(self.float, &options, self.ranges, tuned_on) {
                 Ok((bytes, _)) => {
                     let path = self.folder.join(format!("{}_{}.tflite", stem(self.path), scheme.replace('-', "_")));
                     write_safely(&path, &bytes, |p| Model::open(p).map(drop))?;

@@ -5,7 +5,7 @@ use super::table::Table;
 use super::{DeviceArgs, Failure, Outcome, emit, emit_json, open, progress, read, write_safely};
 use clap::Args;
 use litegpu::graph::{self, DType, TensorId};
-use litegpu::quantizer::{Calibrator, Inputs, Method, Observations, Options, Recipe, Sample};
+use litegpu::quantizer::{Calibrator, Inputs, Method, Observations, Recipe, Sample};
 use litegpu::samples::Samples;
 use litegpu::{Device, Error, Model, Precision, Session, Tensor};
 use std::path::{Path, PathBuf};
@@ -39,17 +39,6 @@ pub(crate) struct Calibrate {
     json: bool,
 }
 
-/// What calibration is to find beside ranges.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Extra<'a> {
-    /// Nothing.
-    None,
-    /// Extremes per channel.
-    Channels,
-    /// What the rounding of weights adds to results.
-    Drift(&'a Options),
-}
-
 /// Where ranges come from.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CalibrationArgs {
@@ -78,7 +67,7 @@ impl Calibrate {
     pub(crate) fn run(self) -> Outcome {
         let model = open(&self.model)?;
         let recipe = read_recipe(self.recipe.as_deref())?;
-        let found = self.calibration.observe(&model, &self.device, &recipe, Extra::None)?;
+        let found = self.calibration.observe(&model, &self.device, &recipe, false)?;
         let found = found.ok_or_else(|| Failure::usage("neither --calibration nor --ranges"))?;
         write_safely(&self.output, found.to_json().map_err(Error::from)?.as_bytes(), |_| Ok(()))?;
         let ranges = found.ranges();
@@ -143,13 +132,13 @@ impl CalibrationArgs {
         self.calibration.iter().map(open).collect()
     }
 
-    /// Runs everything that is given; `None` when nothing is.
+    /// Runs everything that is given; `None` when nothing is. `channels`: extremes per channel too.
     pub(crate) fn observe(
         &self,
         model: &Model,
         device: &DeviceArgs,
         recipe: &Recipe,
-        extra: Extra<'_>,
+        channels: bool,
     ) -> Outcome<Option<Observations>> {
         let mut before: Option<Observations> = None;
         for path in &self.ranges {
@@ -161,17 +150,13 @@ impl CalibrationArgs {
                 None => before = Some(new),
             }
         }
-        if matches!(extra, Extra::Drift(_)) && (self.calibration.is_empty() || device.device()? == Device::Gpu) {
-            return Err(Failure::usage("--correct-bias needs --calibration, on the CPU"));
-        }
         if self.calibration.is_empty() {
             return Ok(before);
         }
         let graphs = model.graph();
         let new = Calibrator::new(graphs, self.method, device.threads).and_then(|c| {
-            let c = c.keep_state(self.keep_state).channels(matches!(extra, Extra::Channels));
+            let c = c.keep_state(self.keep_state).channels(channels);
             let c = c.methods(|s, t| recipe.method(graphs, s, t))?;
-            let c = if let Extra::Drift(options) = extra { c.correcting(options)? } else { c };
             if let Some(before) = before { c.resume(before) } else { Ok(c) }
         });
         let mut calibrator = new.map_err(Error::from)?;

@@ -1,11 +1,12 @@
 //! `litegpu quantize`
 
-use super::calibrate::{CalibrationArgs, Extra, read_recipe};
-use super::{DeviceArgs, Failure, Outcome, emit, emit_json, open, read, write_safely};
+use super::calibrate::{CalibrationArgs, read_recipe, spread};
+use super::{DeviceArgs, Failure, Outcome, emit, emit_json, open, progress, read, write_safely};
 use clap::Args;
 use litegpu::quantizer::equalize::equalize;
-use litegpu::quantizer::{self, Form, MIN_ELEMENTS, Mode, Options, QuantReport, Ranges, WeightRange};
-use litegpu::{DType, Error, ErrorKind, Model};
+use litegpu::quantizer::{self, Data, Form, MIN_ELEMENTS, Mode, Options, QuantReport, Ranges, Sample, WeightRange};
+use litegpu::samples::Samples;
+use litegpu::{DType, Error, ErrorKind, Model, graph};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ Examples:
   litegpu quantize net.tflite -o net_dynamic.tflite --mode dynamic
   litegpu quantize net.tflite -o net_int8.tflite --mode int8 --calibration samples.npz
   litegpu quantize net.tflite -o net_u8.tflite --mode int8 --io uint8 --calibration photos/ --range=-1,1
-  litegpu quantize net.tflite -o net_16x8.tflite --mode int16x8-only --ranges net.ranges.json --weights mse
+  litegpu quantize net.tflite -o net_16x8.tflite --mode int16x8-only --calibration samples.npz --weights mse --correct-bias
   litegpu quantize codec.tflite -o out.tflite --mode int8 --calibration encode=a.npz --calibration decode=b.npz
   litegpu quantize net.tflite -o mixed.tflite --mode int8 --recipe recipe.json --calibration samples.npz
   litegpu quantize net.tflite -o out/ --all --calibration train.npz --data test_x.npy --labels test_y.npy
@@ -43,10 +44,12 @@ pub(crate) struct Quantize {
     all: bool,
     #[command(flatten)]
     table: super::all::TableArgs,
-    /// How the range of weights is chosen
+    /// How the range of weights is chosen: all of it, or (mse) by the error of what layers compute, each weight rounded up
+    /// or down as that wants it, where that brings the outputs nearer to float; mse needs samples in every mode
     #[arg(long, default_value = "minmax", value_name = "minmax|mse")]
     weights: WeightRange,
-    /// Take from biases what the rounding of weights adds on average; needs samples in every mode
+    /// Take from biases what quantization adds to layers' results on average, layer after layer, where that brings the
+    /// outputs nearer to float; needs samples in every mode
     #[arg(long)]
     correct_bias: bool,
     /// First make the channels between layers alike, so that they share a scale at less loss; with samples, RELU6 layers
@@ -144,14 +147,12 @@ impl Quantize {
     pub(crate) fn run(self) -> Outcome {
         let model = open(&self.model)?;
         if self.all {
-            if self.correct_bias {
-                return Err(Failure::usage("--correct-bias hangs on the scheme: not with --all"));
-            }
             return self.run_all(&model);
         }
         let options = self.options(self.mode.mode()?)?;
         let (float, ranges, pairs) = self.prepare(&model, &options)?;
-        let (bytes, mut report) = make(&float, &options, ranges.as_ref())?;
+        let sets = self.tuned_on(&float, &options)?;
+        let (bytes, mut report) = self.with_data(&sets, |data| make(&float, &options, ranges.as_ref(), data))?;
         report.bytes_before = model.file_bytes();
         if let Some(n) = pairs {
             report.notes.insert(0, format!("{n} pairs of layers were equalized"));
@@ -165,6 +166,50 @@ impl Quantize {
         Ok(())
     }
 
+    /// The samples that weights and biases are fitted to; none where nothing is fitted.
+    fn tuned_on(&self, float: &Model, options: &Options) -> Outcome<Vec<Samples>> {
+        if !options.needs_samples(float.graph()) {
+            return match self.correct_bias || self.weights == WeightRange::Mse {
+                true => {
+                    Err(Failure::usage("--weights and --correct-bias are for weights that become integers: none does"))
+                }
+                false => Ok(Vec::new()),
+            };
+        }
+        let sets = self.calibration.sets(float)?;
+        if sets.is_empty() {
+            let what = "--weights mse and --correct-bias need --calibration: they look at what layers compute";
+            return Err(Failure::usage(what));
+        }
+        Ok(sets)
+    }
+
+    /// Calls `f` with samples, where there are any.
+    fn with_data<T>(&self, sets: &[Samples], f: impl FnOnce(Option<&Data<'_>>) -> Outcome<T>) -> Outcome<T> {
+        /// Of each set: the layers' statistics settle, and every pass takes as long as these take.
+        const MOST: usize = 128;
+        if sets.is_empty() {
+            return f(None);
+        }
+        let limit = self.calibration.samples.unwrap_or(MOST).min(MOST);
+        let samples = || -> Box<dyn Iterator<Item = graph::Result<Sample>> + '_> {
+            Box::new(sets.iter().flat_map(move |set| {
+                let take = spread(set.len(), Some(limit));
+                let items = set.iter().enumerate().filter(move |(i, _)| take(*i));
+                items.map(|(_, item)| item.map(|i| i.sample).map_err(|e| graph::Error::invalid(e.to_string())))
+            }))
+        };
+        let bar = progress(0, "tune");
+        let told = |done: usize, of: usize| {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+        };
+        let keep_state = self.calibration.keep_state;
+        let done = f(Some(&Data { samples: &samples, threads: self.device.threads, keep_state, progress: &told }));
+        bar.finish_and_clear();
+        done
+    }
+
     /// The model, equalized where that is asked for, and its ranges where the options need them.
     fn prepare(&self, model: &Model, options: &Options) -> Outcome<(Model, Option<Ranges>, Option<usize>)> {
         let recipe = &options.recipe;
@@ -176,7 +221,7 @@ impl Quantize {
                     return Err(Failure::usage("--equalize moves ranges: give --calibration, not --ranges"));
                 }
                 true => None,
-                false => self.calibration.observe(model, &self.device, recipe, Extra::Channels)?,
+                false => self.calibration.observe(model, &self.device, recipe, true)?,
             };
             let (equal, n) = equalize(model.graph(), first.map(|f| f.ranges()).as_ref());
             float = Model::from_graph(equal)?;
@@ -187,10 +232,7 @@ impl Quantize {
             return Err(Failure::usage("this needs samples: --calibration or --ranges"));
         }
         let seen = match needed {
-            true => {
-                let extra = if options.correct_bias { Extra::Drift(options) } else { Extra::None };
-                self.calibration.observe(&float, &self.device, recipe, extra)?
-            }
+            true => self.calibration.observe(&float, &self.device, recipe, false)?,
             false => None,
         };
         Ok((float, seen.map(|r| r.ranges()), pairs))
@@ -230,7 +272,8 @@ impl Quantize {
             device: &self.device,
             json: self.json,
         };
-        job.run(&self.table)
+        let tuned = self.tuned_on(&float, &options)?;
+        self.with_data(&tuned, |data| job.run(&self.table, data))
     }
 
     fn text(&self, report: &QuantReport, samples: Option<usize>) -> String {
@@ -268,8 +311,17 @@ impl Quantize {
 }
 
 /// Quantizes. What an operator's lack of an integer form ends is a failed run; bad options and data are bad usage.
-pub(crate) fn make(model: &Model, options: &Options, ranges: Option<&Ranges>) -> Outcome<(Vec<u8>, QuantReport)> {
-    match quantizer::quantize_to_bytes(model.graph(), options, ranges) {
+pub(crate) fn make(
+    model: &Model,
+    options: &Options,
+    ranges: Option<&Ranges>,
+    data: Option<&Data<'_>>,
+) -> Outcome<(Vec<u8>, QuantReport)> {
+    let made = match data {
+        Some(data) => quantizer::quantize_with(model.graph(), options, ranges, data),
+        None => quantizer::quantize_to_bytes(model.graph(), options, ranges),
+    };
+    match made {
         Ok((_, bytes, report)) => Ok((bytes.to_vec(), report)),
         Err(e) => {
             let e = Error::from(e);

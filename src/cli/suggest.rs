@@ -1,6 +1,6 @@
 //! `litegpu suggest`
 
-use super::calibrate::{CalibrationArgs, Extra};
+use super::calibrate::CalibrationArgs;
 use super::compare::{db, measure};
 use super::quantize::{ModeArgs, make};
 use super::table::Table;
@@ -66,7 +66,7 @@ impl Trial<'_> {
     fn run(&self, keep: &[String], layers: bool) -> Outcome<(Comparison, Vec<String>, usize)> {
         let mut options = self.options.clone();
         options.keep_float.extend_from_slice(keep);
-        let (bytes, report) = make(self.model, &options, self.ranges.as_ref())?;
+        let (bytes, report) = make(self.model, &options, self.ranges.as_ref(), None)?;
         let quantized = Model::from_bytes(bytes)?;
         let c = measure(self.model, &quantized, &self.sets, Some(self.limit), layers, self.threads)?;
         let done = report.nodes.iter().filter(|n| matches!(n.form, Form::Integer | Form::Weights));
@@ -87,7 +87,7 @@ impl Suggest {
             return Err(Failure::usage("this mode needs --calibration or --ranges"));
         }
         let found = match needed {
-            true => self.calibration.observe(&model, &self.device, &options.recipe, Extra::None)?,
+            true => self.calibration.observe(&model, &self.device, &options.recipe, false)?,
             false => None,
         };
         let data = if self.data.is_empty() { &self.calibration.calibration } else { &self.data };
