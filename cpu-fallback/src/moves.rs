@@ -34,7 +34,6 @@ pub(crate) trait AnyMove {
     fn go2(&self, src: &[Src<'_, u16>], dst: &mut [Dst<'_, u16>]) -> Result<()>;
     fn go4(&self, src: &[Src<'_, u32>], dst: &mut [Dst<'_, u32>]) -> Result<()>;
     fn go8(&self, src: &[Src<'_, u64>], dst: &mut [Dst<'_, u64>]) -> Result<()>;
-    fn go16(&self, src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>]) -> Result<()>;
 }
 
 impl<M: Move> AnyMove for M {
@@ -48,9 +47,6 @@ impl<M: Move> AnyMove for M {
         self.go(src, dst)
     }
     fn go8(&self, src: &[Src<'_, u64>], dst: &mut [Dst<'_, u64>]) -> Result<()> {
-        self.go(src, dst)
-    }
-    fn go16(&self, src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>]) -> Result<()> {
         self.go(src, dst)
     }
 }
@@ -76,7 +72,7 @@ pub(crate) fn run(call: &mut Call<'_>, operands: &[usize], m: &dyn AnyMove) -> R
             16 => typed(call, &views, &|s, d| m.go2(s, d)),
             32 => typed(call, &views, &|s, d| m.go4(s, d)),
             64 => typed(call, &views, &|s, d| m.go8(s, d)),
-            128 => typed(call, &views, &|s, d| m.go16(s, d)),
+            128 => typed(call, &views, &|s, d| halves(s, d, m)),
             bits => packed(call, &views, bits, m),
         },
     }
@@ -96,6 +92,25 @@ fn typed<T: Pod>(
         dst.push(Dst { shape: v.shape.clone(), data: v.as_mut_slice()? });
     }
     go(&src, &mut dst)
+}
+
+/// Elements of 128 bits, of which there are few, are moved as their halves.
+fn halves(src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>], m: &dyn AnyMove) -> Result<()> {
+    for half in 0..2 {
+        let data: SmallVec<[Vec<u64>; 4]> = src.iter().map(|s| s.data.iter().map(|e| e[half]).collect()).collect();
+        let from: SmallVec<[Src<'_, u64>; 4]> =
+            src.iter().zip(&data).map(|(s, data)| Src { shape: s.shape, data }).collect();
+        let mut room: SmallVec<[Vec<u64>; 2]> =
+            dst.iter().map(|d| d.data.iter().map(|e| e[half]).collect()).collect();
+        let mut to: SmallVec<[Dst<'_, u64>; 2]> =
+            dst.iter().zip(&mut room).map(|(d, data)| Dst { shape: d.shape.clone(), data }).collect();
+        m.go8(&from, &mut to)?;
+        drop(to);
+        for (d, room) in dst.iter_mut().zip(&room) {
+            d.data.iter_mut().zip(room).for_each(|(e, v)| e[half] = *v);
+        }
+    }
+    Ok(())
 }
 
 /// One byte for each element of a packed type, the first in the lowest bits.

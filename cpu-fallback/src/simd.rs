@@ -6,6 +6,22 @@
 //! versions are the definition, and tests compare the others with them.
 #![allow(unsafe_code)]
 
+/// Repeats a block for `$i` from 0 below a constant of at most 5. Loops that index vectors in registers must be
+/// unrolled, which compilers do not do when they optimise for size.
+macro_rules! unrolled {
+    ($i:ident < $n:expr, $body:block) => {
+        unrolled!($i < $n, $body, 0 1 2 3 4)
+    };
+    ($i:ident < $n:expr, $body:block, $($k:literal)*) => {
+        $(if $k < $n {
+            #[allow(non_upper_case_globals)]
+            const $i: usize = $k;
+            $body
+        })*
+    };
+}
+pub(crate) use unrolled;
+
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
 
@@ -288,7 +304,7 @@ impl Taps {
     }
 }
 
-/// Depthwise sums of P pixels, `step` apart, of 8 H channels from lane `lane` of the lines on.
+/// Depthwise sums of P (at most 4) pixels, `step` apart, of 8 H channels from lane `lane` of the lines on.
 ///
 /// # Panics
 /// When `taps` are not [readable](Taps::readable) or the lines are too few.
@@ -301,27 +317,27 @@ pub(crate) fn depthwise_f32<S: Isa, const P: usize, const H: usize>(
     lines: &[[f32; NR]],
     bias: &[f32; NR],
     lane: usize,
-) -> [[S::F; H]; P] {
+) -> [[S::F; 2]; 4] {
     assert!(taps.readable(image.len(), first, step, P, 8 * H) && taps.lines <= lines.len() && lane + 8 * H <= NR);
-    let mut acc = [[S::load(&[0.0; 8]); H]; P];
+    const { assert!(P <= 4 && H <= 2) };
+    let zero = S::load(&[0.0; 8]);
+    let mut acc = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
     // SAFETY: the assert covers the lowest and the highest element that any tap of any pixel reads, every line, and
     // the lanes of lines and bias.
     unsafe {
-        for h in 0..H {
+        unrolled!(h < H, {
             let b = S::load(&*bias.as_ptr().add(lane + 8 * h).cast());
-            for acc in &mut acc {
-                acc[h] = b;
-            }
-        }
+            unrolled!(p < P, { acc[p][h] = b }, 0 1 2 3);
+        }, 0 1);
         for &(offset, line) in taps.list.iter().take(taps.count) {
             let w = lines.as_ptr().add(line).cast::<f32>().add(lane);
             let x = image.as_ptr().offset(first + offset);
-            for h in 0..H {
+            unrolled!(h < H, {
                 let w = S::load(&*w.add(8 * h).cast());
-                for (p, acc) in acc.iter_mut().enumerate() {
-                    acc[h] = S::fma8(S::load(&*x.add(p * step + 8 * h).cast()), w, acc[h]);
-                }
-            }
+                unrolled!(p < P, {
+                    acc[p][h] = S::fma8(S::load(&*x.add(p * step + 8 * h).cast()), w, acc[p][h]);
+                }, 0 1 2 3);
+            }, 0 1);
         }
     }
     acc
@@ -340,23 +356,23 @@ pub(crate) fn depthwise_int<S: Isa, X: Word, const P: usize>(
     lines: &[[i16; NR]],
 ) -> [[i32; NR]; P] {
     assert!(taps.readable(image.len(), first, step, P, NR) && taps.lines <= lines.len());
-    let mut acc = [[S::zero(); 2]; P];
+    const { assert!(P <= 4) };
+    let zero = S::zero();
+    let mut acc = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
     // SAFETY: the assert covers the lowest and the highest element that any tap of any pixel reads, and every line.
     unsafe {
         for &[(o0, l0), (o1, l1)] in taps.list.as_chunks::<2>().0 {
             let w = S::pair(S::load_words(lines.get_unchecked(l0)), S::load_words(lines.get_unchecked(l1)));
             let (x0, x1) = (image.as_ptr().offset(first + o0), image.as_ptr().offset(first + o1));
-            for (p, acc) in acc.iter_mut().enumerate() {
+            unrolled!(p < P, {
                 let x = S::pair(X::load::<S>(&*x0.add(p * step).cast()), X::load::<S>(&*x1.add(p * step).cast()));
-                acc[0] = S::dot(acc[0], x[0], w[0]);
-                acc[1] = S::dot(acc[1], x[1], w[1]);
-            }
+                acc[p][0] = S::dot(acc[p][0], x[0], w[0]);
+                acc[p][1] = S::dot(acc[p][1], x[1], w[1]);
+            }, 0 1 2 3);
         }
     }
     let mut out = [[0; NR]; P];
-    for p in 0..P {
-        out[p] = S::sums(acc[p]);
-    }
+    unrolled!(p < P, { out[p] = S::sums(acc[p]) }, 0 1 2 3);
     out
 }
 

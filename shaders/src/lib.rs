@@ -14,9 +14,57 @@
 //! - `finish(v, at)` is applied to the four values `v` of output quad `at` before they are packed; padding is masked
 //!   after it.
 
+/// The text of a file of this crate as it is compiled: without comments and indentation, which would only be shipped.
+macro_rules! wgsl {
+    ($file:expr) => {{
+        const TEXT: &str = include_str!($file);
+        const PADDED: ([u8; TEXT.len()], usize) = $crate::squeeze(TEXT);
+        const BYTES: &[u8] = PADDED.0.split_at(PADDED.1).0;
+        const SHORT: &str = match std::str::from_utf8(BYTES) {
+            Ok(text) => text,
+            Err(_) => TEXT,
+        };
+        SHORT
+    }};
+}
+
 mod manifest;
 
 pub use manifest::{KERNELS, Kernel, kernel};
+
+/// Leaves comments, indentation and empty lines out, but for the lines `//@` that divide a file into sections. What is
+/// left, and how long it is.
+const fn squeeze<const N: usize>(text: &str) -> ([u8; N], usize) {
+    let from = text.as_bytes();
+    let (mut to, mut n, mut i) = ([0; N], 0, 0);
+    let mut begun = false;
+    while i < from.len() {
+        let byte = from[i];
+        let comment = byte == b'/' && i + 1 < from.len() && from[i + 1] == b'/';
+        if comment && !(i + 2 < from.len() && from[i + 2] == b'@') {
+            while i < from.len() && from[i] != b'\n' {
+                i += 1;
+            }
+            while n > 0 && to[n - 1] == b' ' {
+                n -= 1;
+            }
+            continue;
+        }
+        if begun || (byte != b' ' && byte != b'\n') {
+            to[n] = byte;
+            n += 1;
+            begun = byte != b'\n';
+        }
+        i += 1;
+        if comment {
+            // The marker of a section: its second slash is none of another comment.
+            to[n] = b'/';
+            n += 1;
+            i += 1;
+        }
+    }
+    (to, n)
+}
 
 /// The first binding of the epilogue's operands.
 pub const EPILOGUE_BINDING: u32 = 10;
@@ -73,13 +121,13 @@ impl Elem {
 
     fn part(self) -> &'static str {
         match self {
-            Elem::F32 => include_str!("../parts/elem_f32.wgsl"),
-            Elem::F16 => include_str!("../parts/elem_f16.wgsl"),
-            Elem::F16Packed => include_str!("../parts/elem_f16p.wgsl"),
-            Elem::I8 => include_str!("../parts/elem_i8.wgsl"),
-            Elem::U8 => include_str!("../parts/elem_u8.wgsl"),
-            Elem::Bool => include_str!("../parts/elem_bool.wgsl"),
-            Elem::I32 => include_str!("../parts/elem_i32.wgsl"),
+            Elem::F32 => wgsl!("../parts/elem_f32.wgsl"),
+            Elem::F16 => wgsl!("../parts/elem_f16.wgsl"),
+            Elem::F16Packed => wgsl!("../parts/elem_f16p.wgsl"),
+            Elem::I8 => wgsl!("../parts/elem_i8.wgsl"),
+            Elem::U8 => wgsl!("../parts/elem_u8.wgsl"),
+            Elem::Bool => wgsl!("../parts/elem_bool.wgsl"),
+            Elem::I32 => wgsl!("../parts/elem_i32.wgsl"),
         }
     }
 }
@@ -216,7 +264,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     if key.needs_f16() {
         text.push_str("enable f16;\n");
     }
-    text.push_str(include_str!("../parts/common.wgsl"));
+    text.push_str(wgsl!("../parts/common.wgsl"));
     for (role, elem) in &key.roles {
         text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
     }
@@ -243,7 +291,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
 
 /// A section of the part files whose text depends on a role.
 fn section(name: &str) -> Option<&'static str> {
-    const FILES: [&str; 2] = [include_str!("../parts/octs.wgsl"), include_str!("../parts/channels.wgsl")];
+    const FILES: [&str; 2] = [wgsl!("../parts/octs.wgsl"), wgsl!("../parts/channels.wgsl")];
     FILES.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
         Some((head, body)) if head == name => Some(body),
         _ => None,
@@ -288,7 +336,7 @@ fn finish(steps: &[Step], text: &mut String) {
 /// Appends the library sections of `wanted` and of what they need, each once. A section starts with
 /// `//@ name: needed needed`.
 fn library(wanted: &[&str], text: &mut String) -> Result<(), String> {
-    const LIBRARY: &str = include_str!("../parts/functions.wgsl");
+    const LIBRARY: &str = wgsl!("../parts/functions.wgsl");
     let mut open: Vec<String> = wanted.iter().map(|s| s.to_string()).collect();
     let mut done: Vec<String> = Vec::new();
     while let Some(name) = open.pop() {
@@ -310,6 +358,6 @@ fn library(wanted: &[&str], text: &mut String) -> Result<(), String> {
 
 /// The names of every function in the library, for tests and documentation.
 pub fn functions() -> Vec<&'static str> {
-    const LIBRARY: &str = include_str!("../parts/functions.wgsl");
+    const LIBRARY: &str = wgsl!("../parts/functions.wgsl");
     LIBRARY.split("//@ ").skip(1).filter_map(|s| s.split(':').next()).collect()
 }

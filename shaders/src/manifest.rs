@@ -35,7 +35,7 @@ macro_rules! kernels {
                 $($field: $value,)*
                 ..Kernel {
                     name: $name,
-                    text: include_str!(concat!("../", $name, ".wgsl")),
+                    text: wgsl!(concat!("../", $name, ".wgsl")),
                     functions: &[], roles: &[], variants: &[], parted: false,
                 }
             },

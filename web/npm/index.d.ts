@@ -1,6 +1,8 @@
 /** Element types, by TFLite's names. */
 export type DType =
-  | 'float32' | 'float16' | 'float64' | 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'int64' | 'uint64' | 'bool';
+  | 'float32' | 'float16' | 'bfloat16' | 'float64' | 'complex64' | 'complex128'
+  | 'int4' | 'uint4' | 'int8' | 'uint8' | 'int16' | 'uint16' | 'int32' | 'uint32' | 'int64' | 'uint64' | 'bool'
+  | (string & {});
 
 export interface TensorInfo {
   name: string;
@@ -10,6 +12,10 @@ export interface TensorInfo {
   quantization: [number, number] | null;
 }
 
+/**
+ * Values as they lie in memory: float16 in a Float16Array where the browser has it, else (and bfloat16) as bits in a
+ * Uint16Array; complex numbers as pairs; 4-bit integers two to a byte.
+ */
 export type Data =
   | Float32Array | Float64Array | Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array
   | BigInt64Array | BigUint64Array;
@@ -133,6 +139,9 @@ export declare class Model {
   close(): void;
   [Symbol.dispose](): void;
 }
+
+/** The typed array of each element type. */
+export declare const arrays: Record<string, { from(values: ArrayLike<any>): Data; new (length: number): Data }>;
 
 /** Loads the runtime ahead of the first model. */
 export declare function initialize(wasm?: LoadOptions['wasm']): Promise<unknown>;

@@ -23,10 +23,11 @@ export class LiteGpuError extends Error {
     this.name = 'LiteGpuError';
     this.code = code;
     /** The operator that the message names, if it names one. */
-    this.operator = /\boperator \d+ \(?([A-Z0-9_]+)/.exec(message)?.[1];
+    this.operator = /\boperator \d+[ :(]+([A-Z][A-Z0-9_]+)/.exec(message)?.[1];
   }
 }
 
+/** The typed array of each element type. Types that JavaScript lacks come as bits, packed ones as bytes. */
 export const arrays = {
   float32: Float32Array,
   float64: Float64Array,
@@ -40,6 +41,11 @@ export const arrays = {
   uint64: BigUint64Array,
   bool: Uint8Array,
   float16: globalThis.Float16Array ?? Uint16Array,
+  bfloat16: Uint16Array,
+  complex64: Float32Array,
+  complex128: Float64Array,
+  int4: Uint8Array,
+  uint4: Uint8Array,
 };
 
 const wrap = (e) =>
@@ -421,7 +427,8 @@ function bytesOf(value, tensor) {
   if (!Type) throw new LiteGpuError(`input '${tensor.name}' has type ${tensor.dtype}, which this page cannot fill`, 'unsupported');
   if (Array.isArray(value)) value = Type.from(value);
   if (!ArrayBuffer.isView(value)) throw new LiteGpuError(`input '${tensor.name}': a typed array, a GPUBuffer or a picture is needed`, 'invalid');
-  if (!(value instanceof Type) && !(value instanceof Uint8ClampedArray && Type === Uint8Array)) {
+  const bits = value instanceof Uint16Array && tensor.dtype === 'float16';
+  if (!(value instanceof Type) && !bits && !(value instanceof Uint8ClampedArray && Type === Uint8Array)) {
     throw new LiteGpuError(`input '${tensor.name}' is ${tensor.dtype}: a ${Type.name} is needed, ${value.constructor.name} given`, 'invalid');
   }
   return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);

@@ -23,7 +23,14 @@ impl Toolchain {
     pub fn cargo(&self, words: &[&str]) -> Command {
         let mut c = Command::new("cargo");
         c.args(words).args(["--target", TARGET]);
+        // The module names no path of this machine.
         let mut flags = "-Ctarget-feature=+simd128".to_string();
+        let home = std::env::home_dir().unwrap_or_default();
+        let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+        let here = root().canonicalize().unwrap_or_else(|_| root());
+        for (path, name) in [(cargo_home.join("registry/src"), "registry"), (here, "litegpu")] {
+            flags += &format!(" --remap-path-prefix={}={name}", path.display());
+        }
         if let Some(s) = &self.sysroot {
             flags = format!("--sysroot={} {flags}", s.display());
         }

@@ -50,7 +50,7 @@ fn build() -> Result<()> {
     node_packages()?;
     let packed = "web/npm/litegpu_web_bg.wasm";
     run(Command::new("web/node_modules/.bin/wasm-opt").args([
-        "-Os",
+        "-Oz",
         "--enable-simd",
         "--enable-bulk-memory",
         "--enable-nontrapping-float-to-int",
@@ -62,12 +62,16 @@ fn build() -> Result<()> {
         "-o",
         packed,
     ]))?;
+    let glue = "web/npm/litegpu_web.js";
+    let short = ["--minify", "--format=esm", "--allow-overwrite", "--log-level=warning"];
+    run(Command::new("web/node_modules/.bin/esbuild").args(short).arg(format!("--outfile={glue}")).arg(glue))?;
     sizes()
 }
 
 /// The development packages of web/package.json.
 fn node_packages() -> Result<()> {
-    if root().join("web/node_modules/.bin/wasm-opt").exists() {
+    let tools = ["wasm-opt", "esbuild"];
+    if tools.iter().all(|t| root().join("web/node_modules/.bin").join(t).exists()) {
         return Ok(());
     }
     run(Command::new("npm").args(["install", "--prefix", "web", "--no-audit", "--no-fund"]))

@@ -250,37 +250,33 @@ fn ints_of<T: Int>(site: &Site<'_>) -> Result<Kernel> {
         let v = low.map_or(v, |l| v.max(l));
         high.map_or(v, |h| v.min(h))
     };
-    match &site.node.op {
-        Op::Add(_) => pairs(move |a: T, b| clip(a.add(b))),
-        Op::Sub(_) => pairs(move |a: T, b| clip(a.sub(b))),
-        Op::Mul(_) => pairs(move |a: T, b| clip(a.mul(b))),
-        Op::Div(_) => divisor::<T>(move |a, b| clip(a.div(b))),
-        Op::FloorDiv => divisor::<T>(T::floor_div),
-        Op::FloorMod => divisor::<T>(T::floor_mod),
-        Op::Maximum => pairs(|a: T, b: T| a.max(b)),
-        Op::Minimum => pairs(|a: T, b: T| a.min(b)),
-        Op::SquaredDifference => pairs(|a: T, b| a.sub(b).mul(a.sub(b))),
-        Op::Pow => {
-            let f = line2(T::pow);
-            Ok(Box::new(move |call: &mut Call<'_>| {
-                if call.input(1)?.as_slice::<T>()?.iter().any(|&e| e < T::small(0)) {
-                    return Err(Error::invalid("a negative exponent of integers"));
-                }
-                join(call, &*f)
-            }))
-        }
-        Op::BitwiseXor => pairs(T::xor),
-        Op::RightShift => pairs(T::shr),
-        _ => no_kernel(site),
-    }
-}
-
-/// A kernel of an integer division: a zero divisor is an error, as in the reference.
-fn divisor<T: Int>(f: impl Fn(T, T) -> T + Send + Sync + 'static) -> Result<Kernel> {
-    let f = line2(f);
+    // What large tensors may meet is compiled for itself; the rest is called through pointers, for the sake of size.
+    let rare: fn(T, T) -> T = match &site.node.op {
+        Op::Add(_) => return pairs(move |a: T, b| clip(a.add(b))),
+        Op::Sub(_) => return pairs(move |a: T, b| clip(a.sub(b))),
+        Op::Mul(_) => return pairs(move |a: T, b| clip(a.mul(b))),
+        Op::Div(_) => |a, b| a.div(b),
+        Op::FloorDiv => T::floor_div,
+        Op::FloorMod => T::floor_mod,
+        Op::Maximum => |a, b| a.max(b),
+        Op::Minimum => |a, b| a.min(b),
+        Op::SquaredDifference => |a, b| a.sub(b).mul(a.sub(b)),
+        Op::Pow => T::pow,
+        Op::BitwiseXor => T::xor,
+        Op::RightShift => T::shr,
+        _ => return no_kernel(site),
+    };
+    let divides = matches!(site.node.op, Op::Div(_) | Op::FloorDiv | Op::FloorMod);
+    let raises = matches!(site.node.op, Op::Pow);
+    let f = line2(move |a: T, b: T| clip(rare(a, b)));
     Ok(Box::new(move |call: &mut Call<'_>| {
-        if call.input(1)?.as_slice::<T>()?.contains(&T::small(0)) {
+        let zero = T::small(0);
+        // A zero divisor is an error, as in the reference.
+        if divides && call.input(1)?.as_slice::<T>()?.contains(&zero) {
             return Err(Error::invalid("division by zero"));
+        }
+        if raises && call.input(1)?.as_slice::<T>()?.iter().any(|&e| e < zero) {
+            return Err(Error::invalid("a negative exponent of integers"));
         }
         join(call, &*f)
     }))
@@ -575,16 +571,30 @@ fn compare(site: &Site<'_>, a: &Tensor, b: &Tensor) -> Result<Kernel> {
 /// A comparison of what `of` makes of the elements; NaN compares as IEEE says.
 fn ordered<T: Pod + Send + Sync, K: PartialOrd>(
     site: &Site<'_>,
-    of: impl Fn(T) -> K + Send + Sync + 'static,
+    of: impl Fn(T) -> K + Copy + Send + Sync + 'static,
 ) -> Result<Kernel> {
-    match site.node.op {
-        Op::Equal => pairs(move |a, b| (of(a) == of(b)) as u8),
-        Op::NotEqual => pairs(move |a, b| (of(a) != of(b)) as u8),
-        Op::Less => pairs(move |a, b| (of(a) < of(b)) as u8),
-        Op::LessEqual => pairs(move |a, b| (of(a) <= of(b)) as u8),
-        Op::Greater => pairs(move |a, b| (of(a) > of(b)) as u8),
-        _ => pairs(move |a, b| (of(a) >= of(b)) as u8),
-    }
+    by_order(site, of, of)
+}
+
+/// A comparison, by whether it holds of less, equal and greater operands: one loop for all of them.
+fn by_order<T: Pod + Send + Sync, K: PartialOrd>(
+    site: &Site<'_>,
+    fa: impl Fn(T) -> K + Send + Sync + 'static,
+    fb: impl Fn(T) -> K + Send + Sync + 'static,
+) -> Result<Kernel> {
+    let (less, equal, greater) = match site.node.op {
+        Op::Equal => (false, true, false),
+        // All but equal, which what is not comparable is not either.
+        Op::NotEqual => return pairs(move |a, b| (fa(a) != fb(b)) as u8),
+        Op::Less => (true, false, false),
+        Op::LessEqual => (true, true, false),
+        Op::Greater => (false, false, true),
+        _ => (false, true, true),
+    };
+    pairs(move |a, b| {
+        let (a, b) = (fa(a), fb(b));
+        (((a < b) & less) | ((a == b) & equal) | ((a > b) & greater)) as u8
+    })
 }
 
 /// A comparison of quantized tensors: of the stored numbers when the quantizations agree, else of their scaled forms.
@@ -595,15 +605,7 @@ fn rescaled<T: Quantized + PartialOrd>(site: &Site<'_>, a: &Tensor, b: &Tensor) 
     let ((sa, za), (sb, zb)) = (quantization(a)?, quantization(b)?);
     let (ma, mb) = (Multiplier::new(sa as f64), Multiplier::new(sb as f64));
     let scale = |m: Multiplier, z: i32| move |v: T| m.apply((v.wide() - z).wrapping_shl(8));
-    let (fa, fb) = (scale(ma, za), scale(mb, zb));
-    match site.node.op {
-        Op::Equal => pairs(move |a, b| (fa(a) == fb(b)) as u8),
-        Op::NotEqual => pairs(move |a, b| (fa(a) != fb(b)) as u8),
-        Op::Less => pairs(move |a, b| (fa(a) < fb(b)) as u8),
-        Op::LessEqual => pairs(move |a, b| (fa(a) <= fb(b)) as u8),
-        Op::Greater => pairs(move |a, b| (fa(a) > fb(b)) as u8),
-        _ => pairs(move |a, b| (fa(a) >= fb(b)) as u8),
-    }
+    by_order(site, scale(ma, za), scale(mb, zb))
 }
 
 /// Equality of strings (or its opposite). Strings are found by number, so that broadcasting is the common loop's.

@@ -1,5 +1,6 @@
 //! Reductions, scans and segment operators: kernels.
 
+use super::stablehlo::{Fold as How, folding};
 use super::*;
 use crate::in_order::add_rows;
 use crate::kernel::Call;
@@ -535,50 +536,29 @@ fn segments<T: Pod + Send + Sync>(sorted: bool, init: T, f: impl Fn(T, T) -> T +
 }
 
 fn windows(site: &Site<'_>, function: Window) -> Result<Kernel> {
-    macro_rules! numbers {
-        ($t:ty, $add:expr, $mul:expr) => {
-            match function {
-                Window::ADD => window::<$t>($add),
-                Window::MUL => window::<$t>($mul),
-                Window::MINIMUM => window::<$t>(|a, b| if b < a { b } else { a }),
-                Window::MAXIMUM => window::<$t>(|a, b| if b > a { b } else { a }),
-                _ => no_kernel(site),
-            }
-        };
-        ($t:ty) => {
-            numbers!($t, <$t>::wrapping_add, <$t>::wrapping_mul)
-        };
-    }
-    match site.input(0)?.dtype {
-        DType::F32 => numbers!(f32, |a, b| a + b, |a, b| a * b),
-        DType::F64 => numbers!(f64, |a, b| a + b, |a, b| a * b),
-        DType::I8 => numbers!(i8),
-        DType::U8 => numbers!(u8),
-        DType::I16 => numbers!(i16),
-        DType::U16 => numbers!(u16),
-        DType::I32 => numbers!(i32),
-        DType::U32 => numbers!(u32),
-        DType::I64 => numbers!(i64),
-        DType::U64 => numbers!(u64),
-        DType::Bool => match function {
-            Window::ALL => window::<u8>(|a, b| (a != 0 && b != 0) as u8),
-            Window::ANY => window::<u8>(|a, b| (a | b != 0) as u8),
-            _ => no_kernel(site),
-        },
-        _ => no_kernel(site),
-    }
-}
-
-fn window<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + 'static) -> Result<Kernel> {
+    let dtype = site.input(0)?.dtype;
+    let fold = match (function, dtype) {
+        (Window::ALL, DType::Bool) => How::And,
+        (Window::ANY, DType::Bool) => How::Or,
+        (_, DType::Bool | DType::F16) => return no_kernel(site),
+        (Window::ADD, _) => How::Add,
+        (Window::MUL, _) => How::Mul,
+        (Window::MINIMUM, _) => How::Min,
+        (Window::MAXIMUM, _) => How::Max,
+        _ => return no_kernel(site),
+    };
+    let Some((size, f)) = folding(dtype, fold) else { return no_kernel(site) };
     Ok(Box::new(move |call: &mut Call<'_>| {
-        let v = call.input(0)?;
-        let init = *call.input(1)?.as_slice::<T>()?.first().ok_or_else(|| Error::invalid("no initial value"))?;
-        let (sizes, steps, dilations) = (ints(&call.input(2)?)?, ints(&call.input(3)?)?, ints(&call.input(4)?)?);
-        let x = v.as_slice::<T>()?;
-        let own = strides(v.shape);
+        let (v, init) = (call.input(0)?, call.input(1)?);
         let out = call.output(0)?;
+        if init.dtype != dtype || out.dtype != dtype {
+            return Err(Error::invalid(format!("{dtype} in, {} out, initial value {}", out.dtype, init.dtype)));
+        }
+        let init = init.bytes.get(..size).ok_or_else(|| Error::invalid("no initial value"))?;
         let shape = out.shape.clone();
-        let out = out.as_mut_slice::<T>()?;
+        let (sizes, steps, dilations) = (ints(&call.input(2)?)?, ints(&call.input(3)?)?, ints(&call.input(4)?)?);
+        let own = strides(v.shape);
+        let out = call.output(0)?.bytes_mut();
         if out.is_empty() {
             return Ok(());
         }
@@ -589,15 +569,13 @@ fn window<T: Pod + Send + Sync>(f: impl Fn(T, T) -> T + Send + 'static) -> Resul
                 inside.iter().flat_map(|&at| (0..n.max(0) as usize).map(move |i| at + i * d as usize * s)).collect();
         }
         let mut index: SmallVec<[usize; 6]> = SmallVec::from_elem(0, shape.len());
-        for o in out {
+        for o in out.chunks_exact_mut(size) {
             let first: usize = index.iter().zip(&steps).zip(&own).map(|((&i, &t), &s)| i * t as usize * s).sum();
-            let get =
-                |d: usize| x.get(first + d).copied().ok_or_else(|| Error::internal("a window leaves its operand"));
-            let mut acc = init;
+            o.copy_from_slice(init);
             for &d in &inside {
-                acc = f(acc, get(d)?);
+                let x = v.bytes.get((first + d) * size..).and_then(|x| x.get(..size));
+                f(o, x.ok_or_else(|| Error::internal("a window leaves its operand"))?);
             }
-            *o = acc;
             for (i, &n) in index.iter_mut().zip(&shape).rev() {
                 *i += 1;
                 if *i < n {

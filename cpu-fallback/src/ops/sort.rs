@@ -87,14 +87,9 @@ fn topk<T: Pod + Send + Sync>(cmp: impl Fn(T, T) -> Ordering + Send + 'static) -
         }
         let mut order: Vec<usize> = Vec::with_capacity(n);
         for (r, row) in x.chunks(n).enumerate() {
-            let by = |&a: &usize, &b: &usize| cmp(row[b], row[a]).then(a.cmp(&b));
             order.clear();
             order.extend(0..n);
-            if k < n {
-                order.select_nth_unstable_by(k - 1, by);
-                order.truncate(k);
-            }
-            order.sort_unstable_by(by);
+            first(&mut order, k, &|&a, &b| cmp(row[b], row[a]).then(a.cmp(&b)));
             for (j, &i) in order.iter().enumerate() {
                 values.as_mut_slice::<T>()?[r * k + j] = row[i];
                 put(indices, r * k + j, i)?;
@@ -102,6 +97,15 @@ fn topk<T: Pod + Send + Sync>(cmp: impl Fn(T, T) -> Ordering + Send + 'static) -
         }
         Ok(())
     }))
+}
+
+/// Leaves the first k, in order. Compiled once for all types.
+fn first(order: &mut Vec<usize>, k: usize, by: &dyn Fn(&usize, &usize) -> Ordering) {
+    if k < order.len() {
+        order.select_nth_unstable_by(k - 1, by);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(by);
 }
 
 /// Distinct elements in order of first appearance, and for each element the number of its value.

@@ -13,7 +13,8 @@ mod index;
 mod number;
 mod random;
 
-use number::{Bool, Fold, Number};
+pub(super) use number::{Combine, Fold};
+use number::{Bool, Number, combine};
 
 /// Runs `$body` with `$t` as the Rust type of the elements; `$none` for types that have no arithmetic here.
 macro_rules! typed {
@@ -95,8 +96,8 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::StablehloRsqrt => unary(site, |x| 1.0 / x.sqrt(), |x| 1.0 / x.sqrt()),
         Op::StablehloTanh => unary(site, f32::tanh, f64::tanh),
         Op::StablehloCbrt => unary(site, f32::cbrt, f64::cbrt),
-        Op::StablehloAbs => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::abs)), no_kernel(site)),
-        Op::StablehloNegate => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::negate)), no_kernel(site)),
+        Op::StablehloAbs => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::abs as fn(T) -> T)), no_kernel(site)),
+        Op::StablehloNegate => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::negate as fn(T) -> T)), no_kernel(site)),
         Op::StablehloCompare(o) => {
             let direction = o.comparison_direction;
             if site.input(1)?.dtype != site.input(0)?.dtype || site.output(0)?.dtype != DType::Bool {
@@ -108,7 +109,11 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
             if site.input(1)?.dtype != site.input(0)?.dtype || site.input(2)?.dtype != site.input(0)?.dtype {
                 return no_kernel(site);
             }
-            typed!(site.input(0)?.dtype, T => Ok(clamp::<T>()), no_kernel(site))
+            let dtype = site.input(0)?.dtype;
+            match (folding(dtype, Fold::Max), folding(dtype, Fold::Min)) {
+                (Some((size, max)), Some((_, min))) => Ok(clamp(size, max, min)),
+                _ => no_kernel(site),
+            }
         }
         Op::StablehloSelect => match size(site.optional(1).map(|t| t.dtype)) {
             Some(size) if site.input(2)?.dtype == site.input(1)?.dtype => Ok(select(size)),
@@ -140,22 +145,25 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
             let o = o.clone();
             let dtype = site.input(0)?.dtype;
             let same = site.input(2)?.dtype == dtype && site.output(0)?.dtype == dtype;
-            typed!(site.input(0)?.dtype, T => match T::fold(fold) {
-                Some(f) if same => Ok(Box::new(move |call: &mut Call<'_>| index::scatter::<T>(call, &o, f))),
+            match folding(dtype, fold) {
+                Some((size, f)) if same => {
+                    Ok(Box::new(move |call: &mut Call<'_>| index::scatter(call, &o, size, &*f)))
+                }
                 _ => no_kernel(site),
-            }, no_kernel(site))
+            }
         }
         Op::StablehloDotGeneral(o) => {
             let o = o.clone();
             if site.input(1)?.dtype != site.input(0)?.dtype || site.output(0)?.dtype != site.input(0)?.dtype {
                 return no_kernel(site);
             }
-            typed!(site.input(0)?.dtype, T => match (T::fold(Fold::Mul), T::fold(Fold::Add)) {
-                (Some(mul), Some(add)) => {
-                    Ok(Box::new(move |call: &mut Call<'_>| index::dot_general::<T>(call, &o, mul, add)))
+            let dtype = site.input(0)?.dtype;
+            match (folding(dtype, Fold::Mul), folding(dtype, Fold::Add)) {
+                (Some((size, mul)), Some((_, add))) => {
+                    Ok(Box::new(move |call: &mut Call<'_>| index::dot_general(call, &o, size, &*mul, &*add)))
                 }
                 _ => no_kernel(site),
-            }, no_kernel(site))
+            }
         }
         Op::StablehloRngBitGenerator(o) => random::prepare(site, o.algorithm),
         op @ (Op::StablehloConcatenate(_)
@@ -174,6 +182,11 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         },
         _ => no_kernel(site),
     }
+}
+
+/// The size of an element and the function of `fold`, where the type has it.
+pub(super) fn folding(dtype: DType, fold: Fold) -> Option<(usize, Box<Combine>)> {
+    typed!(dtype, T => Some((size_of::<T>(), combine::<T>(fold)?)), None)
 }
 
 /// The function of a region that combines two values: the subgraph of one operator, or of none, which takes the
@@ -255,14 +268,19 @@ fn compare<T: Number>(direction: Direction) -> Result<Kernel> {
     }))
 }
 
-fn clamp<T: Number>() -> Kernel {
-    Box::new(|call| {
+fn clamp(size: usize, max: Box<Combine>, min: Box<Combine>) -> Kernel {
+    Box::new(move |call| {
         let (low, x, high) = (call.input(0)?, call.input(1)?, call.input(2)?);
-        let (low, x, high) = (low.as_slice::<T>()?, x.as_slice::<T>()?, high.as_slice::<T>()?);
-        let at = |v: &[T], i: usize| if v.len() == 1 { v.first().copied() } else { v.get(i).copied() };
-        for (i, (y, &x)) in call.output(0)?.as_mut_slice::<T>()?.iter_mut().zip(x).enumerate() {
-            let x = at(low, i).filter(|l| x < *l).unwrap_or(x);
-            *y = at(high, i).filter(|h| x > *h).unwrap_or(x);
+        let at = |v: &View<'_>, i: usize| if v.bytes.len() == size { 0 } else { i };
+        let out = call.output(0)?.bytes_mut();
+        for (i, (y, x)) in out.chunks_exact_mut(size).zip(x.bytes.chunks_exact(size)).enumerate() {
+            y.copy_from_slice(x);
+            if let Some(low) = index::element(low.bytes, at(&low, i), size) {
+                max(y, low);
+            }
+            if let Some(high) = index::element(high.bytes, at(&high, i), size) {
+                min(y, high);
+            }
         }
         Ok(())
     })
@@ -302,15 +320,15 @@ fn reduce(site: &Site<'_>, dims: Vec<i64>, subgraph: i32) -> Result<Kernel> {
     if site.input(1)?.dtype != dtype || site.output(0)?.dtype != dtype || fold == Fold::Second {
         return no_kernel(site);
     }
-    typed!(dtype, T => match T::fold(fold) {
-        Some(f) => Ok(Box::new(move |call: &mut Call<'_>| {
+    match folding(dtype, fold) {
+        Some((size, f)) => Ok(Box::new(move |call: &mut Call<'_>| {
             let (x, start) = (call.input(0)?, call.input(1)?);
-            let start = *start.as_slice::<T>()?.first().ok_or_else(|| Error::invalid("no initial value"))?;
-            let out = call.output(0)?.as_mut_slice::<T>()?;
+            let start = index::element(start.bytes, 0, size).ok_or_else(|| Error::invalid("no initial value"))?;
+            let out = call.output(0)?.bytes_mut();
             if out.is_empty() {
                 return Ok(());
             }
-            out.fill(start);
+            out.chunks_exact_mut(size).for_each(|y| y.copy_from_slice(start));
             // Strides of the result by dimensions of the operand; 0 along the reduced ones.
             let mut strides: SmallVec<[usize; 6]> = SmallVec::from_elem(0, x.shape.len());
             let mut step = 1;
@@ -320,17 +338,16 @@ fn reduce(site: &Site<'_>, dims: Vec<i64>, subgraph: i32) -> Result<Kernel> {
                     step = step.saturating_mul(x.shape[d]);
                 }
             }
-            let data = x.as_slice::<T>()?;
             index::each(x.shape, |at, i| {
                 let to: usize = at.iter().zip(&strides).map(|(a, s)| a * s).sum();
-                if let (Some(y), Some(&x)) = (out.get_mut(to), data.get(i)) {
-                    *y = f(*y, x);
+                if let (Some(y), Some(x)) = (index::element_mut(out, to, size), index::element(x.bytes, i, size)) {
+                    f(y, x);
                 }
             });
             Ok(())
         })),
         None => no_kernel(site),
-    }, no_kernel(site))
+    }
 }
 
 fn reduce_window(site: &Site<'_>, o: &litegpu_graph::schema::StablehloReduceWindowOptionsT) -> Result<Kernel> {
@@ -340,8 +357,8 @@ fn reduce_window(site: &Site<'_>, o: &litegpu_graph::schema::StablehloReduceWind
         return no_kernel(site);
     }
     let o = o.clone();
-    typed!(dtype, T => match T::fold(fold) {
-        Some(f) => Ok(Box::new(move |call: &mut Call<'_>| index::reduce_window::<T>(call, &o, f))),
+    match folding(dtype, fold) {
+        Some((size, f)) => Ok(Box::new(move |call: &mut Call<'_>| index::reduce_window(call, &o, size, &*f))),
         None => no_kernel(site),
-    }, no_kernel(site))
+    }
 }

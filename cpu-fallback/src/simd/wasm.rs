@@ -38,6 +38,8 @@ fn low_words(a: v128, b: v128) -> v128 {
     i32x4_shuffle::<0, 2, 4, 6>(a, b)
 }
 
+// Whole tiles are functions of their own: a call costs little beside a tile, and the code would be large were it
+// repeated in every kernel.
 impl Isa for Simd128 {
     const MR: usize = 5;
     const MRI: usize = 4;
@@ -105,14 +107,15 @@ impl Isa for Simd128 {
         let mut out = [0i32; NR];
         // SAFETY: four stores of 4 lanes fill the array of 16.
         unsafe {
-            for (i, v) in x.into_iter().flatten().enumerate() {
-                write(out.as_mut_ptr().add(4 * i), v);
-            }
+            write(out.as_mut_ptr(), x[0][0]);
+            write(out.as_mut_ptr().add(4), x[0][1]);
+            write(out.as_mut_ptr().add(8), x[1][0]);
+            write(out.as_mut_ptr().add(12), x[1][1]);
         }
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn tile_f32(
         a: &[f32],
         runs: &[usize],
@@ -141,7 +144,7 @@ impl Isa for Simd128 {
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dots_f32(
         a: &[f32],
         runs: &[usize],
@@ -152,10 +155,37 @@ impl Isa for Simd128 {
         out: &mut [f32],
         ldc: usize,
     ) {
-        Portable::dots_f32(a, runs, lda, rows, w, finish, out, ldc);
+        if rows == 0 {
+            return;
+        }
+        assert!(a.len() >= reach(runs, w.len()) + (rows - 1) * lda && out.len() > (rows - 1) * ldc);
+        let length = (w.len() / runs.len().max(1)).max(1);
+        for r in 0..rows {
+            let (mut acc, mut sum) = (f32x4_splat(0.0), finish.bias);
+            for (run, w) in runs.iter().zip(w.chunks_exact(length)) {
+                let (four, rest) = w.as_chunks::<4>();
+                // SAFETY: the assert covers every run of every row of `a`.
+                unsafe {
+                    let x = a.as_ptr().add(run + r * lda);
+                    for (k, w) in four.iter().enumerate() {
+                        acc = f32x4_add(acc, f32x4_mul(read(x.add(4 * k)), read(w.as_ptr())));
+                    }
+                    for (k, w) in rest.iter().enumerate() {
+                        sum += *x.add(4 * four.len() + k) * w;
+                    }
+                }
+            }
+            let lanes = [0, 1, 2, 3].map(|i: usize| match i {
+                0 => f32x4_extract_lane::<0>(acc),
+                1 => f32x4_extract_lane::<1>(acc),
+                2 => f32x4_extract_lane::<2>(acc),
+                _ => f32x4_extract_lane::<3>(acc),
+            });
+            out[r * ldc] = super::clamp(sum + (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]), finish.range);
+        }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn tile_i16(
         a: &[i16],
         runs: &[usize],
@@ -187,7 +217,7 @@ impl Isa for Simd128 {
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
         // There is no shift by lanes: a shift to the right is a product with a power of two, which stays within 64
         // bits for shifts of 0 to 30. Others (a factor above 1, or below 2^-31) are rare.
@@ -209,9 +239,7 @@ impl Isa for Simd128 {
                 let half = i32x4_shr(mask, 1);
                 let round = i64x2_splat(1 << 30);
                 let (zero, low, high) = (i32x4_splat(q.zero), i32x4_splat(q.low), i32x4_splat(q.high));
-                for acc in &mut *acc {
-                    let place = acc.as_mut_ptr().add(at);
-                    let x = i32x4_add(read(place), bias);
+                let exact = |x: v128| {
                     // (x * value + 2^30) >> 31: the doubled product's high half, rounded.
                     let a = i64x2_add(i64x2_extmul_low_i32x4(x, value), round);
                     let b = i64x2_add(i64x2_extmul_high_i32x4(x, value), round);
@@ -222,21 +250,65 @@ impl Isa for Simd128 {
                     let a = u64x2_shr(i64x2_extmul_low_i32x4(x, factor), 30);
                     let b = u64x2_shr(i64x2_extmul_high_i32x4(x, factor), 30);
                     let x = i32x4_add(i32x4_sub(low_words(a, b), up), zero);
-                    write(place, i32x4_min(i32x4_max(x, low), high));
+                    i32x4_min(i32x4_max(x, low), high)
+                };
+                // Rounding twice differs from rounding the real product once only where that is near a half: the first
+                // rounding moves it by 2^(shift - 1) at most, and floats by less than 2^-13 below 512.
+                let near = NearHalf::new(q.zero, q.low, q.high);
+                let power = |add: i32| i32x4_shl(i32x4_add(shift, i32x4_splat(127 + add)), 23);
+                let scale = f32x4_mul(f32x4_convert_i32x4(value), power(-31));
+                let limit = f32x4_sub(near.limit, f32x4_add(power(-1), f32x4_splat(1.0 / 8192.0)));
+                for acc in &mut *acc {
+                    let place = acc.as_mut_ptr().add(at);
+                    let x = i32x4_add(read(place), bias);
+                    let (rounded, unsure) = near.round(f32x4_mul(f32x4_convert_i32x4(x), scale), limit);
+                    write(place, if unsure { exact(x) } else { rounded });
                 }
             }
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
         // 64-bit lanes are two to a vector, without a shift by lanes: scalar code is as fast.
         Portable::requantize_wide(acc, q);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum) {
-        Portable::sum(x, y, k);
+        let near = NearHalf::new(k.zero, k.low, k.high);
+        let real = |m: &litegpu_graph::fixed::Multiplier| m.value as f32 * (m.shift as f32 - 31.0).exp2();
+        let out = real(&k.scale);
+        let factor = |t: &super::Term| real(&t.scale) * (t.left as f32).exp2() * out;
+        let (a, b) = (factor(&k.terms[0]), factor(&k.terms[1]));
+        // Each term is rounded to an integer, with an error of 1 at most; the sum is rounded twice; and floats round a
+        // few times: numbers, as they can be shifted, are below 2^(31 - left).
+        let largest = k.terms.iter().map(|t| (31.0 - t.left as f32).exp2()).fold(0.0, f32::max);
+        let error = 2.0 * out + (k.scale.shift as f32 - 1.0).exp2() + largest * (a + b) / 2_097_152.0;
+        let limit = f32x4_sub(near.limit, f32x4_splat(error));
+        let (a, b) = (f32x4_splat(a), f32x4_splat(if k.negative { -b } else { b }));
+        let zeros = [i32x4_splat(k.terms[0].zero), i32x4_splat(k.terms[1].zero)];
+        for (x, y) in x.iter_mut().zip(y) {
+            for at in (0..NR).step_by(4) {
+                // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
+                unsafe {
+                    let place = x.as_mut_ptr().add(at);
+                    let u = f32x4_convert_i32x4(i32x4_sub(read(place), zeros[0]));
+                    let v = f32x4_convert_i32x4(i32x4_sub(read(y.as_ptr().add(at)), zeros[1]));
+                    let (rounded, unsure) = near.round(f32x4_add(f32x4_mul(u, a), f32x4_mul(v, b)), limit);
+                    if !unsure {
+                        write(place, rounded);
+                        continue;
+                    }
+                }
+                let mut four = [[0; NR]; 2];
+                four[0][..4].copy_from_slice(&x[at..at + 4]);
+                four[1][..4].copy_from_slice(&y[at..at + 4]);
+                let [u, v] = &mut four;
+                Portable::sum(std::slice::from_mut(u), std::slice::from_ref(v), k);
+                x[at..at + 4].copy_from_slice(&u[..4]);
+            }
+        }
     }
 
     #[inline(always)]
@@ -259,6 +331,40 @@ impl Isa for Simd128 {
             write(to.as_mut_ptr(), a);
             write(to.as_mut_ptr().add(8), b);
         }
+    }
+}
+
+/// Rounds real numbers to integers, and says where a number that is not quite the right one might round otherwise.
+struct NearHalf {
+    low: v128,
+    high: v128,
+    /// What rounds by being added, and its bits less the zero point.
+    magic: v128,
+    bits: v128,
+    /// One half, the largest distance from an integer; less than any where the range is too wide for floats.
+    limit: v128,
+}
+
+impl NearHalf {
+    #[inline(always)]
+    fn new(zero: i32, low: i32, high: i32) -> NearHalf {
+        const MAGIC: f32 = 12_582_912.0;
+        let (low, high) = (low.saturating_sub(zero), high.saturating_sub(zero));
+        NearHalf {
+            low: f32x4_splat(low as f32),
+            high: f32x4_splat(high as f32),
+            magic: f32x4_splat(MAGIC),
+            bits: i32x4_splat((MAGIC.to_bits() as i32).wrapping_sub(zero)),
+            limit: f32x4_splat(if low >= -512 && high <= 512 { 0.5 } else { -1.0 }),
+        }
+    }
+    /// `x` rounded, moved by the zero point and limited; and whether a lane is further than `limit` from its integer.
+    #[inline(always)]
+    fn round(&self, x: v128, limit: v128) -> (v128, bool) {
+        let x = f32x4_pmin(f32x4_pmax(x, self.low), self.high);
+        let moved = f32x4_add(x, self.magic);
+        let off = f32x4_abs(f32x4_sub(x, f32x4_sub(moved, self.magic)));
+        (i32x4_sub(moved, self.bits), v128_any_true(f32x4_gt(off, limit)))
     }
 }
 
@@ -293,7 +399,7 @@ unsafe fn float_tile<const R: usize>(
     // SAFETY: the caller's promise bounds every pointer below.
     unsafe {
         let first = [read(bias.as_ptr().add(at)), read(bias.as_ptr().add(at + 4))];
-        let mut acc = [first; R];
+        let mut acc = [first, first, first, first, first];
         // Without depth there is nothing to add.
         let length = (b.len() / runs.len().max(1)).max(1);
         for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
@@ -301,17 +407,17 @@ unsafe fn float_tile<const R: usize>(
             for (k, line) in lines.iter().enumerate() {
                 let w = line.0.as_ptr().add(at);
                 let w = [read(w), read(w.add(4))];
-                for r in 0..R {
+                unrolled!(r < R, {
                     let x = v128_load32_splat(first.add(r * lda + k).cast());
                     acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(x, w[0]));
                     acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(x, w[1]));
-                }
+                });
             }
         }
         let (low, high) = (f32x4_splat(range.0), f32x4_splat(range.1));
         let n = (columns - at).min(8);
-        for (r, acc) in acc.iter().enumerate() {
-            let v = [clamp4(acc[0], low, high), clamp4(acc[1], low, high)];
+        unrolled!(r < R, {
+            let v = [clamp4(acc[r][0], low, high), clamp4(acc[r][1], low, high)];
             let to = out.as_mut_ptr().add(r * ldc + at);
             if n == 8 {
                 write(to, v[0]);
@@ -324,7 +430,7 @@ unsafe fn float_tile<const R: usize>(
                     *to.add(j) = *v;
                 }
             }
-        }
+        });
     }
 }
 
@@ -366,22 +472,23 @@ unsafe fn int_tile<const R: usize, L: Line>(
 ) {
     // SAFETY: the caller's promise bounds every pointer below.
     unsafe {
-        let mut sum = [[i32x4_splat(0); 2]; R];
+        let zero = i32x4_splat(0);
+        let mut sum = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
         let length = (b.len() / runs.len().max(1)).max(1);
         for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
             let first = a.as_ptr().add(*run);
             for (k, line) in lines.iter().enumerate() {
                 let w = [line.words(at), line.words(at + 4)];
-                for r in 0..R {
+                unrolled!(r < R, {
                     let x = v128_load32_splat(first.add(r * lda + 2 * k).cast());
                     sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(x, w[0]));
                     sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(x, w[1]));
-                }
+                }, 0 1 2 3);
             }
         }
-        for (r, sum) in sum.iter().enumerate() {
-            write(acc[r].as_mut_ptr().add(at), sum[0]);
-            write(acc[r].as_mut_ptr().add(at + 4), sum[1]);
-        }
+        unrolled!(r < R, {
+            write(acc[r].as_mut_ptr().add(at), sum[r][0]);
+            write(acc[r].as_mut_ptr().add(at + 4), sum[r][1]);
+        }, 0 1 2 3);
     }
 }

@@ -6,7 +6,7 @@
 //! same taps.
 
 use super::*;
-use crate::simd::{Taps, Word, depthwise_f32, depthwise_int};
+use crate::simd::{Taps, Word, depthwise_f32, depthwise_int, unrolled};
 
 /// Pixels computed at once.
 const PIXELS: usize = 4;
@@ -202,20 +202,20 @@ impl Rows<f32, f32> for FloatRows<'_> {
             let at = first + column as isize;
             if d.multiplier == 1 && n - column >= NR && taps.readable(image.len(), at, step, P, NR) {
                 let acc = depthwise_f32::<S, P, 2>(image, at, step, taps, lines, bias, lane);
-                for (p, acc) in acc.into_iter().enumerate() {
-                    let to = &mut out[p * n + column..];
-                    for (acc, to) in acc.into_iter().zip(to.as_chunks_mut::<8>().0) {
-                        S::store(S::clamp8(acc, range), to);
+                unrolled!(p < P, {
+                    if let [a, b, ..] = out[p * n + column..].as_chunks_mut::<8>().0 {
+                        S::store(S::clamp8(acc[p][0], range), a);
+                        S::store(S::clamp8(acc[p][1], range), b);
                     }
-                }
+                }, 0 1 2 3);
                 column += NR;
             } else if d.multiplier == 1 && n - column >= 8 && taps.readable(image.len(), at, step, P, 8) {
                 let acc = depthwise_f32::<S, P, 1>(image, at, step, taps, lines, bias, lane);
-                for (p, acc) in acc.into_iter().enumerate() {
+                unrolled!(p < P, {
                     if let Some(to) = out[p * n + column..].first_chunk_mut::<8>() {
-                        S::store(S::clamp8(acc[0], range), to);
+                        S::store(S::clamp8(acc[p][0], range), to);
                     }
-                }
+                }, 0 1 2 3);
                 column += 8;
             } else {
                 let from = first + (column / d.multiplier) as isize;

@@ -132,10 +132,15 @@ fn overlap(a: &Corners, b: &Corners) -> f32 {
     both / (area(a) + area(b) - both)
 }
 
+/// Sorts by falling score; equals stay in their order.
+fn best_first(order: &mut [usize], score: &dyn Fn(usize) -> f32) {
+    order.sort_by(|&i, &j| score(j).partial_cmp(&score(i)).unwrap_or(std::cmp::Ordering::Equal));
+}
+
 /// The boxes that survive, best first.
 fn suppress(boxes: &[Corners], scores: impl Fn(usize) -> f32, limit: usize, o: &Detection) -> Vec<usize> {
     let mut order: Vec<usize> = (0..boxes.len()).filter(|&i| scores(i) >= o.score_threshold).collect();
-    order.sort_by(|&i, &j| scores(j).partial_cmp(&scores(i)).unwrap_or(std::cmp::Ordering::Equal));
+    best_first(&mut order, &scores);
     let mut kept: Vec<usize> = Vec::new();
     for i in order {
         if kept.len() >= limit {
@@ -161,7 +166,7 @@ fn by_box(boxes: &[Corners], scores: &[f32], columns: usize, background: usize, 
     for &i in &kept {
         let r = row(i);
         let mut classes: Vec<usize> = (0..r.len()).collect();
-        classes.sort_by(|&a, &b| r[b].partial_cmp(&r[a]).unwrap_or(std::cmp::Ordering::Equal));
+        best_first(&mut classes, &|c| r[c]);
         list.extend((0..o.classes_per_detection).map(|k| {
             let class = *classes.get(k)?;
             Some(Found { index: i, class, score: r[class] })

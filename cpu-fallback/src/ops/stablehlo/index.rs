@@ -36,6 +36,16 @@ fn list(l: &Option<Vec<i64>>) -> &[i64] {
     l.as_deref().unwrap_or_default()
 }
 
+/// An element of `size` bytes.
+pub(super) fn element(bytes: &[u8], i: usize, size: usize) -> Option<&[u8]> {
+    bytes.get(i.checked_mul(size)?..)?.get(..size)
+}
+
+/// The same, to be written.
+pub(super) fn element_mut(bytes: &mut [u8], i: usize, size: usize) -> Option<&mut [u8]> {
+    bytes.get_mut(i.checked_mul(size)?..)?.get_mut(..size)
+}
+
 /// out[index] = x[offset + index . steps]
 fn affine(x: &[u8], out: &mut [u8], shape: &[usize], steps: &[usize], offset: usize, size: usize) {
     each(shape, |at, i| {
@@ -231,7 +241,7 @@ fn gather(call: &mut Call<'_>, o: &StablehloGatherOptionsT, size: usize) -> Resu
     failed
 }
 
-pub(super) fn scatter<T: Number>(call: &mut Call<'_>, o: &StablehloScatterOptionsT, f: fn(T, T) -> T) -> Result<()> {
+pub(super) fn scatter(call: &mut Call<'_>, o: &StablehloScatterOptionsT, size: usize, f: &Combine) -> Result<()> {
     let (x, updates) = (call.input(0)?, call.input(2)?);
     let indices = IndexVectors::new(call.input(1)?, o.index_vector_dim)?;
     let (window, inserted) = (list(&o.update_window_dims), list(&o.inserted_window_dims));
@@ -239,9 +249,11 @@ pub(super) fn scatter<T: Number>(call: &mut Call<'_>, o: &StablehloScatterOption
     let to = strides(x.shape);
     let kept: Dims = (0..x.shape.len()).filter(|d| !inserted.contains(&(*d as i64))).collect();
     let is_window: SmallVec<[bool; 6]> = (0..updates.shape.len()).map(|d| window.contains(&(d as i64))).collect();
-    let out = call.output(0)?.as_mut_slice::<T>()?;
-    out.copy_from_slice(x.as_slice()?);
-    let values = updates.as_slice::<T>()?;
+    let out = call.output(0)?.bytes_mut();
+    if out.len() != x.bytes.len() {
+        return Err(Error::internal("the result has another size than the operand"));
+    }
+    out.copy_from_slice(x.bytes);
     let mut failed = Ok(());
     let mut place: SmallVec<[i64; 6]> = SmallVec::new();
     each(updates.shape, |at, i| {
@@ -264,21 +276,21 @@ pub(super) fn scatter<T: Number>(call: &mut Call<'_>, o: &StablehloScatterOption
             return;
         }
         let flat: usize = place.iter().zip(&to).map(|(&p, s)| p as usize * s).sum();
-        if let (Some(y), Some(&v)) = (out.get_mut(flat), values.get(i)) {
-            *y = f(*y, v);
+        if let (Some(y), Some(v)) = (element_mut(out, flat, size), element(updates.bytes, i, size)) {
+            f(y, v);
         }
     });
     failed
 }
 
-pub(super) fn reduce_window<T: Number>(
+pub(super) fn reduce_window(
     call: &mut Call<'_>,
     o: &StablehloReduceWindowOptionsT,
-    f: fn(T, T) -> T,
+    size: usize,
+    f: &Combine,
 ) -> Result<()> {
     let (x, start) = (call.input(0)?, call.input(1)?);
-    let start = *start.as_slice::<T>()?.first().ok_or_else(|| Error::invalid("no initial value"))?;
-    let data = x.as_slice::<T>()?;
+    let start = element(start.bytes, 0, size).ok_or_else(|| Error::invalid("no initial value"))?;
     let from = strides(x.shape);
     let at = |l: &Option<Vec<i64>>, i: usize| list(l).get(i).copied().unwrap_or(1);
     let low = |i: usize| list(&o.padding).get(2 * i).copied().unwrap_or(0);
@@ -291,9 +303,10 @@ pub(super) fn reduce_window<T: Number>(
         return Ok(());
     }
     let shape = out.shape.clone();
-    let out = out.as_mut_slice::<T>()?;
+    let out = out.bytes_mut();
     each(&shape, |to, i| {
-        let mut sum = start;
+        let Some(sum) = element_mut(out, i, size) else { return };
+        sum.copy_from_slice(start);
         // The padding and the gaps of a dilated operand hold the initial value.
         each(&window, |w, _| {
             let mut flat = 0;
@@ -302,27 +315,25 @@ pub(super) fn reduce_window<T: Number>(
                 let p = p.saturating_sub(low(d));
                 let base = at(&o.base_dilations, d);
                 if p < 0 || p % base != 0 || p / base >= x.shape[d] as i64 {
-                    sum = f(sum, start);
+                    f(sum, start);
                     return;
                 }
                 flat += (p / base) as usize * from[d];
             }
-            if let Some(&v) = data.get(flat) {
-                sum = f(sum, v);
+            if let Some(v) = element(x.bytes, flat, size) {
+                f(sum, v);
             }
         });
-        if let Some(y) = out.get_mut(i) {
-            *y = sum;
-        }
     });
     Ok(())
 }
 
-pub(super) fn dot_general<T: Number>(
+pub(super) fn dot_general(
     call: &mut Call<'_>,
     o: &StablehloDotGeneralOptionsT,
-    mul: fn(T, T) -> T,
-    add: fn(T, T) -> T,
+    size: usize,
+    mul: &Combine,
+    add: &Combine,
 ) -> Result<()> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (sa, sb) = (strides(a.shape), strides(b.shape));
@@ -342,23 +353,24 @@ pub(super) fn dot_general<T: Number>(
     steps.extend(free.0.iter().map(|&d| (sa[d], 0)));
     steps.extend(free.1.iter().map(|&d| (0, sb[d])));
     let contracted: Dims = inner.0.iter().map(|&d| a.shape[d]).collect();
-    let (x, y) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
     let out = call.output(0)?;
     let shape = out.shape.clone();
-    let out = out.as_mut_slice::<T>()?;
+    let out = out.bytes_mut();
+    let mut product: SmallVec<[u8; 8]> = SmallVec::from_elem(0, size);
     each(&shape, |at, i| {
         let (p, q) = at.iter().zip(&steps).fold((0, 0), |(p, q), (a, s)| (p + a * s.0, q + a * s.1));
-        let mut sum = T::from_index(0);
+        let Some(sum) = element_mut(out, i, size) else { return };
+        // Zero of every type.
+        sum.fill(0);
         each(&contracted, |k, _| {
             let p = p + k.iter().zip(&inner.0).map(|(k, &d)| k * sa[d]).sum::<usize>();
             let q = q + k.iter().zip(&inner.1).map(|(k, &d)| k * sb[d]).sum::<usize>();
-            if let (Some(&x), Some(&y)) = (x.get(p), y.get(q)) {
-                sum = add(sum, mul(x, y));
+            if let (Some(x), Some(y)) = (element(a.bytes, p, size), element(b.bytes, q, size)) {
+                product.copy_from_slice(x);
+                mul(&mut product, y);
+                add(sum, &product);
             }
         });
-        if let Some(o) = out.get_mut(i) {
-            *o = sum;
-        }
     });
     Ok(())
 }

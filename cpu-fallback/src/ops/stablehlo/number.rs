@@ -5,7 +5,7 @@ use half::f16;
 
 /// A way to combine two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fold {
+pub(crate) enum Fold {
     Second,
     Add,
     Sub,
@@ -23,14 +23,28 @@ pub(super) enum Fold {
 /// A truth value as tensors store it.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Pod, Zeroable)]
 #[repr(transparent)]
-pub(super) struct Bool(u8);
+pub(crate) struct Bool(u8);
 
-pub(super) trait Number: Pod + PartialOrd + Send + Sync {
+pub(crate) trait Number: Pod + PartialOrd + Send + Sync {
     /// The function, where the type has it.
     fn fold(f: Fold) -> Option<fn(Self, Self) -> Self>;
     fn from_index(i: usize) -> Self;
     fn abs(self) -> Self;
     fn negate(self) -> Self;
+}
+
+/// Combines an element with another of the same type, both as bytes: what loops over elements is compiled once for
+/// all types.
+pub(crate) type Combine = dyn Fn(&mut [u8], &[u8]) + Send + Sync;
+
+/// The function of `fold` on elements of type `T`, where the type has it. It panics where either side is no whole
+/// element.
+pub(crate) fn combine<T: Number>(fold: Fold) -> Option<Box<Combine>> {
+    let f = T::fold(fold)?;
+    Some(Box::new(move |to, x| {
+        let (a, b): (T, T) = (bytemuck::pod_read_unaligned(to), bytemuck::pod_read_unaligned(x));
+        to.copy_from_slice(bytemuck::bytes_of(&f(a, b)));
+    }))
 }
 
 macro_rules! integers {
