@@ -100,8 +100,7 @@ fn halves(src: &[Src<'_, [u64; 2]>], dst: &mut [Dst<'_, [u64; 2]>], m: &dyn AnyM
         let data: SmallVec<[Vec<u64>; 4]> = src.iter().map(|s| s.data.iter().map(|e| e[half]).collect()).collect();
         let from: SmallVec<[Src<'_, u64>; 4]> =
             src.iter().zip(&data).map(|(s, data)| Src { shape: s.shape, data }).collect();
-        let mut room: SmallVec<[Vec<u64>; 2]> =
-            dst.iter().map(|d| d.data.iter().map(|e| e[half]).collect()).collect();
+        let mut room: SmallVec<[Vec<u64>; 2]> = dst.iter().map(|d| d.data.iter().map(|e| e[half]).collect()).collect();
         let mut to: SmallVec<[Dst<'_, u64>; 2]> =
             dst.iter().zip(&mut room).map(|(d, data)| Dst { shape: d.shape.clone(), data }).collect();
         m.go8(&from, &mut to)?;

@@ -17,8 +17,12 @@ pub enum Web {
         #[arg(long, default_value_t = 8080)]
         port: u16,
     },
-    /// Build, then run the tests in headless Chromium (installed if it is missing).
-    Test,
+    /// Build, then run the tests: in headless Chromium (installed if it is missing), and in Node over a software adapter.
+    Test {
+        /// Of the operator cases in ../shared, run every N-th.
+        #[arg(long, default_value_t = 40, value_name = "N")]
+        conformance: usize,
+    },
 }
 
 /// Runs a web chore.
@@ -27,12 +31,28 @@ pub fn web(what: &Web) -> Result<()> {
     match what {
         Web::Build => Ok(()),
         Web::Serve { port } => run(Command::new("node").args(["web/serve.mjs", "--port", &port.to_string()])),
-        Web::Test => {
+        Web::Test { conformance } => {
             if !Path::new("/usr/bin/chromium").exists() && std::env::var_os("CHROMIUM").is_none() {
                 apt_install(&["chromium"], None)?;
             }
             node_packages()?;
-            run(Command::new("node").arg("web/tests/browser.mjs"))
+            let example = "examples/web-vite";
+            run(Command::new("npm").args([
+                "install",
+                "--prefix",
+                example,
+                "--no-audit",
+                "--no-fund",
+                "--no-package-lock",
+            ]))?;
+            run(Command::new("npm").args(["run", "build", "--prefix", example]))?;
+            let every = format!("--conformance={conformance}");
+            run(Command::new("node").arg("web/tests/browser.mjs").arg(&every))?;
+            let mut dawn = Command::new("node");
+            if let Some(driver) = crate::adapter::ensure()? {
+                dawn.env("VK_DRIVER_FILES", driver);
+            }
+            run(dawn.arg("web/tests/dawn.mjs").arg(&every))
         }
     }
 }
@@ -46,9 +66,8 @@ fn build() -> Result<()> {
         .args(["build", "--release", "-q", "--manifest-path", "web/bind/Cargo.toml", "--target-dir"])
         .arg(&bind))?;
     let module = target.join("wasm32-unknown-unknown/release/litegpu_web.wasm");
-    run(Command::new(bind.join("release/bind")).arg(&module).arg("web/npm"))?;
+    run(Command::new(bind.join("release/bind")).arg(&module).arg("web/js"))?;
     node_packages()?;
-    let packed = "web/npm/litegpu_web_bg.wasm";
     run(Command::new("web/node_modules/.bin/wasm-opt").args([
         "-Oz",
         "--enable-simd",
@@ -58,20 +77,20 @@ fn build() -> Result<()> {
         "--enable-mutable-globals",
         "--enable-reference-types",
         "--enable-multivalue",
-        packed,
+        "web/js/litegpu_web_bg.wasm",
         "-o",
-        packed,
+        "web/npm/litegpu_web_bg.wasm",
     ]))?;
-    let glue = "web/npm/litegpu_web.js";
-    let short = ["--minify", "--format=esm", "--allow-overwrite", "--log-level=warning"];
-    run(Command::new("web/node_modules/.bin/esbuild").args(short).arg(format!("--outfile={glue}")).arg(glue))?;
+    // One file to fetch.
+    let bundle = ["--bundle", "--minify", "--format=esm", "--log-level=warning", "--outfile=web/npm/index.js"];
+    run(Command::new("web/node_modules/.bin/esbuild").arg("web/js/index.js").args(bundle))?;
     sizes()
 }
 
 /// The development packages of web/package.json.
 fn node_packages() -> Result<()> {
-    let tools = ["wasm-opt", "esbuild"];
-    if tools.iter().all(|t| root().join("web/node_modules/.bin").join(t).exists()) {
+    let packages = ["binaryen", "esbuild", "fflate", "flatbuffers", "playwright-core", "webgpu"];
+    if packages.iter().all(|p| root().join("web/node_modules").join(p).exists()) {
         return Ok(());
     }
     run(Command::new("npm").args(["install", "--prefix", "web", "--no-audit", "--no-fund"]))
@@ -79,7 +98,7 @@ fn node_packages() -> Result<()> {
 
 fn sizes() -> Result<()> {
     let mut total = (0, 0);
-    for name in ["litegpu_web_bg.wasm", "litegpu_web.js", "index.js", "device.js", "picture.js"] {
+    for name in ["litegpu_web_bg.wasm", "index.js"] {
         let path = root().join("web/npm").join(name);
         let raw = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
         let packed = output(Command::new("sh").arg("-c").arg("gzip -9 -c \"$0\" | wc -c").arg(&path))?;

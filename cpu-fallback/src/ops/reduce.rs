@@ -507,7 +507,7 @@ fn cumsum<T: Pod + Send + Sync>(
 }
 
 /// Rows of the data joined by segment number. Unsorted segments skip negative numbers.
-fn segments<T: Pod + Send + Sync>(sorted: bool, init: T, f: impl Fn(T, T) -> T + Send + 'static) -> Result<Kernel> {
+fn segments<T: Pod + Send + Sync>(sorted: bool, init: T, f: fn(T, T) -> T) -> Result<Kernel> {
     Ok(Box::new(move |call: &mut Call<'_>| {
         let (v, ids) = (call.input(0)?, call.input(1)?);
         let row = elements(v.shape.get(ids.shape.len()..).unwrap_or_default());

@@ -13,8 +13,8 @@ mod index;
 mod number;
 mod random;
 
-pub(super) use number::{Combine, Fold};
 use number::{Bool, Number, combine};
+pub(super) use number::{Combine, Fold};
 
 /// Runs `$body` with `$t` as the Rust type of the elements; `$none` for types that have no arithmetic here.
 macro_rules! typed {
@@ -96,8 +96,12 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::StablehloRsqrt => unary(site, |x| 1.0 / x.sqrt(), |x| 1.0 / x.sqrt()),
         Op::StablehloTanh => unary(site, f32::tanh, f64::tanh),
         Op::StablehloCbrt => unary(site, f32::cbrt, f64::cbrt),
-        Op::StablehloAbs => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::abs as fn(T) -> T)), no_kernel(site)),
-        Op::StablehloNegate => typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::negate as fn(T) -> T)), no_kernel(site)),
+        Op::StablehloAbs => {
+            typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::abs as fn(T) -> T)), no_kernel(site))
+        }
+        Op::StablehloNegate => {
+            typed!(site.input(0)?.dtype, T => Ok(map(<T as Number>::negate as fn(T) -> T)), no_kernel(site))
+        }
         Op::StablehloCompare(o) => {
             let direction = o.comparison_direction;
             if site.input(1)?.dtype != site.input(0)?.dtype || site.output(0)?.dtype != DType::Bool {
@@ -146,9 +150,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
             let dtype = site.input(0)?.dtype;
             let same = site.input(2)?.dtype == dtype && site.output(0)?.dtype == dtype;
             match folding(dtype, fold) {
-                Some((size, f)) if same => {
-                    Ok(Box::new(move |call: &mut Call<'_>| index::scatter(call, &o, size, &*f)))
-                }
+                Some((size, f)) if same => Ok(Box::new(move |call: &mut Call<'_>| index::scatter(call, &o, size, &*f))),
                 _ => no_kernel(site),
             }
         }

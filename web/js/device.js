@@ -65,6 +65,8 @@ export function lent(gpu) {
       },
       requestDevice: async () => device,
     };
+    // The runtime expects a window or a worker; Node, with a WebGPU of its own, is neither.
+    if (!globalThis.Window && !globalThis.WorkerGlobalScope) globalThis.Window = class Window {};
     const stand = { requestAdapter: async () => adapter, wgslLanguageFeatures: globalThis.navigator?.gpu?.wgslLanguageFeatures };
     const before = Object.getOwnPropertyDescriptor(navigator, 'gpu');
     Object.defineProperty(navigator, 'gpu', { value: stand, configurable: true });

@@ -139,7 +139,12 @@ export function uploadPicture(gpu, picture, tensor, port, range, room, Failure) 
     gpu.texture?.destroy();
     gpu.texture = device.createTexture({ size: [w, h], format: 'rgba8unorm', usage });
   }
-  device.queue.copyExternalImageToTexture({ source: picture }, { texture: gpu.texture }, [w, h]);
+  try {
+    device.queue.copyExternalImageToTexture({ source: picture }, { texture: gpu.texture }, [w, h]);
+  } catch {
+    // Not every browser copies every frame of every video: the canvas can draw it.
+    return false;
+  }
   const { factor, offset, limits } = scaling(tensor, range);
   const floats = new Uint32Array(new Float32Array([factor, offset, limits?.[0] ?? -3e38, limits?.[1] ?? 3e38]).buffer);
   const params = [width, height, w, h, channels, 1, ...floats];
