@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// So far below the largest of its row, what goes into SOFTMAX adds a share of 1e-4 to what comes out, which is 0 in 8 bits.
-const SILENT: f32 = 9.0;
+pub(crate) const SILENT: f32 = 9.0;
 /// Bytes of the float model's outputs that are kept to measure against; samples beyond are not measured on.
 const KEPT: usize = 256 << 20;
 

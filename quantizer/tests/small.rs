@@ -626,3 +626,116 @@ fn results_that_are_always_zero() {
         assert!(snr(&m, &q, &s) > 30.0);
     }
 }
+
+/// x -> UNIDIRECTIONAL_SEQUENCE_RNN -> y, whose state lives from one run to the next unless it is reset.
+fn recurrent() -> Model {
+    let mut b = Build::default();
+    let x = b.tensor("x", &[1, 3, 2]);
+    let w = b.constant("w", &[4, 2], |_| 0.5);
+    let r = b.constant("r", &[4, 4], |i| if i % 5 == 0 { 1.0 } else { 0.0 });
+    let c = b.constant("c", &[4], |_| 0.0);
+    let h = b.add(Tensor { is_variable: true, ..Tensor::new("h", DType::F32, &[1, 4]) });
+    let y = b.tensor("y", &[1, 3, 4]);
+    b.node(Op::UnidirectionalSequenceRnn(SequenceRNNOptionsT::default()), &[x, w, r, c, h], y);
+    b.done(&[("x", x)], &[("y", y)])
+}
+
+/// Without an activation the state sums what it was given: three steps of 1 give 3, and 6 where the state stays.
+#[test]
+fn states_start_from_zero_in_each_sample() {
+    let m = recurrent();
+    let sample = Sample { signature: None, inputs: Inputs::Ordered(vec![value(&[1, 3, 2], |_| 1.0)]) };
+    let largest = |keep: bool| {
+        let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap().keep_state(keep);
+        (0..2).for_each(|_| c.add(&sample).unwrap());
+        c.finish().get(0, 5).unwrap().max
+    };
+    assert_eq!((largest(false), largest(true)), (3.0, 6.0));
+}
+
+/// Two entry points, calibrated in one go; one that no sample ran is named where everything must become integers.
+#[test]
+fn several_signatures() {
+    let (a, b) = (island(), layers(ActivationFunctionType::RELU));
+    let mut m = a.clone();
+    m.subgraphs.extend(b.subgraphs);
+    m.signatures[0].key = "first".into();
+    m.signatures.push(Signature { key: "second".into(), subgraph: 1, ..b.signatures[0].clone() });
+    let keyed =
+        |key: &str, v: Value| Sample { signature: Some(key.into()), inputs: Inputs::Named(vec![("x".into(), v)]) };
+    let first = |k: usize| keyed("first", value(&[1, 32], |i| wave(i + 13 * k)));
+    let second = |k: usize| keyed("second", value(&[1, 6, 6, 3], |i| wave(i * 7 + 31 * k)));
+    let both: Vec<Sample> = (0..4).flat_map(|k| [first(k), second(k)]).collect();
+    let r = calibrate(&m, &both);
+    assert_eq!(r.samples, [4, 4]);
+    let (q, _) = quantize(&m, &Options::new(INT8), Some(&r)).unwrap();
+    let c = compare::compare(&m, &q, &both, false).unwrap();
+    assert!(c.outputs.len() == 2 && c.outputs.iter().all(|o| o.distance.snr() > 25.0), "{:?}", c.outputs);
+    let only = Options::new(Mode::Int8 { io: DType::I8, only: true });
+    let e = quantize(&m, &only, Some(&calibrate(&m, &[second(0)]))).unwrap_err();
+    assert!(e.message.contains("no calibration sample ran") && e.message.contains("first"), "{e}");
+    // The inputs of one are not those of the other.
+    let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap();
+    let e = c.add(&keyed("second", value(&[1, 32], wave))).unwrap_err();
+    assert!(e.message.contains("sample 0") && e.message.contains("'x'"), "{e}");
+}
+
+/// A value that no sample holds, but a tensor inside: it is named.
+#[test]
+fn infinite_ranges() {
+    let m = island();
+    let mut c = Calibrator::new(&m, Method::MinMax, 1).unwrap();
+    let s = Sample { signature: None, inputs: Inputs::Ordered(vec![value(&[1, 32], |i| wave(i) * 1e38 * 4.0)]) };
+    let e = c.add(&s).unwrap_err();
+    assert!(e.message.contains("sample 0") && e.message.contains("'h'"), "{e}");
+    assert_eq!(c.finish().samples, [0]);
+}
+
+/// A result that cannot run is no result.
+#[test]
+fn what_is_written_has_been_run() {
+    let mut m = island();
+    let g = &mut m.subgraphs[0];
+    let unknown = litegpu_graph::CustomOp { name: "Unheard".into(), ..Default::default() };
+    g.nodes[1].op = Op::Custom(unknown);
+    let e = quantize(&m, &Options::new(Mode::DYNAMIC), None).unwrap_err();
+    assert!(e.message.contains("running the quantized model") && e.message.contains("Unheard"), "{e}");
+    // One that reads more than there is fails too, when it is run or before.
+    let mut m = island();
+    m.subgraphs[0].nodes[2].inputs[0] = Some(0);
+    assert!(quantize(&m, &Options::new(Mode::Float16), None).is_err());
+}
+
+/// What lies far below a row's largest value comes out of SOFTMAX as nothing: fitted ranges end there, in 8 bits, and a
+/// comparison does not count what they cut.
+#[test]
+fn ranges_before_softmax() {
+    let mut b = Build::default();
+    let x = b.tensor("x", &[1, 8]);
+    // One class far below the others, always.
+    let w = b.constant("w", &[4, 8], |i| wave(i) * 2.0);
+    let c = b.constant("c", &[4], |i| [5.0, 5.5, 6.0, -60.0][i]);
+    let (z, y) = (b.tensor("z", &[1, 4]), b.tensor("y", &[1, 4]));
+    b.node(dense(), &[x, w, c], z);
+    b.node(Op::Softmax(SoftmaxOptionsT { beta: 1.0 }), &[z], y);
+    let m = b.done(&[("x", x)], &[("y", y)]);
+    let of = |k: usize| Sample { signature: None, inputs: Inputs::Ordered(vec![value(&[1, 8], |i| wave(i + 13 * k))]) };
+    let (seen, held): (Vec<Sample>, Vec<Sample>) = ((0..24).map(of).collect(), (24..48).map(of).collect());
+    let layer = |q: &Model| {
+        let c = compare::compare(&m, q, &held, true).unwrap();
+        let z = c.layers.iter().find(|l| l.name == "z").unwrap();
+        (z.scale, z.steps(), z.clipping(), c.outputs[0].distance.snr())
+    };
+    let plain = layer(&quantize(&m, &Options::new(INT8), Some(&calibrate(&m, &seen))).unwrap().0);
+    let options = Options { weights: WeightRange::Mse, ..Options::new(INT8) };
+    let (q, report) = tuned(&m, &options, &seen).unwrap();
+    let cut = layer(&q);
+    assert!(report.notes.iter().any(|n| n.contains("before SOFTMAX")), "{report}");
+    // A range of 70 becomes one of 15: four and a half times finer steps, 13 dB.
+    assert!(cut.0 < plain.0 / 3.0 && cut.3 > plain.3 + 6.0, "{plain:?} {cut:?}");
+    assert!(cut.1 < 1.0 && cut.2 == 0.0, "{cut:?}");
+    // 16 bits are fine enough, and a fixed range is what the original has.
+    let wide = Mode::Int16x8 { io: DType::F32, only: true, bias: DType::I64 };
+    let (_, report) = tuned(&m, &Options { weights: WeightRange::Mse, ..Options::new(wide) }, &seen).unwrap();
+    assert!(report.notes.iter().all(|n| !n.contains("before SOFTMAX")), "{report}");
+}

@@ -1,6 +1,6 @@
 //! `litegpu quantize --all`: every scheme made, measured and put in one table.
 
-use super::chart::{self, Bar};
+use super::chart::{self, Bar, Point};
 use super::compare::{db, measure, speed};
 use super::evaluate::{Accuracy, Labels, classify};
 use super::quantize::make;
@@ -9,7 +9,7 @@ use super::{DeviceArgs, Failure, Outcome, emit, emit_json, stem, write, write_sa
 use clap::Args;
 use litegpu::quantizer::{Data, Mode, Options, Ranges};
 use litegpu::samples::Samples;
-use litegpu::{DType, Error, Model};
+use litegpu::{DType, Error, Model, Target};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -118,7 +118,7 @@ impl Job<'_> {
         }
         let picks = picks(&lines, args.least_snr);
         if let Some(path) = &args.picture {
-            write(path, self.picture(path, &lines, &picks, adapter.as_deref()))?;
+            write(path, self.picture(path, &lines, &picks, adapter.as_deref(), args.least_snr))?;
         }
         if self.json {
             let picks: serde_json::Map<_, _> = picks.into_iter().map(|(k, v)| (k.to_string(), v.into())).collect();
@@ -162,14 +162,10 @@ impl Job<'_> {
             None => None,
         };
         let (cpu, _) = speed(model, set, &on("cpu"))?;
-        // Without an adapter the CPU would be measured once more.
-        let gpu = match speed(model, set, &on("gpu"))? {
-            (ms, Some(name)) => {
-                *adapter = Some(name);
-                Some(ms)
-            }
-            (_, None) => None,
-        };
+        // Without an adapter, or with nothing to do for it (16x8), the CPU would be measured once more.
+        let (ms, report) = speed(model, set, &on("gpu"))?;
+        *adapter = report.adapter.clone().or(adapter.take());
+        let gpu = (report.adapter.is_some() && report.count(Target::Gpu) > 0).then_some(ms);
         let snr = c.outputs.iter().map(|l| l.distance.snr()).fold(f64::INFINITY, f64::min);
         let bytes = match &file {
             Some(path) => std::fs::metadata(path).map_err(|e| Error::from(e).at(path.display()))?.len() as usize,
@@ -190,7 +186,16 @@ impl Job<'_> {
         })
     }
 
-    fn picture(&self, path: &Path, lines: &[Line], picks: &[(&str, String)], adapter: Option<&str>) -> String {
+    fn picture(
+        &self,
+        path: &Path,
+        lines: &[Line],
+        picks: &[(&str, String)],
+        adapter: Option<&str>,
+        least: f64,
+    ) -> String {
+        /// Of each drawing.
+        const WIDTH: f64 = 520.0;
         let bar =
             |l: &Line, value: f64, text: String| Bar { label: l.scheme.into(), value, text, bad: l.refused.is_some() };
         let chart = |title: &str, of: &dyn Fn(&Line) -> Option<(f64, String)>| {
@@ -201,11 +206,20 @@ impl Job<'_> {
                     None => of(l).map(|(v, t)| bar(l, v, t)),
                 })
                 .collect();
-            chart::bars(title, &bars, None)
+            chart::bars(title, &bars, None, WIDTH)
         };
         let ms = |v: Option<f64>| v.map(|v| (v, format!("{v:.3} ms")));
+        let kb = |l: &Line| l.bytes as f64 / 1e3;
+        let made = || lines.iter().filter(|l| l.refused.is_none() && l.scheme != "float");
+        let dots: Vec<Point> = made()
+            .map(|l| Point { label: l.scheme.into(), x: kb(l), y: l.snr.max(0.0), bad: !good(lines, least, l) })
+            .collect();
+        // Where answers decide, the ratio does not.
+        let line = (!lines.iter().any(|l| l.top1.is_some())).then_some((least, "too far"));
+        let axes = ["kB", "dB"];
         let mut charts = vec![
-            chart("Size, kB", &|l| Some((l.bytes as f64 / 1e3, format!("{:.1} kB", l.bytes as f64 / 1e3)))),
+            chart::points("Distance from float against size", axes, &dots, line, WIDTH),
+            chart("Size, kB", &|l| Some((kb(l), format!("{:.1} kB", kb(l))))),
             chart("Signal-to-noise ratio against float, dB", &|l| {
                 (l.scheme != "float").then(|| (l.snr.max(0.0), format!("{} dB", db(l.snr))))
             }),
@@ -219,19 +233,27 @@ impl Job<'_> {
         }
         let name = stem(self.path);
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
-            return chart::stacked(&charts);
+            return chart::stacked(&charts, WIDTH);
         }
         let rows: Vec<_> = lines.iter().map(|l| cells(l, lines)).collect();
-        let mut body = chart::table(&HEAD, &rows);
+        let picked: Vec<&str> = picks.iter().map(|(_, s)| s.as_str()).collect();
+        let mut body = String::from("<ul class=\"picks\">\n");
+        for (what, scheme) in picks {
+            body += &format!("<li>{what}<b>{}</b></li>\n", chart::escape(scheme));
+        }
+        body += "</ul>\n";
+        body += &chart::table(&HEAD, &rows, &picked);
         for l in lines {
             if let Some(why) = &l.refused {
-                body += &format!("<p>{}: {}</p>\n", l.scheme, chart::escape(why));
+                body += &format!("<p class=\"bad\">{}: {}</p>\n", l.scheme, chart::escape(why));
             }
         }
-        for (what, scheme) in picks {
-            body += &format!("<p><b>{what}</b>: {}</p>\n", chart::escape(scheme));
+        if let Some(a) = adapter {
+            body += &format!("<p>GPU: {}. A dash: nothing of it runs there.</p>\n", chart::escape(a));
         }
-        chart::page(&format!("{name}: every scheme"), &(body + &charts.concat()))
+        body += "<div class=\"two\">\n";
+        let charts = charts.concat() + "</div>\n";
+        chart::page(&format!("{name}: every scheme"), &(body + &charts))
     }
 }
 
@@ -257,16 +279,19 @@ fn cells(l: &Line, lines: &[Line]) -> Vec<String> {
     ]
 }
 
-/// The schemes to ship: of those close enough to float, the fastest on each device and the smallest.
-fn picks(lines: &[Line], least: f64) -> Vec<(&'static str, String)> {
-    let float = lines.first().and_then(|l| l.top1);
-    // Where answers can be counted, they decide: at most one in a hundred more is wrong.
-    let good = |l: &&Line| match (l.top1, float) {
+/// Whether a scheme is near enough to float. Where answers can be counted, they decide: at most one in a hundred more is
+/// wrong.
+fn good(lines: &[Line], least: f64, l: &Line) -> bool {
+    match (l.top1, lines.first().and_then(|l| l.top1)) {
         (Some(a), Some(b)) => a >= b - 0.01,
         _ => l.snr >= least,
-    };
+    }
+}
+
+/// The schemes to ship: of those close enough to float, the fastest on each device and the smallest.
+fn picks(lines: &[Line], least: f64) -> Vec<(&'static str, String)> {
     let best = |of: &dyn Fn(&Line) -> Option<f64>| {
-        let fit = lines.iter().filter(|l| l.refused.is_none()).filter(good);
+        let fit = lines.iter().filter(|l| l.refused.is_none() && good(lines, least, l));
         fit.filter_map(|l| Some((of(l)?, l.scheme))).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, s)| s.to_string())
     };
     let mut out = Vec::new();

@@ -10,12 +10,12 @@ use clap::Args;
 use litegpu::quantizer::Sample;
 use litegpu::quantizer::compare::{Comparer, Comparison, Layer};
 use litegpu::samples::Samples;
-use litegpu::{Device, Error, Model};
+use litegpu::{Device, Error, Model, Report};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Samples that speed is measured on, once each.
+/// Samples that speed is measured on.
 const TIMED: usize = 10;
 /// Layers that get a histogram on the page.
 const PLOTS: usize = 60;
@@ -139,20 +139,28 @@ pub(crate) fn measure(
     Ok(c.finish())
 }
 
-/// Median milliseconds of a run on the first samples of a set, on a device, and the adapter where there is one.
-pub(crate) fn speed(model: &Model, set: &Samples, device: &DeviceArgs) -> Outcome<(f64, Option<String>)> {
-    let mut items = set.iter().take(TIMED).map(|i| i.map(|i| i.sample)).collect::<litegpu::Result<Vec<Sample>>>()?;
-    let first = items.first().cloned().ok_or_else(|| Failure::usage("no samples"))?;
-    let mut runner = Runner::new(model, &first, device)?;
+/// Median milliseconds of a run on the first samples of a set, on a device, and the session's report.
+pub(crate) fn speed(model: &Model, set: &Samples, device: &DeviceArgs) -> Outcome<(f64, Report)> {
+    /// Short runs are repeated until they add up to this many milliseconds, or so many runs: a median of ten is at the
+    /// mercy of whatever else the machine does.
+    const ENOUGH: f64 = 200.0;
+    const MOST: usize = 500;
+    let items = set.iter().take(TIMED).map(|i| i.map(|i| i.sample)).collect::<litegpu::Result<Vec<Sample>>>()?;
+    let first = items.first().ok_or_else(|| Failure::usage("no samples"))?;
+    let mut runner = Runner::new(model, first, device)?;
     // The first run is slower: buffers are made.
-    runner.run(&first)?;
-    // A few runs more where there are few samples.
-    while items.len() < 3 {
-        items.push(first.clone());
+    runner.run(first)?;
+    let (mut times, mut sum) = (Vec::new(), 0.0);
+    for sample in items.iter().cycle().take(MOST) {
+        if times.len() >= TIMED && sum >= ENOUGH || times.len() >= 3 && sum >= 10.0 * ENOUGH {
+            break;
+        }
+        let ms = runner.run(sample)?.1;
+        sum += ms;
+        times.push(ms);
     }
-    let mut times = items.iter().map(|s| Ok(runner.run(s)?.1)).collect::<Outcome<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
-    Ok((times.get(times.len() / 2).copied().unwrap_or_default(), runner.report().adapter))
+    Ok((times.get(times.len() / 2).copied().unwrap_or_default(), runner.report()))
 }
 
 /// The device's name for a table.
@@ -253,15 +261,16 @@ impl Compare {
         let rows: Vec<Vec<String>> = c.outputs.iter().map(cells).collect();
         let head = ["tensor", "operator", "SNR dB", "cosine", "mean error", "max error", "error in steps", "clipped"];
         body += "<h2>Outputs</h2>\n";
-        body += &chart::table(&head, &rows);
+        body += &chart::table(&head, &rows, &[]);
         let bar = |label: &str, value: f64, text: String, bad| Bar { label: label.into(), value, text, bad };
         let kb = |m: &Model| m.file_bytes() as f64 / 1000.0;
         let sizes = [("float", kb(float)), ("quantized", kb(quantized))];
-        body += &chart::bars("Size", &sizes.map(|(n, v)| bar(n, v, format!("{v:.1} kB"), false)), None);
+        body += "<div class=\"two\">\n";
+        body += &chart::bars("Size", &sizes.map(|(n, v)| bar(n, v, format!("{v:.1} kB"), false)), None, 520.0);
         let speeds = [("float", times[0]), ("quantized", times[1])];
         let title = format!("Milliseconds a run, device {}", device_name(&self.device)?);
-        body += &chart::bars(&title, &speeds.map(|(n, v)| bar(n, v, format!("{v:.3} ms"), false)), None);
-        body += "<h2>Error per layer, in the order of execution</h2>\n";
+        body += &chart::bars(&title, &speeds.map(|(n, v)| bar(n, v, format!("{v:.3} ms"), false)), None, 520.0);
+        body += "</div>\n<h2>Error per layer, in the order of execution</h2>\n";
         let integers: Vec<Bar> = c
             .layers
             .iter()
@@ -269,7 +278,7 @@ impl Compare {
             .map(|l| bar(&l.name, l.steps(), format!("{:.2} {}", l.steps(), l.op), l.steps() > SUSPECT))
             .collect();
         let title = "Root mean square error in quantization steps";
-        body += &chart::bars(title, &integers, Some((HEALTHY, "rounding alone")));
+        body += &chart::bars(title, &integers, Some((HEALTHY, "rounding alone")), 1000.0);
         let floats: Vec<Bar> = c
             .layers
             .iter()
@@ -277,12 +286,12 @@ impl Compare {
             .map(|l| bar(&l.name, l.distance.snr().max(0.0), format!("{} dB {}", db(l.distance.snr()), l.op), false))
             .collect();
         if !floats.is_empty() {
-            body += &chart::bars("SNR of tensors that stayed float, dB", &floats, None);
+            body += &chart::bars("SNR of tensors that stayed float, dB", &floats, None, 1000.0);
         }
         body += "<h2>The most harmful first</h2>\n";
         let harm = c.by_harm();
         let rows: Vec<Vec<String>> = harm.iter().map(|l| cells(l)).collect();
-        body += &chart::table(&head, &rows);
+        body += &chart::table(&head, &rows, &[]);
         body += "<h2>What the float model holds, and the chosen range (shaded); counts are logarithmic</h2>\n";
         body += "<div class=\"grid\">\n";
         for l in harm.iter().take(PLOTS) {
