@@ -195,6 +195,48 @@ fn clean(g: &Graph, t: usize) -> bool {
     !polluted(t)
 }
 
+/// Where the original's calibration misreads an ADD's operand, because the ADD has written its sum over it, our range is
+/// that of the operand, and the original's is that of operand and sum together.
+#[test]
+fn ranges_of_operands_that_are_overwritten() {
+    let Some(float) = model("resadd.float") else { return };
+    let want = model("resadd.int8_int8io").unwrap();
+    let (got, _) = quantize(&float, &Options::new(I8(DType::I8)), Some(&ranges("resadd", &float))).unwrap();
+    // What the tensors hold, found by hand.
+    let mut exec =
+        Executor::new(Arc::new(float.clone()), CpuOptions { keep_all: true, ..CpuOptions::default() }).unwrap();
+    let g = &float.subgraphs[0];
+    let mut seen: HashMap<&str, (f32, f32)> = HashMap::new();
+    for v in npy("resadd.rep.npy") {
+        exec.set(0, g.inputs[0], v.view()).unwrap();
+        exec.run(0).unwrap();
+        for (i, t) in g.tensors.iter().enumerate().filter(|(_, t)| !t.is_constant() && t.dtype == DType::F32) {
+            let r = seen.entry(&t.name).or_insert((0.0, 0.0));
+            for v in params::floats(exec.get(0, i).unwrap().bytes) {
+                *r = (r.0.min(v), r.1.max(v));
+            }
+        }
+    }
+    let (a, b) = (&got.subgraphs[0], &want.subgraphs[0]);
+    let mut misread = 0;
+    for (n, m) in a.nodes.iter().zip(&b.nodes).filter(|(n, _)| matches!(n.op, Op::Add(_))) {
+        for (t, u) in n.inputs.iter().flatten().zip(m.inputs.iter().flatten()) {
+            let (t, u) = (&a.tensors[*t], &b.tensors[*u]);
+            let (lo, hi) = seen[t.name.as_str()];
+            let scale = |(lo, hi): (f32, f32)| (hi - lo) / 255.0;
+            let (ours, theirs) = (t.per_tensor().unwrap().0, u.per_tensor().unwrap().0);
+            assert!((ours / scale((lo, hi)) - 1.0).abs() < 2e-6, "'{}': {ours}, {lo} to {hi}", t.name);
+            if (theirs / ours - 1.0).abs() > 1e-4 {
+                let out = seen[a.tensors[n.outputs[0]].name.as_str()];
+                let both = scale((lo.min(out.0), hi.max(out.1)));
+                assert!((theirs / both - 1.0).abs() < 2e-6, "'{}': {theirs}, not {both}", t.name);
+                misread += 1;
+            }
+        }
+    }
+    assert!(misread > 0);
+}
+
 const I8: fn(DType) -> Mode = |io| Mode::Int8 { io, only: false };
 
 fn wide(io: DType, bias: DType) -> Mode {
