@@ -128,7 +128,7 @@ pub fn quantize_with(
     if targets.is_empty() {
         return finish(model, &base, report);
     }
-    let mut search = Search::new(model, &float, options, calibration, data, targets)?;
+    let mut search = Search::new(model, &float, &base, options, calibration, data, targets)?;
     let (tuning, notes) = search.run(plain)?;
     let (m, mut report) = build(model, options, search.calibration.as_ref(), &tuning)?;
     report.notes.extend(notes);
@@ -221,25 +221,29 @@ struct Gauge {
 }
 
 impl Gauge {
-    fn of(g: &Graph, output: TensorId) -> Gauge {
+    /// `found`: whether the quantized model has a tensor of this name, too.
+    fn of(g: &Graph, output: TensorId, found: &dyn Fn(&str) -> bool) -> Gauge {
         let name = |t: TensorId| g.tensors.get(t).map(|t| t.name.clone()).unwrap_or_default();
         let mut gauge = Gauge { tensor: output, name: name(output), output: true, row: None, floor: f32::NEG_INFINITY };
-        while let Some(node) = g.nodes.iter().find(|n| n.outputs.contains(&gauge.tensor)) {
+        for _ in 0..g.nodes.len() {
+            let Some(node) = g.nodes.iter().find(|n| n.outputs.contains(&gauge.tensor)) else { break };
             let Some(from) = node.input(0).filter(|&t| g.tensors.get(t).is_some_and(|t| t.dtype == DType::F32)) else {
                 break;
             };
             let last = g.tensors.get(from).and_then(|t| t.shape.last().copied());
-            let unique = || g.tensors.iter().filter(|t| t.name == name(from)).count() == 1;
+            if !found(&name(from)) {
+                break;
+            }
             match node.op {
-                Op::Softmax(_) | Op::LogSoftmax if unique() => {
+                Op::Softmax(_) | Op::LogSoftmax => {
                     gauge = Gauge { tensor: from, name: name(from), output: false, row: last, ..gauge };
                     break;
                 }
-                Op::Logistic | Op::Tanh if unique() => {
+                Op::Logistic | Op::Tanh => {
                     gauge = Gauge { tensor: from, name: name(from), output: false, row: None, ..gauge };
                     break;
                 }
-                Op::Reshape(_) | Op::Squeeze(_) | Op::ExpandDims if unique() => {
+                Op::Reshape(_) | Op::Squeeze(_) | Op::ExpandDims => {
                     gauge = Gauge { tensor: from, name: name(from), output: false, row: None, ..gauge };
                 }
                 _ => break,
@@ -291,6 +295,7 @@ impl<'a, 'd> Search<'a, 'd> {
     fn new(
         model: &'a Model,
         float: &'a Model,
+        base: &Model,
         options: &'a Options,
         calibration: Option<&'a Ranges>,
         data: &'a Data<'d>,
@@ -302,7 +307,11 @@ impl<'a, 'd> Search<'a, 'd> {
         let passes = 2 + fitted + usize::from(fitted > 1) + count(|t| t.result.is_some());
         let channels = vec![Channels::default(); targets.len()];
         let signal = float.subgraphs.iter().map(|g| vec![0.0; g.outputs.len()]).collect();
-        let gauges = float.subgraphs.iter().map(|g| g.outputs.iter().map(|&t| Gauge::of(g, t)).collect()).collect();
+        let gauges = float.subgraphs.iter().enumerate().map(|(s, g)| {
+            let found = |name: &str| find(float, base, s, name).is_some();
+            g.outputs.iter().map(|&t| Gauge::of(g, t, &found)).collect()
+        });
+        let gauges = gauges.collect();
         let wanted = Vec::new();
         Ok(Search {
             model,

@@ -739,3 +739,32 @@ fn ranges_before_softmax() {
     let (_, report) = tuned(&m, &Options { weights: WeightRange::Mse, ..Options::new(wide) }, &seen).unwrap();
     assert!(report.notes.iter().all(|n| !n.contains("before SOFTMAX")), "{report}");
 }
+
+/// Outputs behind functions that saturate are measured before them, where the quantized model has such a place: an input
+/// that stays float has none.
+#[test]
+fn outputs_behind_saturating_functions() {
+    let mut b = Build::default();
+    let x = b.tensor("x", &[1, 8]);
+    let w = b.constant("w", &[4, 8], wave);
+    let c = b.constant("c", &[4], wave);
+    let [z, y, s] = ["z", "y", "s"].map(|n| b.tensor(n, &[1, 4]));
+    let (p, r) = (b.tensor("p", &[1, 8]), b.tensor("r", &[2, 2]));
+    b.node(dense(), &[x, w, c], z);
+    b.node(Op::Softmax(SoftmaxOptionsT { beta: 1.0 }), &[z], y);
+    b.node(Op::Logistic, &[z], s);
+    b.node(Op::Softmax(SoftmaxOptionsT { beta: 1.0 }), &[x], p);
+    let shape = ReshapeOptionsT { new_shape: Some(vec![2, 2]) };
+    b.node(Op::Reshape(shape), &[s], r);
+    let m = b.done(&[("x", x)], &[("y", y), ("p", p), ("r", r), ("z", z)]);
+    let of = |k: usize| Sample { signature: None, inputs: Inputs::Ordered(vec![value(&[1, 8], |i| wave(i + 13 * k))]) };
+    let seen: Vec<Sample> = (0..12).map(of).collect();
+    let dynamic = Mode::Dynamic { bits: 8, weight_only: false, min_elements: 0 };
+    let int8 = |io, only| Mode::Int8 { io, only };
+    for mode in [dynamic, INT8, int8(DType::I8, true), int8(DType::U8, false)] {
+        let options = Options { weights: WeightRange::Mse, correct_bias: true, ..Options::new(mode) };
+        let (q, report) = tuned(&m, &options, &seen).unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+        assert!(report.notes.iter().any(|n| n.contains("after")), "{mode:?} {report}");
+        assert!(snr(&m, &q, &seen) > 30.0, "{mode:?}");
+    }
+}
