@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pool::Pool;
+use crate::real::exact_exp;
 use crate::requant::Quantized;
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -90,7 +91,7 @@ fn softmax_float(beta: f32) -> Kernel {
         let max = largest(x);
         let mut sum = 0.0;
         for (y, x) in y.iter_mut().zip(x) {
-            *y = ((x - max) * beta).exp();
+            *y = exact_exp((x - max) * beta);
             sum += *y;
         }
         y.iter_mut().for_each(|y| *y /= sum);
@@ -102,7 +103,7 @@ fn softmax_half<T: Pod + Send + Sync>(beta: f32, wide: fn(T) -> f32, narrow: fn(
         let max = x.iter().fold(f32::MIN, |m, &v| m.max(wide(v)));
         let mut sum = 0.0;
         for (y, x) in y.iter_mut().zip(x) {
-            let e = ((wide(*x) - max) * beta).exp();
+            let e = exact_exp((wide(*x) - max) * beta);
             *y = narrow(e);
             sum += e;
         }
@@ -257,7 +258,7 @@ fn softmax_words(x: &Tensor, beta: f32) -> Result<Kernel> {
 fn log_softmax_float() -> Kernel {
     by_row(8, |x: &[f32], y: &mut [f32]| {
         let max = largest(x);
-        let sum: f32 = x.iter().map(|x| (x - max).exp()).sum();
+        let sum: f32 = x.iter().map(|x| exact_exp(x - max)).sum();
         let log = sum.ln();
         y.iter_mut().zip(x).for_each(|(y, x)| *y = x - max - log);
     })
