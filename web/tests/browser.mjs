@@ -371,7 +371,7 @@ await check('the page gets its turns while a model runs', async () => {
       await model.run(picture);
       // The longest time between two turns of the page in a run. Other processes make it longer: it has to be short in one of many.
       gaps[device] = Infinity;
-      for (let n = 0; n < 60 && gaps[device] > 16; n++) {
+      for (let n = 0; n < 25 && gaps[device] > 16; n++) {
         let [longest, last, open] = [0, performance.now(), true];
         const { port1, port2 } = new MessageChannel();
         port1.onmessage = () => {
