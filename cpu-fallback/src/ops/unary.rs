@@ -61,6 +61,8 @@ fn halves<T: Pod + Send + Sync>(f: Box<Line<f32, f32>>, wide: fn(T) -> f32, narr
 }
 
 fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
+    // What is quantized later has the reference's bytes only if it has the reference's bits.
+    let exact = site.graph.nodes.iter().any(|n| n.op == Op::Quantize);
     // The comparisons are written so that a NaN stays one.
     match &site.node.op {
         Op::Relu => float(d, |v| if v < 0.0 { 0.0 } else { v }),
@@ -73,12 +75,16 @@ fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
         }
         Op::Elu => float(d, elu),
         Op::HardSwish => float(d, |v| v * clip(v + 3.0, 0.0, 6.0) / 6.0),
-        Op::Gelu(o) if o.approximate => {
+        Op::Gelu(o) if o.approximate && exact => {
             float(d, |v| 0.5 * v * (1.0 + real::tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
+        }
+        Op::Gelu(o) if o.approximate => {
+            float(d, |v| 0.5 * v * (1.0 + real::quick_tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
         }
         Op::Gelu(_) => float(d, gelu),
         Op::Logistic => float(d, real::logistic),
-        Op::Tanh => float(d, real::tanh),
+        Op::Tanh if exact => float(d, real::tanh),
+        Op::Tanh => float(d, real::quick_tanh),
         Op::Exp => float(d, real::exp),
         Op::Neg => float(d, |v| -v),
         Op::Sin => float(d, f32::sin),

@@ -4,6 +4,8 @@
 use super::*;
 use crate::flexbuffer::Flex;
 
+pub mod posenet;
+
 pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
     let Op::Custom(c) = site.op else { return no_rule(site) };
     match c.name.as_str() {
@@ -54,6 +56,7 @@ pub(super) fn infer(site: &Site<'_>) -> Result<Inferred> {
             let x = site.shape_of_rank(0, 3)?;
             one(Shape::from_slice(&[x[0], x[1], Mfcc::read(&c.options)?.coefficients]))
         }
+        "PosenetDecoderOp" => posenet::infer(site, &c.options),
         "Convolution2DTransposeBias" => conv::transpose_bias(site, &c.options),
         "aeq.hadamard_rotation" => one(site.shape(0)?),
         _ => no_rule(site),

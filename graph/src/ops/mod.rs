@@ -25,6 +25,7 @@ mod text;
 mod unary;
 
 pub use conv::{Window, transpose_bias_options, transposed, window};
+pub use custom::posenet::{self, Posenet};
 pub use custom::{Detection, Mfcc, PoolOptions, Spectrogram};
 pub use fill::range_count;
 pub use gather::gather_axes;
