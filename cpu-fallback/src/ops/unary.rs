@@ -8,7 +8,7 @@ use crate::tables::{self, Sigmoid, Words, quantization, to_int};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use litegpu_graph::fixed::{self, Multiplier};
-use litegpu_graph::{DType, Op};
+use litegpu_graph::{DType, Graph, Node, Op, TensorId};
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     let (x, y) = (site.input(0)?, site.output(0)?);
@@ -60,9 +60,24 @@ fn halves<T: Pod + Send + Sync>(f: Box<Line<f32, f32>>, wide: fn(T) -> f32, narr
     }))
 }
 
+/// Whether floats are quantized somewhere in the graph, by QUANTIZE or by an operator with integer weights: only with the
+/// reference's last bit do they then all fall on the reference's steps.
+fn quantizes(graph: &Graph) -> bool {
+    let dtype = |t: TensorId| graph.tensors.get(t).map(|t| t.dtype);
+    let on_the_fly = |n: &Node| {
+        let weights = |t: &TensorId| {
+            let of_few_bits = matches!(dtype(*t), Some(DType::I8 | DType::U8 | DType::I4 | DType::I2));
+            of_few_bits && graph.tensors.get(*t).is_some_and(|t| t.is_constant())
+        };
+        n.op != Op::Dequantize
+            && n.outputs.first().copied().and_then(dtype) == Some(DType::F32)
+            && n.inputs.iter().flatten().any(weights)
+    };
+    graph.nodes.iter().any(|n| n.op == Op::Quantize || on_the_fly(n))
+}
+
 fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
-    // What is quantized later has the reference's bytes only if it has the reference's bits.
-    let exact = site.graph.nodes.iter().any(|n| n.op == Op::Quantize);
+    let exact = quantizes(site.graph);
     // The comparisons are written so that a NaN stays one.
     match &site.node.op {
         Op::Relu => float(d, |v| if v < 0.0 { 0.0 } else { v }),
