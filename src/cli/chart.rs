@@ -156,7 +156,8 @@ pub(crate) fn points(title: &str, axes: [&str; 2], list: &[Point], mark: Option<
     }
     // Points that lie on one another share a label; a label goes where nothing is yet.
     let mut groups: Vec<(f64, f64, Vec<&str>)> = Vec::new();
-    for p in list {
+    // What is no number has no place.
+    for p in list.iter().filter(|p| !p.x.is_nan() && !p.y.is_nan()) {
         let (px, py) = (x(p.x), y(p.y));
         let color = if p.bad { BAD } else { PLAIN };
         let _ = write!(s, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5\" fill=\"{color}\"/>");
