@@ -16,8 +16,8 @@
 
 /// The text of a file of this crate as it is compiled: without comments and indentation, which would only be shipped.
 macro_rules! wgsl {
-    ($file:expr) => {{
-        const TEXT: &str = include_str!($file);
+    ($($file:expr),+) => {{
+        const TEXT: &str = concat!($(include_str!($file)),+);
         const PADDED: ([u8; TEXT.len()], usize) = $crate::squeeze(TEXT);
         const BYTES: &[u8] = PADDED.0.split_at(PADDED.1).0;
         const SHORT: &str = match std::str::from_utf8(BYTES) {

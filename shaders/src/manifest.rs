@@ -87,8 +87,8 @@ kernels! {
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
     }
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
-    "conv" { parted: true }
-    "conv_four" { parted: true }
+    "conv" { parted: true, text: wgsl!("../parts/conv.wgsl", "../conv.wgsl") }
+    "conv_four" { parted: true, text: wgsl!("../parts/conv.wgsl", "../conv_four.wgsl") }
     "depthwise" { parted: true }
     "depthwise_four" { parted: true }
     "depthwise_rows" { parted: true }
