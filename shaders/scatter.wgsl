@@ -1,5 +1,5 @@
-// SCATTER_ND: every output quad adds up the updates that hit it, so that updates to the same place add in order and no
-// two invocations write the same word.
+// SCATTER_ND, SPARSE_TO_DENSE and segment reductions: every output quad combines the updates that hit it, so that updates
+// to the same place come in order and no two invocations write the same word.
 
 override WG: u32 = 64u;
 // Updates are whole rows of the innermost dimension.
@@ -18,6 +18,8 @@ struct Params {
     idx_pitch: u32,
     upd_width: u32,
     upd_pitch: u32,
+    // What stands where no update goes, and is combined with the first one: f32 or i32 bits.
+    start: u32,
     // Of each index in a tuple: (size of the dimension, stride in output elements).
     dims: array<vec4<u32>, 6>,
 }
@@ -57,7 +59,7 @@ fn main(
     let x = (i % p.row) * 4u;
     let number = (i / p.row) * p.width + x;
     let used = min(4u, p.width - x);
-    var sum = in0_Val4();
+    var all = in0_Val4(bitcast<in0_Val>(p.start));
     for (var t = 0u; t < p.tuples; t++) {
         let to = place(t);
         if (to == NOWHERE) {
@@ -72,11 +74,19 @@ fn main(
             let at = (e / p.upd_width) * p.upd_pitch + e % p.upd_width;
             let v = in0_unpack(in0[at >> 2u]);
             if (VEC == 1u) {
-                sum += v;
+                all = COMBINE(all, v);
             } else {
-                sum[l] += v[at & 3u];
+                all[l] = COMBINE(all, in0_Val4(v[at & 3u]))[l];
             }
         }
     }
-    out[i] = out_pack(out_mask(finish(sum, i), used));
+    out[i] = out_pack(out_mask(finish(all, i), used));
+}
+
+// The later of two updates stays.
+fn later_f(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return b;
+}
+fn later_i(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    return b;
 }

@@ -34,6 +34,11 @@ enum Types {
     U8,
     /// int8 weights on floats.
     Dynamic,
+    /// A filter and a bias that are no constants.
+    Computed,
+    /// The same in 8 bits; the bias is a constant.
+    ComputedI8,
+    ComputedU8,
 }
 
 /// Channel scales that differ, with one whose multiplier is exactly a power of two.
@@ -88,12 +93,31 @@ fn operands(
             let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
             (vec![x, w, b], DType::F32, None)
         }
+        Types::Computed => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let w = c.input(DType::F32, w, -1.0, 1.0);
+            let b = c.input(DType::F32, &[channels], -1.0, 1.0);
+            (vec![x, w, b], DType::F32, None)
+        }
+        Types::ComputedI8 => {
+            let x = c.int8(x, 0.05, -5);
+            // Ignored, as the reference does.
+            let w = c.int8(w, 0.01, -1);
+            let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
+            (vec![x, w, b], DType::I8, Some((0.4, 3)))
+        }
+        Types::ComputedU8 => {
+            let x = c.uint8(x, 0.05, 120);
+            let w = c.uint8(w, 0.011, 131);
+            let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
+            (vec![x, w, b], DType::U8, Some((0.5, 100)))
+        }
     }
 }
 
 fn tolerance(types: Types, depth: usize) -> Tolerance {
     match types {
-        Types::I8 | Types::U8 => Tolerance::Exact,
+        Types::I8 | Types::U8 | Types::ComputedI8 | Types::ComputedU8 => Tolerance::Exact,
         // The CPU quantizes activations to 8 bits as the reference does; the GPU keeps them: half a step (of 4 / 255) of
         // every factor, with weights of up to 1.4.
         Types::Dynamic => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
@@ -105,7 +129,9 @@ fn tolerance(types: Types, depth: usize) -> Tolerance {
 
 fn run(case: Case, types: Types) {
     match types {
-        Types::I8 | Types::U8 => case.run_in(&[Config::F32, Config::NoSubgroups]),
+        Types::I8 | Types::U8 | Types::ComputedI8 | Types::ComputedU8 => {
+            case.run_in(&[Config::F32, Config::NoSubgroups])
+        }
         _ => case.run(),
     }
 }
@@ -209,6 +235,13 @@ fn conv_2d_dynamic() {
     shapes().into_iter().skip(1).step_by(3).for_each(|v| dense(Types::Dynamic, v));
 }
 
+#[test]
+fn conv_2d_computed_filter() {
+    for types in [Types::Computed, Types::ComputedI8, Types::ComputedU8] {
+        shapes().into_iter().for_each(|v| dense(types, v));
+    }
+}
+
 /// More pixel tiles than a direction of a dispatch may have.
 #[test]
 fn conv_2d_many_groups() {
@@ -263,8 +296,15 @@ fn depthwise_dynamic() {
 }
 
 #[test]
-fn transpose_conv() {
-    let list: Vec<(Conv, [usize; 2])> = vec![
+fn depthwise_computed_filter() {
+    for types in [Types::Computed, Types::ComputedI8, Types::ComputedU8] {
+        depthwise_shapes().into_iter().for_each(|v| depthwise(types, v));
+    }
+}
+
+/// (convolution, rows and columns of its result)
+fn transposed_shapes() -> Vec<(Conv, [usize; 2])> {
+    vec![
         (conv([1, 4, 5, 8], 8, [3, 3], 2, 1, true), [8, 10]),
         (conv([1, 4, 5, 8], 8, [3, 3], 2, 1, true), [7, 9]),
         (conv([2, 3, 3, 5], 3, [2, 2], 2, 1, false), [6, 6]),
@@ -273,9 +313,22 @@ fn transpose_conv() {
         (conv([1, 5, 4, 8], 4, [3, 3], 1, 1, true), [5, 4]),
         (conv([1, 2, 2, 3], 2, [1, 1], 2, 1, true), [4, 4]),
         (Conv { act: RELU6, ..conv([1, 4, 4, 16], 16, [2, 2], 2, 1, false) }, [8, 8]),
-    ];
-    for (v, out) in list {
+    ]
+}
+
+#[test]
+fn transpose_conv() {
+    for (v, out) in transposed_shapes() {
         for types in [Types::F32, Types::I8, Types::U8, Types::HalfWeights] {
+            transposed(types, v, out);
+        }
+    }
+}
+
+#[test]
+fn transpose_conv_computed_filter() {
+    for (v, out) in transposed_shapes() {
+        for types in [Types::Computed, Types::ComputedI8, Types::ComputedU8] {
             transposed(types, v, out);
         }
     }

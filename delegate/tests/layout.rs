@@ -228,3 +228,52 @@ fn past_65535_workgroups() {
     c.op(Op::Neg, &[x], DType::I32, None);
     c.run_in(&[Config::F32]);
 }
+
+/// Starts before and behind what fits, constant and computed.
+#[test]
+fn updates() {
+    for (shape, size, low, high) in [
+        (&[9usize][..], &[4usize][..], -2, 9),
+        (&[5, 7], &[2, 3], -1, 6),
+        (&[5, 7], &[1, 7], 0, 4),
+        (&[4, 3, 8], &[2, 3, 8], -3, 3),
+        (&[2, 6, 3, 5], &[2, 1, 3, 5], 0, 5),
+        (&[2, 3, 2, 3, 4], &[1, 2, 2, 2, 4], 0, 1),
+    ] {
+        for constant in [false, true] {
+            every(&format!("DYNAMIC_UPDATE_SLICE {size:?} {constant}"), shape, |c, x, d, q| {
+                let u = c.quantized(d, size, -100.0, 100.0, q);
+                let rank = shape.len();
+                let at = match constant {
+                    true => c.weights(DType::I64, &[rank], low as f64, high as f64, None),
+                    false => c.input(DType::I32, &[rank], low as f64, high as f64),
+                };
+                c.op(Op::DynamicUpdateSlice, &[x, u, at], d, q);
+            });
+        }
+    }
+}
+
+#[test]
+fn reversed_sequences() {
+    for (shape, seq_dim, batch_dim) in [
+        (&[5usize, 7][..], 1, 0),
+        (&[5, 7], 0, 1),
+        (&[3, 4, 6], 1, 0),
+        (&[3, 4, 6], 2, 0),
+        (&[3, 4, 6], 0, 2),
+        (&[2, 3, 4, 8], 0, 1),
+        (&[2, 3, 2, 4, 3], 3, 1),
+    ] {
+        for constant in [false, true] {
+            every(&format!("REVERSE_SEQUENCE {seq_dim} {batch_dim} {constant}"), shape, |c, x, d, q| {
+                let (n, most) = (shape[batch_dim as usize], shape[seq_dim as usize] as f64);
+                let lengths = match constant {
+                    true => c.weights(DType::I64, &[n], 0.0, most, None),
+                    false => c.input(DType::I32, &[n], 0.0, most),
+                };
+                c.op(Op::ReverseSequence(ReverseSequenceOptionsT { seq_dim, batch_dim }), &[x, lengths], d, q);
+            });
+        }
+    }
+}

@@ -377,8 +377,98 @@ fn scatter_nd() {
             let u = c.quantized(d, updates, low, high, q);
             let s = c.i32s(shape);
             c.op(Op::ScatterNd, &[i, u, s], d, q);
-            // In f16 a graph's outputs stay f32, which this kernel does not convert to: such a node is on the CPU.
-            let configs = &configs[..1];
+            c.run_in(configs);
+        });
+    }
+}
+
+/// Few places, so that some are hit twice: the later value stays.
+#[test]
+fn sparse_to_dense() {
+    for (shape, ids, values, n) in [
+        (&[9i32][..], &[6usize][..], &[6usize][..], 9.0),
+        (&[7], &[], &[], 7.0),
+        (&[7], &[3], &[], 7.0),
+        (&[3, 5], &[8, 2], &[8], 3.0),
+        (&[4, 3, 8], &[5, 3], &[5], 3.0),
+        (&[2, 2, 2, 6], &[4, 4], &[], 2.0),
+    ] {
+        for constant in [false, true] {
+            types(&[DType::F32, DType::I8, DType::I32, DType::Bool], |d, q, configs| {
+                let name = format!("SPARSE_TO_DENSE {d} {shape:?} {ids:?} {values:?} {constant}");
+                let mut c = Case::new(name, Tolerance::Exact);
+                let (low, high) = range(d);
+                let i = match constant {
+                    true => c.weights(DType::I64, ids, 0.0, n - 1.0, None),
+                    false => c.input(DType::I32, ids, 0.0, n - 1.0),
+                };
+                let s = c.i32s(shape);
+                let v = c.quantized(d, values, low, high, q);
+                let default = c.weights(d, &[], high, high, q.map(|(s, z)| Quant::scalar(s, z)));
+                let o = SparseToDenseOptionsT { validate_indices: true };
+                c.op(Op::SparseToDense(o), &[i, s, v, default], d, q);
+                c.run_in(configs);
+            });
+        }
+    }
+}
+
+#[test]
+fn segments() {
+    for (shape, ids, n) in [
+        (&[9usize][..], &[9usize][..], 4),
+        (&[7, 5], &[7], 3),
+        (&[7, 5], &[7, 5], 6),
+        (&[4, 3, 8], &[4], 7),
+        (&[2, 3, 2, 6], &[2, 3], 4),
+    ] {
+        for (name, op) in [
+            ("SUM", Op::UnsortedSegmentSum),
+            ("PROD", Op::UnsortedSegmentProd),
+            ("MAX", Op::UnsortedSegmentMax),
+            ("MIN", Op::UnsortedSegmentMin),
+        ] {
+            types(&[DType::F32, DType::I32], |d, _, configs| {
+                // Empty segments hold the greatest float, which f16 has not.
+                let configs = if matches!(name, "MAX" | "MIN") && d == DType::F32 { F32 } else { configs };
+                let mut c = Case::new(format!("UNSORTED_SEGMENT_{name} {d} {shape:?} {ids:?}"), SUMS);
+                let x = c.input(d, shape, -3.0, 3.0);
+                // A negative number leaves a row out.
+                let i = c.input(DType::I32, ids, -1.0, n as f64 - 1.0);
+                let n = c.i32s_of(&[], &[n]);
+                c.op(op.clone(), &[x, i, n], d, None);
+                c.run_in(configs);
+            });
+        }
+    }
+    for (shape, ids) in [(&[5usize][..], &[0i32, 0, 2, 2, 3][..]), (&[4, 6], &[1, 1, 1, 2]), (&[3, 2, 5], &[0, 1, 4])] {
+        types(&[DType::F32, DType::I32], |d, _, configs| {
+            let mut c = Case::new(format!("SEGMENT_SUM {d} {shape:?} {ids:?}"), SUMS);
+            let x = c.input(d, shape, -3.0, 3.0);
+            let i = c.i32s(ids);
+            c.op(Op::SegmentSum, &[x, i], d, None);
+            c.run_in(configs);
+        });
+    }
+}
+
+#[test]
+fn diagonals() {
+    for (shape, rows, columns) in
+        [(&[][..], 5usize, 5usize), (&[2], 3, 7), (&[3], 7, 3), (&[2, 2], 8, 8), (&[2], 1, 4), (&[], 6, 9)]
+    {
+        types(&[DType::F32, DType::I8, DType::I32], |d, q, configs| {
+            let (low, high) = range(d);
+            let line: Vec<usize> = shape.iter().copied().chain([rows.min(columns)]).collect();
+            let mut c = Case::new(format!("MATRIX_DIAG {d} {line:?}"), Tolerance::Exact);
+            let x = c.quantized(d, &line, low, high, q);
+            c.op(Op::MatrixDiag, &[x], d, q);
+            c.run_in(configs);
+            let matrix: Vec<usize> = shape.iter().copied().chain([rows, columns]).collect();
+            let mut c = Case::new(format!("MATRIX_SET_DIAG {d} {matrix:?}"), Tolerance::Exact);
+            let x = c.quantized(d, &matrix, low, high, q);
+            let line = c.quantized(d, &line, low, high, q);
+            c.op(Op::MatrixSetDiag, &[x, line], d, q);
             c.run_in(configs);
         });
     }

@@ -142,5 +142,8 @@ fn batch_matmul() {
         batch(dtype, &[3, 6, 4], &[3, 5, 6], true, true, false);
         batch(dtype, &[2, 3, 4, 20], &[20, 6], false, false, true);
         batch(dtype, &[1, 4, 6], &[5, 6, 3], false, false, false);
+        batch(dtype, &[2, 1, 4, 6], &[3, 6, 5], false, false, false);
+        batch(dtype, &[1, 3, 4, 6], &[2, 3, 5, 6], false, true, false);
+        batch(dtype, &[2, 1, 9, 5], &[2, 3, 9, 5], true, false, true);
     }
 }

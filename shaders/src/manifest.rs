@@ -65,6 +65,7 @@ kernels! {
     }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "diagonal" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "embedding" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
@@ -72,13 +73,23 @@ kernels! {
         functions: &["f_logistic", "f_tanh"],
         roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
     }
+    "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "rnn" { functions: &["f_tanh"], roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "svdf" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }
-    "scatter" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "scatter" {
+        roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)],
+        variants: &[
+            &[("COMBINE", "f_add")],
+            &[("COMBINE", "i_add")],
+            &[("COMBINE", "later_f")],
+            &[("COMBINE", "later_i")],
+        ],
+    }
     "topk" { roles: &[("in0", ANY)] }
+    "update" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "pool" {
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
         variants: &[&[("CLOSE", "close_f")], &[("CLOSE", "close_i")]],

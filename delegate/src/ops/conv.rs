@@ -1,6 +1,7 @@
 //! Convolutions, and what they share with matrix products: the arithmetic's class, packing, the choice of parts.
 
 use super::activation;
+use super::layout::{Copy, Dim, Outside};
 use crate::caps::AdapterClass;
 use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, tail};
@@ -8,7 +9,7 @@ use half::f16;
 use litegpu_graph::fixed::{Multiplier, float_range, quantized_range};
 use litegpu_graph::ops::{transpose_bias_options, window};
 use litegpu_graph::schema::{ActivationFunctionType, Padding};
-use litegpu_graph::{DType, Op, Quant};
+use litegpu_graph::{DType, Op, Quant, Shape, TensorId};
 use litegpu_shaders::{Elem, KernelKey, Step};
 
 /// Output channels, and input elements, that a step of the kernels takes.
@@ -246,9 +247,11 @@ impl Arithmetic {
         let floats = match self.class {
             Class::Float | Class::Scaled(_) => match bias {
                 None => None,
-                Some(i) => match cx.floats(i)? {
-                    Some(b) => Some(b),
-                    None => return no("a computed bias"),
+                Some(i) => match (cx.floats(i)?, &self.class) {
+                    (Some(b), _) => Some(b),
+                    // All that a channel has is its bias.
+                    (None, Class::Float) => return computed_bias(cx, i, channels),
+                    (None, _) => return no("a computed bias"),
                 },
             },
             _ => None,
@@ -286,6 +289,95 @@ impl Arithmetic {
             }
         }
         cx.weight(|| Ok(out))
+    }
+}
+
+/// A bias that another operator computes, in f32 and padded to whole steps of eight.
+fn computed_bias(cx: &mut Lower<'_, '_>, i: usize, channels: usize) -> Lowered<SlotId> {
+    let b = cx.operand(i)?;
+    if b.dtype != DType::F32 || b.shape.as_slice() != [channels] {
+        return no("a bias of another length");
+    }
+    if b.elem == Elem::F32 && channels.div_ceil(4) % 2 == 0 {
+        return Ok(b.slot);
+    }
+    let wide = Operand { elem: Elem::F32, ..b.clone() };
+    let n = channels.next_multiple_of(OCT);
+    // The padding of the operand's own memory is zero.
+    let held = Dim { n, stride: 1, low: 0, high: channels.next_multiple_of(4) };
+    packed_on_gpu(cx, &b, &wide, vec![held], 0, [1, n], 0)
+}
+
+/// Copies elements of `x` into rows, stored as `like` is: `dims` (innermost first) and `base` say where they come from,
+/// `pad` what lies outside.
+fn packed_on_gpu(
+    cx: &mut Lower<'_, '_>,
+    x: &Operand<'_>,
+    like: &Operand<'_>,
+    dims: Vec<Dim>,
+    base: i64,
+    [rows, width]: [usize; 2],
+    pad: i32,
+) -> Lowered<SlotId> {
+    let shape = [rows, width];
+    if rows.checked_mul(width).is_none_or(|n| n > (i32::MAX / 4) as usize) {
+        return no("weights that are too large");
+    }
+    let y =
+        Operand { slot: cx.temp(&shape, like.elem), shape: shape.as_slice().into(), constant: false, ..like.clone() };
+    let mut c = Copy::all(&y, dims);
+    c.base = base;
+    c.outside = Outside::Value(pad as u32);
+    c.emit(cx, x, &y)?;
+    Ok(y.slot)
+}
+
+/// A filter: a constant, packed while the part is lowered, or what another operator computes, packed on the GPU by each
+/// run.
+pub(super) enum Filter<'a> {
+    Constant(TensorId, Const),
+    Computed(Operand<'a>),
+}
+
+impl<'a> Filter<'a> {
+    fn of(cx: &mut Lower<'a, '_>, i: usize) -> Lowered<Filter<'a>> {
+        match (cx.node.input(i), cx.constant(i)?) {
+            (Some(t), Some(c)) => Ok(Filter::Constant(t, c)),
+            _ => Ok(Filter::Computed(cx.operand(i)?)),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self {
+            Filter::Constant(_, c) => c.shape.clone(),
+            Filter::Computed(w) => w.shape.clone(),
+        }
+    }
+
+    /// The arithmetic with this filter, the node's `i`-th operand.
+    fn arithmetic(
+        &self,
+        cx: &Lower<'_, '_>,
+        i: usize,
+        x: &Operand<'_>,
+        channels: usize,
+        y: &Operand<'_>,
+        a: ActivationFunctionType,
+    ) -> Lowered<Arithmetic> {
+        let dtype = match self {
+            Filter::Constant(_, c) => c.dtype,
+            Filter::Computed(w) => w.dtype,
+        };
+        let quant = cx.tensor(i)?.quant.as_ref();
+        let mut all = Arithmetic::new(x, dtype, quant, channels, y, a, cx.scene.caps.half(), false)?;
+        if let Filter::Computed(w) = self {
+            all.weights = w.elem;
+        }
+        if dtype == DType::I8 {
+            // Signed filters have no zero point, whatever the file says.
+            all.w_zero = 0;
+        }
+        Ok(all)
     }
 }
 
@@ -534,38 +626,53 @@ pub(super) fn few(
 
 fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let x = cx.operand(0)?;
-    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+    let w = Filter::of(cx, 1)?;
     let y = cx.result(0)?;
     let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
-        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+        (x.shape.as_slice(), w.shape().as_slice(), y.shape.as_slice())
     else {
         return no("an operand whose rank is not 4");
     };
     if i != c {
         return no("a grouped convolution");
     }
-    let a =
-        Arithmetic::new(&x, w.dtype, cx.tensor(1)?.quant.as_ref(), o, &y, f.activation, cx.scene.caps.half(), false)?;
+    let a = w.arithmetic(cx, 1, &x, o, &y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     let cq = c.div_ceil(4);
     // Steps may run over the boundary between taps only where taps lie side by side.
-    let merged = cq % 2 == 1 && kw > 1 && f.dilation[1] == 1;
+    let mut merged = cq % 2 == 1 && kw > 1 && f.dilation[1] == 1;
+    if matches!(w, Filter::Computed(_)) && a.w_zero != 0 {
+        // Padding between taps holds zeros, and must hold the zero point.
+        merged = false;
+    }
     let tap = if merged { cq } else { cq.next_multiple_of(2) };
     let row = (tap * kw).div_ceil(2);
     let pad = a.pad();
     let elem = a.weights;
-    let Some(t) = cx.node.input(1) else { return no("no filter") };
-    let packed = cx.packed(t, elem, if merged { "conv merged" } else { "conv" }, || {
-        let mut runs = Vec::new();
-        for y in 0..kh {
-            for x in 0..kw {
-                runs.push((y * row * OCT + x * tap * 4, (y * kw + x) * c));
+    let packed = match &w {
+        Filter::Constant(t, w) => cx.packed(*t, elem, if merged { "conv merged" } else { "conv" }, || {
+            let mut runs = Vec::new();
+            for y in 0..kh {
+                for x in 0..kw {
+                    runs.push((y * row * OCT + x * tap * 4, (y * kw + x) * c));
+                }
             }
+            let l = Layout { rows: o, width: kh * row * OCT, stride: kh * kw * c, step: 1, len: c, runs };
+            pack(w, elem, &l, pad)
+        })?,
+        Filter::Computed(w) => {
+            let pitch = cq * 4;
+            let lines = Dim::whole(o * kh, (kw * pitch) as i64);
+            let dims = if merged {
+                vec![Dim { n: row * OCT, stride: 1, low: 0, high: kw * pitch }, lines]
+            } else {
+                let high = if a.w_zero == 0 { pitch } else { c };
+                vec![Dim { n: tap * 4, stride: 1, low: 0, high }, Dim::whole(kw, pitch as i64), lines]
+            };
+            packed_on_gpu(cx, w, w, dims, 0, [o, kh * row * OCT], a.w_zero)?
         }
-        let l = Layout { rows: o, width: kh * row * OCT, stride: kh * kw * c, step: 1, len: c, runs };
-        pack(&w, elem, &l, pad)
-    })?;
+    };
     let point = kh == 1 && kw == 1 && f.stride == [1, 1] && top == 0 && left == 0;
     if point && n * h * width < FEW_ROWS {
         return few(cx, &a, &x, packed, Some(2), &y, n * h * width, c, o);
@@ -600,26 +707,34 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
 
 fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let x = cx.operand(0)?;
-    let Some(w) = cx.constant(1)? else { return no("a computed filter") };
+    let w = Filter::of(cx, 1)?;
     let y = cx.result(0)?;
     let (&[n, h, width, c], &[_, kh, kw, o], &[_, oh, ow, _]) =
-        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+        (x.shape.as_slice(), w.shape().as_slice(), y.shape.as_slice())
     else {
         return no("an operand whose rank is not 4");
     };
-    let a =
-        Arithmetic::new(&x, w.dtype, cx.tensor(1)?.quant.as_ref(), o, &y, f.activation, cx.scene.caps.half(), false)?;
+    let a = w.arithmetic(cx, 1, &x, o, &y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     let nq = o.div_ceil(4);
     let octs = nq.div_ceil(2);
     let (pad, elem) = (a.pad(), a.weights);
-    let Some(t) = cx.node.input(1) else { return no("no filter") };
     // Rows of the layout are taps here.
-    let packed = cx.packed(t, elem, "depthwise", || {
-        let l = Layout { rows: kh * kw, width: octs * OCT, stride: o, step: 1, len: o, runs: vec![(0, 0)] };
-        pack(&w, elem, &l, pad)
-    })?;
+    let packed = match &w {
+        Filter::Constant(t, w) => cx.packed(*t, elem, "depthwise", || {
+            let l = Layout { rows: kh * kw, width: octs * OCT, stride: o, step: 1, len: o, runs: vec![(0, 0)] };
+            pack(w, elem, &l, pad)
+        })?,
+        // As it lies.
+        Filter::Computed(w) if nq % 2 == 0 => w.slot,
+        // What lies behind the last channel is masked in the result.
+        Filter::Computed(w) => {
+            let taps = Dim::whole(kh * kw, (nq * 4) as i64);
+            let dims = vec![Dim { n: octs * OCT, stride: 1, low: 0, high: nq * 4 }, taps];
+            packed_on_gpu(cx, w, w, dims, 0, [kh * kw, octs * OCT], 0)?
+        }
+    };
     let chans = a.channels(cx, Some(2), o, false)?;
     let pixels = n * oh * ow;
     if n > MAX_QUOTIENT || oh > MAX_QUOTIENT {
@@ -778,26 +893,17 @@ fn phases(padding: Padding, out: usize, filter: usize, stride: i32) -> Lowered<V
 /// `at` are the places of the operand, the filter and the bias: MediaPipe's custom form has no output shape before them.
 fn transposed(cx: &mut Lower<'_, '_>, f: Frame, at: [usize; 3]) -> Lowered {
     let x = cx.operand(at[0])?;
-    let Some(w) = cx.constant(at[1])? else { return no("a computed filter") };
+    let w = Filter::of(cx, at[1])?;
     let y = cx.result(0)?;
     let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
-        (x.shape.as_slice(), w.shape.as_slice(), y.shape.as_slice())
+        (x.shape.as_slice(), w.shape().as_slice(), y.shape.as_slice())
     else {
         return no("an operand whose rank is not 4");
     };
     if i != c {
         return no("a filter with other channels");
     }
-    let a = Arithmetic::new(
-        &x,
-        w.dtype,
-        cx.tensor(at[1])?.quant.as_ref(),
-        o,
-        &y,
-        f.activation,
-        cx.scene.caps.half(),
-        false,
-    )?;
+    let a = w.arithmetic(cx, at[1], &x, o, &y, f.activation)?;
     let (ys, xs) = (phases(f.padding, oh, kh, f.stride[0])?, phases(f.padding, ow, kw, f.stride[1])?);
     if ys.len() * xs.len() > 64 {
         return no("a stride with more than 64 phases");
@@ -810,14 +916,34 @@ fn transposed(cx: &mut Lower<'_, '_>, f: Frame, at: [usize; 3]) -> Lowered {
             let tap = cq.next_multiple_of(2);
             let row = tap * px.taps.len() / 2;
             let steps = py.taps.len() * row;
-            let mut runs = Vec::new();
-            for (j, ky) in py.taps.iter().enumerate() {
-                for (k, kx) in px.taps.iter().enumerate() {
-                    runs.push((j * row * OCT + k * tap * 4, (ky * kw + kx) * c));
+            let packed = match &w {
+                Filter::Constant(_, w) => cx.weight(|| {
+                    let mut runs = Vec::new();
+                    for (j, ky) in py.taps.iter().enumerate() {
+                        for (k, kx) in px.taps.iter().enumerate() {
+                            runs.push((j * row * OCT + k * tap * 4, (ky * kw + kx) * c));
+                        }
+                    }
+                    let l = Layout { rows: o, width: steps * OCT, stride: kh * kw * c, step: 1, len: c, runs };
+                    pack(w, elem, &l, pad)
+                })?,
+                // A phase that no tap reaches.
+                Filter::Computed(_) if steps == 0 => cx.weight(|| Ok(Vec::new()))?,
+                Filter::Computed(w) => {
+                    // Every stride-th tap, the last one first.
+                    let pitch = (cq * 4) as i64;
+                    let first = |taps: &[usize]| taps.first().copied().unwrap_or(0) as i64;
+                    let base = (first(&py.taps) * kw as i64 + first(&px.taps)) * pitch;
+                    let high = if a.w_zero == 0 { cq * 4 } else { c };
+                    let dims = vec![
+                        Dim { n: tap * 4, stride: 1, low: 0, high },
+                        Dim::whole(px.taps.len(), -pitch * f.stride[1] as i64),
+                        Dim::whole(py.taps.len(), -pitch * kw as i64 * f.stride[0] as i64),
+                        Dim::whole(o, pitch * (kh * kw) as i64),
+                    ];
+                    packed_on_gpu(cx, w, w, dims, base, [o, steps * OCT], a.w_zero)?
                 }
-            }
-            let l = Layout { rows: o, width: steps * OCT, stride: kh * kw * c, step: 1, len: c, runs };
-            let packed = cx.weight(|| pack(&w, elem, &l, pad))?;
+            };
             let p = Product {
                 batch: n,
                 h,

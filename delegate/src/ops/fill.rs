@@ -14,6 +14,9 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Op::RandomStandardNormal(_) | Op::RandomUniform(_) | Op::Multinomial(_) => {
             no("random numbers come from the CPU")
         }
+        Op::SparseToDense(_) => super::gather::sparse(cx),
+        Op::MatrixDiag | Op::MatrixSetDiag => diagonal(cx),
+        Op::BroadcastArgs => no("shapes are computed on the CPU, which reports those that do not broadcast"),
         Op::Range => no("the number of elements hangs on computed values"),
         _ => no("no GPU kernel"),
     }
@@ -51,4 +54,26 @@ fn one_hot(cx: &mut Lower<'_, '_>) -> Lowered {
         .u(row_quads(&shape) * 4);
     let key = KernelKey::new("onehot", &roles);
     cx.dispatch(key, &[slot, on.slot, off.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// MATRIX_DIAG and MATRIX_SET_DIAG.
+fn diagonal(cx: &mut Lower<'_, '_>) -> Lowered {
+    let around = cx.node.op == Op::MatrixSetDiag;
+    let x = cx.operand(0)?;
+    let d = if around { cx.operand(1)? } else { x.clone() };
+    let y = cx.result(0)?;
+    let fits = |e: Elem| if y.elem.is_float() { e.is_float() } else { e == y.elem };
+    if !fits(x.elem) || !fits(d.elem) {
+        return no(format!("{} and {} to {}", x.dtype, d.dtype, y.dtype));
+    }
+    let (Some((outer, &[h, w])), Some((&n, lines))) = (y.shape.split_last_chunk::<2>(), d.shape.split_last()) else {
+        return no("an operand whose rank is too low");
+    };
+    if n != h.min(w) || lines != outer || (around && x.shape != y.shape) {
+        return no("a diagonal that does not fit");
+    }
+    let roles = [("in0", x.elem), ("in1", d.elem), ("acc", acc(y.elem)), ("out", y.elem)];
+    let key = KernelKey::new("diagonal", &roles).set("AROUND", around as i32);
+    let params = Params::new().u(y.quads()).u(y.row_quads()).u(w).u(h).u(d.row_quads());
+    cx.dispatch(key, &[x.slot, d.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
 }

@@ -1,4 +1,4 @@
-//! GATHER, GATHER_ND, EMBEDDING_LOOKUP and SCATTER_ND.
+//! GATHER, GATHER_ND, EMBEDDING_LOOKUP, and what scatters: SCATTER_ND, SPARSE_TO_DENSE and segment reductions.
 
 use super::{MAX_LOOP, WG, acc};
 use crate::convert;
@@ -150,49 +150,189 @@ fn emit(
 /// Comparisons of output quads with updates up to which the kernel, which makes all of them, is worth it.
 const MAX_STEPS: usize = 1 << 26;
 
+/// Updates that go to places of the result.
+struct Scatter<'a> {
+    /// How updates of one place are combined, from what value on (f32 or i32 bits).
+    combine: &'static str,
+    start: u32,
+    /// Indices, the size of their innermost dimension, and of it in memory.
+    index: SlotId,
+    index_width: usize,
+    index_pitch: usize,
+    tuples: usize,
+    /// (size, stride in elements) of each dimension of the result that is indexed.
+    dims: Vec<(usize, usize)>,
+    /// Elements of an update.
+    inner: usize,
+    updates: Operand<'a>,
+    /// Every update is the first one.
+    same: bool,
+    step: Option<Step>,
+}
+
+impl Scatter<'_> {
+    fn emit(self, cx: &mut Lower<'_, '_>, y: &Operand<'_>) -> Lowered {
+        let u = &self.updates;
+        if u.elem.is_float() != y.elem.is_float() || (!u.elem.is_float() && u.elem != y.elem) {
+            return no(format!("{} to {}", u.dtype, y.dtype));
+        }
+        if self.tuples > MAX_LOOP || self.tuples.saturating_mul(y.quads()) > MAX_STEPS {
+            return no(format!("{} updates of {} elements are too many", self.tuples, elements(&y.shape)));
+        }
+        if self.dims.len() > 6 {
+            return no("more than 6 indices in a tuple");
+        }
+        // Updates are whole rows.
+        let vec = self.inner > 1 && u.inner() == y.inner() && self.inner.is_multiple_of(y.inner());
+        let mut key = KernelKey::new("scatter", &[("in0", u.elem), ("acc", acc(u.elem)), ("out", y.elem)])
+            .with("COMBINE", self.combine)
+            .set("VEC", vec as i32);
+        key.epilogue.extend(self.step);
+        let (width, pitch) = if self.same { (1, 0) } else { (u.inner(), u.row_quads() * 4) };
+        let mut params = Params::new()
+            .u(y.quads())
+            .u(y.row_quads())
+            .u(y.inner())
+            .u(self.tuples)
+            .u(self.dims.len())
+            .u(self.inner)
+            .u(self.index_width.max(1))
+            .u(self.index_pitch)
+            .u(width)
+            .u(pitch)
+            .i(self.start as i32)
+            .row();
+        for k in 0..6 {
+            let (n, s) = self.dims.get(k).copied().unwrap_or((1, 1));
+            params = params.u(n).u(s).u(0).u(0);
+        }
+        cx.dispatch(key, &[self.index, u.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+    }
+}
+
+/// (size, stride in elements) of a tensor's first `depth` dimensions.
+fn places(shape: &[usize], depth: usize) -> Vec<(usize, usize)> {
+    let dims = shape.iter().take(depth).enumerate();
+    dims.map(|(k, &n)| (n, elements(shape.get(k + 1..).unwrap_or_default()))).collect()
+}
+
 fn scatter(cx: &mut Lower<'_, '_>) -> Lowered {
-    let (slot, i) = indices(cx, 0)?;
+    let (index, i) = indices(cx, 0)?;
     let (u, y) = (cx.operand(1)?, cx.result(0)?);
-    let u = cx.stored(u, y.elem)?;
     let rank = y.shape.len();
-    let Some((&depth, tuples)) = i.split_last().filter(|(d, _)| **d <= rank.min(6)) else {
+    let Some((&depth, tuples)) = i.split_last().filter(|(d, _)| **d <= rank) else {
         return no("index tuples that do not fit");
     };
-    if u.elem != y.elem || u.dtype == DType::Bool {
+    if u.dtype == DType::Bool {
         return no(format!("{} to {}", u.dtype, y.dtype));
     }
     check(cx, 0, y.shape.get(..depth).unwrap_or_default())?;
-    let tuples = elements(tuples);
-    if tuples > MAX_LOOP || tuples.saturating_mul(y.quads()) > MAX_STEPS {
-        return no(format!("{tuples} updates of {} elements are too many", elements(&y.shape)));
-    }
-    // 8-bit sums wrap, as the reference's do.
-    let step = match y.elem {
-        Elem::I8 => Some(Step::call("to_byte", &[])),
-        Elem::U8 => Some(Step::call("to_ubyte", &[])),
-        _ => None,
+    let how = Scatter {
+        combine: if u.elem.is_float() { "f_add" } else { "i_add" },
+        start: 0,
+        index,
+        index_width: depth,
+        index_pitch: row_quads(&i) * 4,
+        tuples: elements(tuples),
+        dims: places(&y.shape, depth),
+        inner: elements(y.shape.get(depth..).unwrap_or_default()),
+        updates: u,
+        same: false,
+        // 8-bit sums wrap, as the reference's do.
+        step: match y.elem {
+            Elem::I8 => Some(Step::call("to_byte", &[])),
+            Elem::U8 => Some(Step::call("to_ubyte", &[])),
+            _ => None,
+        },
     };
-    let vec = depth < rank;
-    let mut key =
-        KernelKey::new("scatter", &[("in0", u.elem), ("acc", acc(u.elem)), ("out", y.elem)]).set("VEC", vec as i32);
-    key.epilogue.extend(step);
-    let mut params = Params::new()
-        .u(y.quads())
-        .u(y.row_quads())
-        .u(y.inner())
-        .u(tuples)
-        .u(depth)
-        .u(elements(y.shape.get(depth..).unwrap_or_default()))
-        .u(depth.max(1))
-        .u(row_quads(&i) * 4)
-        .u(u.inner())
-        .u(u.row_quads() * 4)
-        .row();
-    for k in 0..6 {
-        let n = if k < depth { y.shape.get(k).copied().unwrap_or(1) } else { 1 };
-        params = params.u(n).u(elements(y.shape.get(k + 1..).unwrap_or_default())).u(0).u(0);
+    how.emit(cx, &y)
+}
+
+/// SPARSE_TO_DENSE: a later value for the same place replaces an earlier one.
+pub(super) fn sparse(cx: &mut Lower<'_, '_>) -> Lowered {
+    let (index, i) = indices(cx, 0)?;
+    let (values, y) = (cx.operand(2)?, cx.result(0)?);
+    let start = match values.elem.is_float() {
+        true => cx.floats(3)?.and_then(|v| v.first().map(|v| v.to_bits())),
+        false => cx.constant(3)?.and_then(|c| Some(*convert::ints(&c)?.first()? as i32 as u32)),
+    };
+    let Some(start) = start else { return no("a computed default value") };
+    // A scalar or a vector holds indices of one dimension, a matrix one tuple per row.
+    let depth = if i.len() == 2 { i.last().copied().unwrap_or(1) } else { 1 };
+    if depth != y.shape.len() {
+        return no("index tuples that do not fit");
     }
-    cx.dispatch(key, &[slot, u.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+    check(cx, 0, &y.shape)?;
+    let tuples = elements(&i) / depth.max(1);
+    let same = values.shape.is_empty();
+    if !same && elements(&values.shape) != tuples {
+        return no(format!("{} values for {tuples} indices", elements(&values.shape)));
+    }
+    let how = Scatter {
+        combine: if values.elem.is_float() { "later_f" } else { "later_i" },
+        start,
+        index,
+        index_width: i.last().copied().unwrap_or(1),
+        index_pitch: row_quads(&i) * 4,
+        tuples,
+        dims: places(&y.shape, depth),
+        inner: 1,
+        updates: values,
+        same,
+        step: None,
+    };
+    how.emit(cx, &y)
+}
+
+/// SEGMENT_SUM and UNSORTED_SEGMENT_...: rows of the operand are combined in the rows of the result that a segment number
+/// each names.
+pub(super) fn segments(cx: &mut Lower<'_, '_>) -> Lowered {
+    let x = cx.operand(0)?;
+    let float = match x.dtype {
+        DType::F32 => true,
+        DType::I32 => false,
+        d => return no(format!("no GPU kernel for {} of {d}", cx.node.op.name())),
+    };
+    let pick =
+        |f: (&'static str, f32), i: (&'static str, i32)| if float { (f.0, f.1.to_bits()) } else { (i.0, i.1 as u32) };
+    let (combine, start) = match cx.node.op {
+        Op::SegmentSum | Op::UnsortedSegmentSum => pick(("f_add", 0.0), ("i_add", 0)),
+        Op::UnsortedSegmentProd => pick(("f_mul", 1.0), ("i_mul", 1)),
+        Op::UnsortedSegmentMax => pick(("f_max", f32::MIN), ("i_max", i32::MIN)),
+        Op::UnsortedSegmentMin => pick(("f_min", f32::MAX), ("i_min", i32::MAX)),
+        _ => return no("no GPU kernel"),
+    };
+    let (index, i) = indices(cx, 1)?;
+    let y = cx.result(0)?;
+    let Some((&segments, behind)) = y.shape.split_first() else { return no("a scalar result") };
+    let inner = elements(behind);
+    if x.shape.get(..i.len()) != Some(i.as_slice()) || x.shape.get(i.len()..) != Some(behind) {
+        return no("segment numbers that do not fit");
+    }
+    let sorted = cx.node.op == Op::SegmentSum;
+    if let Some(ids) = cx.constant(1)?.and_then(|c| convert::ints(&c)) {
+        // The CPU reports what is wrong. Negative numbers leave a row out, where numbers need not be sorted.
+        let past = ids.iter().any(|&v| v >= segments as i64);
+        if past || (sorted && (!ids.is_sorted() || ids.iter().any(|&v| v < 0))) {
+            return no("segment numbers that are out of range or out of order");
+        }
+    } else if sorted {
+        return no("computed segment numbers that must be sorted");
+    }
+    let how = Scatter {
+        combine,
+        start,
+        index,
+        index_width: i.last().copied().unwrap_or(1),
+        index_pitch: row_quads(&i) * 4,
+        tuples: elements(&i),
+        dims: vec![(segments, inner)],
+        inner,
+        updates: x,
+        same: false,
+        step: None,
+    };
+    how.emit(cx, &y)
 }
 
 /// EMBEDDING_LOOKUP in a constant table of int8 or int4, which stays that small.

@@ -130,9 +130,14 @@ impl Copy {
         self.base -= dims.iter().map(|d| d.low as i64 * d.stride).sum::<i64>();
         let inner = dims.first().copied().unwrap_or(Dim::whole(1, 1));
         let aligned = dims.iter().skip(1).all(|d| d.stride % 4 == 0) && self.base % 4 == 0;
+        // A quad is inside or outside, never both.
+        let bounds = match self.outside {
+            Outside::Value(_) => inner.n % 4 == 0 && inner.low % 4 == 0 && inner.high % 4 == 0,
+            _ => false,
+        };
         let vec = inner.stride == 1
-            && inner.is_whole()
-            && (inner.n == self.width || (self.width % 4 == 0 && inner.n % self.width == 0))
+            && (inner.is_whole() || bounds)
+            && (inner.n == self.width || (self.width % 4 == 0 && inner.n % 4 == 0))
             && aligned
             && self.start % 4 == 0
             // Behind the region's last quad in a row there must be nothing that a whole quad would overwrite.
@@ -274,17 +279,12 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             let x = cx.operand(0)?;
             let y = cx.result(0)?;
             same_quant(&x, &y)?;
-            let lead = y.shape.len().saturating_sub(x.shape.len());
-            let s = strides(&x.shape);
-            let mut dims = Vec::new();
-            for (d, &n) in y.shape.iter().enumerate().rev() {
-                let from = d.checked_sub(lead).and_then(|d| Some((x.shape.get(d)?, s.get(d)?)));
-                dims.push(match from {
-                    Some((&m, &s)) if m == n => Dim::whole(n, s),
-                    _ => Dim::whole(n, 0),
-                });
-            }
-            Copy::all(&y, dims).emit(cx, &x, &y)
+            spread(cx, &x, &y)
+        }
+        Op::DynamicUpdateSlice => update(cx),
+        Op::ReverseSequence(o) => {
+            let (steps, batch) = (o.seq_dim, o.batch_dim);
+            reverse(cx, steps as i64, batch as i64)
         }
         Op::Pad | Op::Padv2 | Op::MirrorPad(_) => pad(cx),
         Op::DepthToSpace(o) => {
@@ -324,6 +324,84 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Op::SpaceToBatchNd => space_to_batch(cx),
         _ => no("no GPU kernel"),
     }
+}
+
+/// Broadcasts `x` to the shape of `y`.
+pub(super) fn spread(cx: &mut Lower<'_, '_>, x: &Operand<'_>, y: &Operand<'_>) -> Lowered {
+    let lead = y.shape.len().saturating_sub(x.shape.len());
+    let s = strides(&x.shape);
+    let mut dims = Vec::new();
+    for (d, &n) in y.shape.iter().enumerate().rev() {
+        let from = d.checked_sub(lead).and_then(|d| Some((x.shape.get(d)?, s.get(d)?)));
+        dims.push(match from {
+            Some((&m, &s)) if m == n => Dim::whole(n, s),
+            _ => Dim::whole(n, 0),
+        });
+    }
+    Copy::all(y, dims).emit(cx, x, y)
+}
+
+/// DYNAMIC_UPDATE_SLICE.
+fn update(cx: &mut Lower<'_, '_>) -> Lowered {
+    let (x, u) = (cx.operand(0)?, cx.operand(1)?);
+    let (first, n) = super::gather::indices(cx, 2)?;
+    let y = cx.result(0)?;
+    same_quant(&x, &y)?;
+    same_quant(&u, &y)?;
+    let rank = y.shape.len();
+    let fits = u.shape.len() == rank && u.shape.iter().zip(&y.shape).all(|(u, n)| u <= n);
+    if x.shape != y.shape || !fits || n.as_slice() != [rank] {
+        return no("an update that does not fit");
+    }
+    if rank > 6 {
+        return no("more than 6 dimensions");
+    }
+    let vec = rank > 1 && u.inner() == y.inner();
+    let key = KernelKey::new("update", &[("in0", x.elem), ("in1", u.elem), ("acc", acc(x.elem)), ("out", y.elem)])
+        .set("VEC", vec as i32);
+    let mut params = Params::new().u(y.quads()).u(y.row_quads()).u(y.inner()).u(rank);
+    let s = strides(&u.shape);
+    for d in (0..rank).rev() {
+        let size = |shape: &[usize]| shape.get(d).copied().unwrap_or(1);
+        let stride = s.get(d).copied().unwrap_or(0) as usize;
+        params = params.u(size(&y.shape)).u(size(&u.shape)).u(stride).u(d);
+    }
+    for _ in rank..6 {
+        params = params.u(1).u(1).u(0).u(0);
+    }
+    cx.dispatch(key, &[first, x.slot, u.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// REVERSE_SEQUENCE along dimension `steps`, with a length for each index of dimension `batch`.
+fn reverse(cx: &mut Lower<'_, '_>, steps: i64, batch: i64) -> Lowered {
+    let x = cx.operand(0)?;
+    let (lengths, n) = super::gather::indices(cx, 1)?;
+    let y = cx.result(0)?;
+    same_quant(&x, &y)?;
+    let rank = x.shape.len();
+    let (steps, batch) = (axis(steps, rank)?, axis(batch, rank)?);
+    let size = |d: usize| x.shape.get(d).copied().unwrap_or(1);
+    let behind = |d: usize| elements(x.shape.get(d + 1..).unwrap_or_default());
+    if steps == batch || n.as_slice() != [size(batch)] {
+        return no("lengths that do not fit");
+    }
+    if let Some(v) = cx.constant(1)?.and_then(|c| crate::convert::ints(&c))
+        && v.iter().any(|&v| v < 0 || v > size(steps) as i64)
+    {
+        return no(format!("a sequence longer than {}, or negative", size(steps)));
+    }
+    let vec = steps + 1 != rank && batch + 1 != rank;
+    let key =
+        KernelKey::new("reverse", &[("in0", x.elem), ("acc", acc(x.elem)), ("out", y.elem)]).set("VEC", vec as i32);
+    let params = Params::new()
+        .u(y.quads())
+        .u(y.row_quads())
+        .u(y.inner())
+        .u(size(steps))
+        .u(behind(steps))
+        .u(size(batch))
+        .u(behind(batch));
+    cx.dispatch(key, &[lengths, x.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
 }
 
 /// A uint8 operand of CONCATENATION in the result's quantization: by a table, in the reference's f32 arithmetic.

@@ -2,7 +2,7 @@
 
 use super::WG;
 use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, pack};
-use super::layout::{Copy, Dim};
+use super::layout::{Copy, Dim, spread};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, quads, row_quads};
 use litegpu_graph::fixed::{Multiplier, type_range};
@@ -139,6 +139,23 @@ fn gather(
     Ok(out)
 }
 
+/// How many matrices of `outer` batches are read: one for all of `n`, or one for each.
+fn whole(outer: &[usize], n: usize) -> usize {
+    if elements(outer) == 1 { 1 } else { n }
+}
+
+/// The operand's matrices, one for each of the `outer` batches.
+fn repeated<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, outer: &[usize]) -> Lowered<Operand<'a>> {
+    let matrix = x.shape.get(x.shape.len().saturating_sub(2)..).unwrap_or_default();
+    let shape: litegpu_graph::Shape = outer.iter().chain(matrix).copied().collect();
+    if elements(&shape) > (i32::MAX / 4) as usize {
+        return no("a tensor that is too large");
+    }
+    let y = Operand { slot: cx.temp(&shape, x.elem), shape, constant: false, ..x.clone() };
+    spread(cx, x, &y)?;
+    Ok(y)
+}
+
 fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
     let (x, w, out) = (cx.operand(0)?, cx.operand(1)?, cx.result(0)?);
     let (Some((xo, &[xr, xc])), Some((wo, &[wr, wc]))) = (x.shape.split_last_chunk::<2>(), w.shape.split_last_chunk())
@@ -147,11 +164,12 @@ fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
     };
     let (rows, depth) = if adj_x { (xc, xr) } else { (xr, xc) };
     let columns = if adj_y { wr } else { wc };
-    let (nx, nw) = (elements(xo), elements(wo));
-    let n = elements(out.shape.get(..out.shape.len().saturating_sub(2)).unwrap_or_default());
-    if (nx != n && nx != 1) || (nw != n && nw != 1) {
-        return no("batches that broadcast in part");
-    }
+    let outer = out.shape.get(..out.shape.len().saturating_sub(2)).unwrap_or_default();
+    let n = elements(outer);
+    // Batches that broadcast in part are written out; a single one is read again and again.
+    let (nx, nw) = (whole(xo, n), whole(wo, n));
+    let x = if nx == elements(xo) { x.clone() } else { repeated(cx, &x, outer)? };
+    let w = if nw == elements(wo) { w.clone() } else { repeated(cx, &w, outer)? };
     let mut a = Arithmetic {
         class: Class::Float,
         weights: w.elem,

@@ -37,6 +37,11 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match cx.node.op {
         Op::ArgMax(_) | Op::ArgMin(_) => arg(cx),
         Op::Cumsum(_) => cumsum(cx),
+        Op::SegmentSum
+        | Op::UnsortedSegmentSum
+        | Op::UnsortedSegmentProd
+        | Op::UnsortedSegmentMax
+        | Op::UnsortedSegmentMin => super::gather::segments(cx),
         _ => reduce(cx),
     }
 }
