@@ -34,6 +34,7 @@ fn device_port(p: &delegate::Port) -> DevicePort {
         Elem::U8 => "u8",
         Elem::Bool => "bool",
         Elem::I32 => "i32",
+        Elem::I4 => "i4",
     };
     DevicePort { elem, shape: p.shape.to_vec(), bytes: p.gpu_bytes() }
 }

@@ -53,6 +53,11 @@ pub fn work(scene: &Scene<'_>, id: NodeId) -> Work {
             let x = node.input(2).map_or(0, |t| size(scene, t).0);
             x.saturating_mul(2 * weight.iter().take(3).map(|&d| d as u64).product::<u64>())
         }
+        (Op::Conv3d(_), _) => out_n.saturating_mul(2 * weight.iter().take(4).map(|&d| d as u64).product::<u64>()),
+        (Op::Conv3dTranspose(_), _) => {
+            let x = node.input(2).map_or(0, |t| size(scene, t).0);
+            x.saturating_mul(2 * weight.iter().take(4).map(|&d| d as u64).product::<u64>())
+        }
         (_, Family::Conv) => out_n.saturating_mul(2 * weight.iter().skip(1).map(|&d| d as u64).product::<u64>()),
         (_, Family::Matmul) => out_n.saturating_mul(2 * weight.last().map_or(1, |&d| d as u64)),
         (_, Family::Pool) => out_n.saturating_mul(9),

@@ -34,6 +34,9 @@ enum Types {
     U8,
     /// int8 weights on floats.
     Dynamic,
+    /// int4 weights on floats, and on int8.
+    DynamicI4,
+    NibblesI8,
     /// A filter and a bias that are no constants.
     Computed,
     /// The same in 8 bits; the bias is a constant.
@@ -93,6 +96,19 @@ fn operands(
             let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
             (vec![x, w, b], DType::F32, None)
         }
+        Types::DynamicI4 => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let scale = (0..channels).map(|i| 0.06 + 0.01 * (i % 9) as f32).collect();
+            let w = c.nibbles(w, per_channel(scale));
+            let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+            (vec![x, w, b], DType::F32, None)
+        }
+        Types::NibblesI8 => {
+            let x = c.int8(x, 0.05, -5);
+            let w = c.nibbles(w, per_channel(channel_scales(channels)));
+            let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
+            (vec![x, w, b], DType::I8, Some((0.04, 3)))
+        }
         Types::Computed => {
             let x = c.input(DType::F32, x, -2.0, 2.0);
             let w = c.input(DType::F32, w, -1.0, 1.0);
@@ -117,10 +133,10 @@ fn operands(
 
 fn tolerance(types: Types, depth: usize) -> Tolerance {
     match types {
-        Types::I8 | Types::U8 | Types::ComputedI8 | Types::ComputedU8 => Tolerance::Exact,
+        Types::I8 | Types::U8 | Types::NibblesI8 | Types::ComputedI8 | Types::ComputedU8 => Tolerance::Exact,
         // The CPU quantizes activations to 8 bits as the reference does; the GPU keeps them: half a step (of 4 / 255) of
         // every factor, with weights of up to 1.4.
-        Types::Dynamic => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
+        Types::Dynamic | Types::DynamicI4 => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
         // Sums of `depth` products of magnitude 2 in another order; with f16 storage the weights are rounded too, which
         // fill() avoids by choosing halves.
         _ => Tolerance::Float { abs: 4e-7 * depth as f32 + 1e-6, rel: 4e-6 },
@@ -129,7 +145,7 @@ fn tolerance(types: Types, depth: usize) -> Tolerance {
 
 fn run(case: Case, types: Types) {
     match types {
-        Types::I8 | Types::U8 | Types::ComputedI8 | Types::ComputedU8 => {
+        Types::I8 | Types::U8 | Types::NibblesI8 | Types::ComputedI8 | Types::ComputedU8 => {
             case.run_in(&[Config::F32, Config::NoSubgroups])
         }
         _ => case.run(),
@@ -236,6 +252,13 @@ fn conv_2d_dynamic() {
 }
 
 #[test]
+fn conv_2d_nibbles() {
+    for types in [Types::DynamicI4, Types::NibblesI8] {
+        shapes().into_iter().for_each(|v| dense(types, v));
+    }
+}
+
+#[test]
 fn conv_2d_computed_filter() {
     for types in [Types::Computed, Types::ComputedI8, Types::ComputedU8] {
         shapes().into_iter().for_each(|v| dense(types, v));
@@ -319,7 +342,7 @@ fn transposed_shapes() -> Vec<(Conv, [usize; 2])> {
 #[test]
 fn transpose_conv() {
     for (v, out) in transposed_shapes() {
-        for types in [Types::F32, Types::I8, Types::U8, Types::HalfWeights] {
+        for types in [Types::F32, Types::I8, Types::U8, Types::HalfWeights, Types::NibblesI8] {
             transposed(types, v, out);
         }
     }
@@ -355,5 +378,96 @@ fn fused() {
         c.op(Op::HardSwish, &[z], DType::F32, None);
         c.graph().outputs.retain(|&t| t != y && t != z);
         c.run_in(configs);
+    }
+}
+
+/// A convolution over depth too: sizes and attributes in the order depth, height, width.
+#[derive(Debug, Clone, Copy)]
+struct Volume {
+    x: [usize; 5],
+    out: usize,
+    k: [usize; 3],
+    stride: [i32; 3],
+    dilation: [i32; 3],
+    same: bool,
+}
+
+impl Volume {
+    fn options(&self) -> Conv3DOptionsT {
+        Conv3DOptionsT {
+            padding: padding(self.same),
+            stride_d: self.stride[0],
+            stride_h: self.stride[1],
+            stride_w: self.stride[2],
+            dilation_d_factor: self.dilation[0],
+            dilation_h_factor: self.dilation[1],
+            dilation_w_factor: self.dilation[2],
+            fused_activation_function: RELU6,
+        }
+    }
+    fn tolerance(&self) -> Tolerance {
+        tolerance(Types::F32, self.k.iter().product::<usize>() * self.x[4])
+    }
+}
+
+fn volumes() -> Vec<Volume> {
+    let of = |x, out, k, stride: i32, dilation: i32, same| Volume {
+        x,
+        out,
+        k,
+        stride: [stride; 3],
+        dilation: [dilation; 3],
+        same,
+    };
+    vec![
+        of([1, 1, 1, 1, 1], 1, [1, 1, 1], 1, 1, true),
+        of([2, 5, 6, 8, 3], 2, [2, 2, 2], 1, 1, true),
+        of([1, 4, 5, 3, 8], 9, [3, 3, 3], 2, 1, true),
+        of([2, 6, 4, 5, 5], 4, [3, 1, 2], 1, 2, false),
+        of([1, 3, 4, 4, 12], 8, [1, 3, 3], 1, 1, true),
+        Volume { stride: [2, 1, 3], ..of([1, 7, 5, 6, 4], 5, [2, 3, 2], 1, 1, false) },
+    ]
+}
+
+#[test]
+fn conv_3d() {
+    for v in volumes() {
+        for computed in [false, true] {
+            let mut c = Case::new(format!("CONV_3D {v:?} {computed}"), v.tolerance());
+            let x = c.input(DType::F32, &v.x, -2.0, 2.0);
+            let shape = [v.k[0], v.k[1], v.k[2], v.x[4], v.out];
+            let w = match computed {
+                true => c.input(DType::F32, &shape, -1.0, 1.0),
+                false => c.weights(DType::F32, &shape, -1.0, 1.0, None),
+            };
+            let b = c.weights(DType::F32, &[v.out], -1.0, 1.0, None);
+            let operands = if computed { vec![x, w] } else { vec![x, w, b] };
+            c.op(Op::Conv3d(v.options()), &operands, DType::F32, None);
+            c.run();
+        }
+    }
+}
+
+#[test]
+fn conv_3d_transpose() {
+    for v in volumes().into_iter().filter(|v| v.dilation == [1; 3]) {
+        for computed in [false, true] {
+            let mut c = Case::new(format!("CONV_3D_TRANSPOSE {v:?} {computed}"), v.tolerance());
+            let size = |d: usize| {
+                let n = (v.x[d + 1] as i32) * v.stride[d];
+                if v.same { n } else { n + (v.k[d] as i32 - v.stride[d]).max(0) }
+            };
+            let out = c.i32s(&[v.x[0] as i32, size(0), size(1), size(2), v.out as i32]);
+            let shape = [v.k[0], v.k[1], v.k[2], v.out, v.x[4]];
+            let w = match computed {
+                true => c.input(DType::F32, &shape, -1.0, 1.0),
+                false => c.weights(DType::F32, &shape, -1.0, 1.0, None),
+            };
+            let x = c.input(DType::F32, &v.x, -2.0, 2.0);
+            let b = c.weights(DType::F32, &[v.out], -1.0, 1.0, None);
+            let operands = if computed { vec![out, w, x] } else { vec![out, w, x, b] };
+            c.op(Op::Conv3dTranspose(v.options()), &operands, DType::F32, None);
+            c.run();
+        }
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 use common::*;
 use litegpu_graph::schema::*;
-use litegpu_graph::{DType, Op, Quant};
+use litegpu_graph::{Blockwise, DType, Op, Quant};
 
 fn tolerance(depth: usize) -> Tolerance {
     Tolerance::Float { abs: 4e-7 * depth as f32 + 1e-6, rel: 4e-6 }
@@ -13,7 +13,7 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
     let tolerance = match (dtype, wtype) {
         (DType::I8 | DType::U8, _) => Tolerance::Exact,
         // The CPU quantizes rows of activations to 8 bits; the GPU does not.
-        (_, DType::I8) => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
+        (_, DType::I8 | DType::I4) => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
         _ => tolerance(depth),
     };
     let name = format!("FULLY_CONNECTED {dtype} {wtype} {x:?} to {units} of {depth}, bias {bias}");
@@ -21,7 +21,20 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
     let scales: Vec<f32> =
         (0..units).map(|i| if i % 4 == 1 { 1.0 / 64.0 } else { 0.003 + 0.0009 * (i % 7) as f32 }).collect();
     let per_channel = Quant { zero_point: vec![0; units], scale: scales, ..Quant::default() };
+    let nibbles = || Quant { scale: per_channel.scale.iter().map(|s| s * 16.0).collect(), ..per_channel.clone() };
     let (x, w, b, out) = match (dtype, wtype) {
+        (DType::I8, DType::I4) => (
+            c.int8(x, 0.0625, -5),
+            c.nibbles(&[units, depth], nibbles()),
+            c.weights(DType::I32, &[units], -2000.0, 2000.0, None),
+            Some((0.5, 3)),
+        ),
+        (_, DType::I4) => (
+            c.input(DType::F32, x, -2.0, 2.0),
+            c.nibbles(&[units, depth], nibbles()),
+            c.weights(DType::F32, &[units], -1.0, 1.0, None),
+            None,
+        ),
         (DType::I8, _) => (
             c.int8(x, 0.0625, -5),
             c.weights(DType::I8, &[units, depth], -127.0, 127.0, Some(per_channel)),
@@ -93,6 +106,31 @@ fn fully_connected_dynamic() {
     sizes(DType::F32, DType::I8);
 }
 
+#[test]
+fn fully_connected_nibbles() {
+    sizes(DType::F32, DType::I4);
+    sizes(DType::I8, DType::I4);
+}
+
+/// int4 weights with a scale of its own for every few inputs.
+#[test]
+fn fully_connected_blocks() {
+    for (rows, units, depth, block_size) in
+        [(1usize, 3usize, 32usize, 32usize), (1, 8, 64, 32), (5, 17, 96, 32), (19, 6, 48, 16), (2, 9, 32, 8)]
+    {
+        // As above: half a step of the CPU's quantized rows in every factor, which is up to 1.3 here.
+        let tolerance = Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 };
+        let mut c = Case::new(format!("FULLY_CONNECTED {rows} {units} {depth} in blocks of {block_size}"), tolerance);
+        let x = c.input(DType::F32, &[rows, depth], -2.0, 2.0);
+        let scales = c.weights(DType::F16, &[units, depth / block_size], 0.01, 0.16, None);
+        let blockwise = Some(Blockwise { scales, zero_points: None, block_size });
+        let w = c.nibbles(&[units, depth], Quant { blockwise, ..Quant::default() });
+        let b = c.weights(DType::F32, &[units], -1.0, 1.0, None);
+        c.op(Op::FullyConnected(FullyConnectedOptionsT::default()), &[x, w, b], DType::F32, None);
+        c.run();
+    }
+}
+
 /// Scales that make exact halves and large results, through every length of shift.
 #[test]
 fn fully_connected_i8_rounding() {
@@ -145,5 +183,28 @@ fn batch_matmul() {
         batch(dtype, &[2, 1, 4, 6], &[3, 6, 5], false, false, false);
         batch(dtype, &[1, 3, 4, 6], &[2, 3, 5, 6], false, true, false);
         batch(dtype, &[2, 1, 9, 5], &[2, 3, 9, 5], true, false, true);
+    }
+}
+
+/// Floats by constant int8: a scale for all, or one for each column of the result.
+#[test]
+fn batch_matmul_dynamic() {
+    for (x, y, adj_y) in [
+        (&[1usize, 4, 16][..], &[1usize, 16, 6][..], false),
+        (&[2, 3, 8], &[2, 5, 8], true),
+        (&[3, 17, 9], &[9, 10], false),
+    ] {
+        for each in [false, true] {
+            let depth = x[x.len() - 1];
+            let tolerance = Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 };
+            let mut c = Case::new(format!("BATCH_MATMUL {x:?} by int8 {y:?} {adj_y} {each}"), tolerance);
+            let axis = y.len() - if adj_y { 2 } else { 1 };
+            let scale = (0..if each { y[axis] } else { 1 }).map(|i| 0.004 + 0.001 * (i % 5) as f32).collect();
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let y = c.weights(DType::I8, y, -127.0, 127.0, Some(Quant { scale, axis, ..Quant::default() }));
+            let o = BatchMatMulOptionsT { adj_x: false, adj_y, asymmetric_quantize_inputs: true };
+            c.op(Op::BatchMatmul(o), &[x, y], DType::F32, None);
+            c.run();
+        }
     }
 }

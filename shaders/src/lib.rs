@@ -86,10 +86,12 @@ pub enum Elem {
     Bool,
     /// `vec4<i32>`.
     I32,
+    /// int4, for weights alone: eight in a `u32`.
+    I4,
 }
 
 impl Elem {
-    /// Every way to store elements.
+    /// Every way to store the elements of activations.
     pub const ALL: [Elem; 7] = [Elem::F32, Elem::F16, Elem::F16Packed, Elem::I8, Elem::U8, Elem::Bool, Elem::I32];
 
     /// The part's name.
@@ -102,6 +104,7 @@ impl Elem {
             Elem::U8 => "u8",
             Elem::Bool => "bool",
             Elem::I32 => "i32",
+            Elem::I4 => "i4",
         }
     }
 
@@ -111,6 +114,7 @@ impl Elem {
             Elem::F32 | Elem::I32 => 16,
             Elem::F16 | Elem::F16Packed => 8,
             Elem::I8 | Elem::U8 | Elem::Bool => 4,
+            Elem::I4 => 2,
         }
     }
 
@@ -128,6 +132,7 @@ impl Elem {
             Elem::U8 => wgsl!("../parts/elem_u8.wgsl"),
             Elem::Bool => wgsl!("../parts/elem_bool.wgsl"),
             Elem::I32 => wgsl!("../parts/elem_i32.wgsl"),
+            Elem::I4 => wgsl!("../parts/elem_i4.wgsl"),
         }
     }
 }

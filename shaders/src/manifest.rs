@@ -105,6 +105,7 @@ kernels! {
     "depthwise_rows" { parted: true }
     "depthwise_multi" { parted: true }
     "matvec" { parted: true }
+    "blocks" { parted: true }
     "matrix" { roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("out", &[F32, F16, F16Packed, I8, U8])] }
 }
 

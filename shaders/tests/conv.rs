@@ -11,6 +11,9 @@ fn validate(key: &KernelKey) {
 }
 
 fn octs(e: Elem) -> Vec<(&'static str, &'static str)> {
+    if e == Elem::I4 {
+        return vec![("oct_b4_u32", "")];
+    }
     let mut all = vec![("oct_quads", "put_quads")];
     all.extend(match e {
         Elem::F32 => vec![("oct_f32_u64", "put_f32_u64"), ("oct_f32_u64_odd", "put_f32_u64_odd")],
@@ -36,6 +39,11 @@ fn convolutions() {
         (F32, I8, "scaled"),
         (F16, I8, "scaled"),
         (F16Packed, I8, "scaled"),
+        (F32, I4, "scaled"),
+        (F16, I4, "scaled"),
+        (F16Packed, I4, "scaled"),
+        (I8, I4, "int"),
+        (I8, I4, "real"),
         (I8, I8, "int"),
         (I8, I8, "real"),
         (U8, U8, "int"),
@@ -69,12 +77,21 @@ fn convolutions() {
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_5"));
                     }
                     validate(&key("matvec").part("", quad));
+                    if class == "scaled" {
+                        for scales in [F32, F16, F16Packed] {
+                            let mut key = key("blocks").part("", quad);
+                            key.roles.push(("scales", scales));
+                            validate(&key);
+                        }
+                    }
                 }
             }
         }
         for (wo, _) in octs(w).into_iter().filter(|_| class != "real") {
-            let key = KernelKey::new("depthwise_four", &[("x", x), ("w", w), ("out", x)]);
-            validate(&key.part("", chan).part("", quad).part("", muls[0]));
+            if w != I4 {
+                let key = KernelKey::new("depthwise_four", &[("x", x), ("w", w), ("out", x)]);
+                validate(&key.part("", chan).part("", quad).part("", muls[0]));
+            }
             let key = KernelKey::new("depthwise_multi", &[("x", x), ("w", w), ("out", x)]).part("w", wo);
             validate(&key.part("", chan).part("", quad).part("", muls[0]));
         }

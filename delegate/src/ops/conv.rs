@@ -1,5 +1,7 @@
 //! Convolutions, and what they share with matrix products: the arithmetic's class, packing, the choice of parts.
 
+mod volume;
+
 use super::activation;
 use super::layout::{Copy, Dim, Outside};
 use crate::caps::AdapterClass;
@@ -8,8 +10,8 @@ use crate::program::{SlotId, tail};
 use half::f16;
 use litegpu_graph::fixed::{Multiplier, float_range, quantized_range};
 use litegpu_graph::ops::{transpose_bias_options, window};
-use litegpu_graph::schema::{ActivationFunctionType, Padding};
-use litegpu_graph::{DType, Op, Quant, Shape, TensorId};
+use litegpu_graph::schema::{ActivationFunctionType, Conv3DOptionsT, Padding};
+use litegpu_graph::{DType, Op, Quant, Shape, TensorId, elements};
 use litegpu_shaders::{Elem, KernelKey, Step};
 
 /// Output channels, and input elements, that a step of the kernels takes.
@@ -44,6 +46,8 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             };
             transposed(cx, frame, [2, 1, 3])
         }
+        Op::Conv3d(o) => volume::forward(cx, o),
+        Op::Conv3dTranspose(o) => volume::transposed(cx, o),
         Op::Custom(c) => {
             let (padding, stride) = transpose_bias_options(&c.options)?;
             let frame = Frame { padding, stride, dilation: [1, 1], activation: ActivationFunctionType::NONE };
@@ -148,24 +152,30 @@ impl Arithmetic {
         match (x.dtype, w) {
             (DType::F32, DType::F32) => {}
             (DType::F32, DType::F16) => all.weights = half,
-            (DType::F32, DType::I8) => {
-                all.weights = Elem::I8;
+            (DType::F32, DType::I8 | DType::I4) => {
+                all.weights = if w == DType::I8 { Elem::I8 } else { Elem::I4 };
                 all.class = Class::Scaled(scales(quant, channels)?);
                 if zero(quant)? != 0 {
-                    return no("int8 weights with a zero point on floats");
+                    return no(format!("{w} weights with a zero point on floats"));
                 }
             }
-            (DType::I8, DType::I8) | (DType::U8, DType::U8) => {
+            (DType::I8, DType::I8 | DType::I4) | (DType::U8, DType::U8) => {
                 let (xs, xz) = x.scale_zero()?;
                 let (ys, yz) = y.scale_zero()?;
                 let ws = scales(quant, channels)?;
-                all.weights = if w == DType::I8 { Elem::I8 } else { Elem::U8 };
-                (all.x_zero, all.w_zero, all.out_zero) = (xz, zero(quant)?, yz);
+                all.weights = match w {
+                    DType::I8 => Elem::I8,
+                    DType::I4 => Elem::I4,
+                    _ => Elem::U8,
+                };
+                // Scales of channels come without zero points, whatever the file says.
+                let each = quant.is_some_and(|q| q.scale.len() > 1);
+                (all.x_zero, all.w_zero, all.out_zero) = (xz, if each { 0 } else { zero(quant)? }, yz);
                 if !(xs > 0.0 && ys > 0.0) {
                     return no("a scale that is not positive");
                 }
                 let exact = |w: f32| xs as f64 * w as f64 / ys as f64;
-                all.class = if real && w == DType::I8 {
+                all.class = if real && w != DType::U8 {
                     Class::Real(ws.iter().map(|&w| exact(w)).collect())
                 } else if w == DType::U8 {
                     // The reference rounds the product of scales to single precision for uint8.
@@ -225,7 +235,10 @@ impl Arithmetic {
 
     /// What padding of the weights holds, so that it counts for nothing.
     pub(super) fn pad(&self) -> u8 {
-        self.w_zero as u8
+        match self.weights {
+            Elem::I4 => (self.w_zero & 15) as u8 * 0x11,
+            _ => self.w_zero as u8,
+        }
     }
 
     /// The constants of the channels, padded to whole steps of eight.
@@ -336,6 +349,13 @@ fn packed_on_gpu(
 /// run.
 pub(super) enum Filter<'a> {
     Constant(TensorId, Const),
+    /// A constant [depth, height, width, input channel, output channel], to be read as [output channel, height, width,
+    /// depth * input channels padded to quads].
+    Deep {
+        tensor: TensorId,
+        value: Const,
+        channels: usize,
+    },
     Computed(Operand<'a>),
 }
 
@@ -350,6 +370,10 @@ impl<'a> Filter<'a> {
     fn shape(&self) -> Shape {
         match self {
             Filter::Constant(_, c) => c.shape.clone(),
+            Filter::Deep { value, channels, .. } => match *value.shape.as_slice() {
+                [d, h, w, _, o] => [o, h, w, d * channels.next_multiple_of(4)].as_slice().into(),
+                _ => value.shape.clone(),
+            },
             Filter::Computed(w) => w.shape.clone(),
         }
     }
@@ -365,7 +389,7 @@ impl<'a> Filter<'a> {
         a: ActivationFunctionType,
     ) -> Lowered<Arithmetic> {
         let dtype = match self {
-            Filter::Constant(_, c) => c.dtype,
+            Filter::Constant(_, c) | Filter::Deep { value: c, .. } => c.dtype,
             Filter::Computed(w) => w.dtype,
         };
         let quant = cx.tensor(i)?.quant.as_ref();
@@ -373,7 +397,7 @@ impl<'a> Filter<'a> {
         if let Filter::Computed(w) = self {
             all.weights = w.elem;
         }
-        if dtype == DType::I8 {
+        if matches!(dtype, DType::I8 | DType::I4) {
             // Signed filters have no zero point, whatever the file says.
             all.w_zero = 0;
         }
@@ -401,6 +425,7 @@ pub(super) fn oct(cx: &Lower<'_, '_>, elem: Elem, even: bool) -> &'static str {
         (Elem::F16Packed, false, true) => "oct_f16_u64_odd",
         (Elem::F16Packed, true, false) => "oct_f16_u32",
         (Elem::I8 | Elem::U8, true, _) => "oct_b8_u32",
+        (Elem::I4, ..) => "oct_b4_u32",
         _ => "oct_quads",
     }
 }
@@ -432,6 +457,9 @@ pub(super) struct Layout {
 
 /// Lays weights out in rows padded with `pad` (zeros for floats).
 pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
+    if c.dtype == DType::I4 && elem == Elem::I4 {
+        return pack_nibbles(c, l, pad);
+    }
     let from = match c.dtype {
         DType::F32 => 4,
         DType::F16 => 2,
@@ -473,6 +501,25 @@ pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8
                     }
                     _ => return no(format!("{} weights", c.dtype)),
                 }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The same for int4, which files store two to a byte, the first one low, and kernels read so.
+fn pack_nibbles(c: &Const, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
+    let Some(n) = l.rows.checked_mul(l.width) else { return no("weights that are too large") };
+    let mut out = vec![pad; n.div_ceil(2)];
+    for row in 0..l.rows {
+        for &(at, first) in &l.runs {
+            for i in 0..l.len {
+                let (from, to) = (first + row * l.stride + i * l.step, row * l.width + at + i);
+                let (Some(&s), Some(t)) = (c.bytes.get(from / 2), out.get_mut(to / 2)) else {
+                    return no("weights that do not fit their shape");
+                };
+                let shift = to % 2 * 4;
+                *t = *t & !(15 << shift) | (s >> (from % 2 * 4) & 15) << shift;
             }
         }
     }
@@ -628,15 +675,26 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let x = cx.operand(0)?;
     let w = Filter::of(cx, 1)?;
     let y = cx.result(0)?;
-    let (&[n, h, width, c], &[o, kh, kw, i], &[_, oh, ow, _]) =
-        (x.shape.as_slice(), w.shape().as_slice(), y.shape.as_slice())
-    else {
+    let &[_, oh, ow, _] = y.shape.as_slice() else { return no("an operand whose rank is not 4") };
+    convolve(cx, f, &x, &w, &y, [oh, ow])
+}
+
+/// The convolution with operand 1 as filter and operand 2 as bias, of images of `oh` by `ow`.
+fn convolve<'a>(
+    cx: &mut Lower<'a, '_>,
+    f: Frame,
+    x: &Operand<'a>,
+    w: &Filter<'a>,
+    y: &Operand<'a>,
+    [oh, ow]: [usize; 2],
+) -> Lowered {
+    let (&[n, h, width, c], &[o, kh, kw, i]) = (x.shape.as_slice(), w.shape().as_slice()) else {
         return no("an operand whose rank is not 4");
     };
     if i != c {
         return no("a grouped convolution");
     }
-    let a = w.arithmetic(cx, 1, &x, o, &y, f.activation)?;
+    let a = w.arithmetic(cx, 1, x, o, y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     let cq = c.div_ceil(4);
@@ -650,7 +708,7 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let row = (tap * kw).div_ceil(2);
     let pad = a.pad();
     let elem = a.weights;
-    let packed = match &w {
+    let packed = match w {
         Filter::Constant(t, w) => cx.packed(*t, elem, if merged { "conv merged" } else { "conv" }, || {
             let mut runs = Vec::new();
             for y in 0..kh {
@@ -660,6 +718,21 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
             }
             let l = Layout { rows: o, width: kh * row * OCT, stride: kh * kw * c, step: 1, len: c, runs };
             pack(w, elem, &l, pad)
+        })?,
+        Filter::Deep { tensor, value, channels } => cx.packed(*tensor, elem, "conv deep", || {
+            // Of each tap: the filter's depths side by side, each padded to whole quads.
+            let pitch = channels.next_multiple_of(4);
+            let mut runs = Vec::new();
+            for y in 0..kh {
+                for x in 0..kw {
+                    for z in 0..c / pitch.max(1) {
+                        let at = y * row * OCT + x * tap * 4 + z * pitch;
+                        runs.push((at, ((z * kh + y) * kw + x) * channels * o));
+                    }
+                }
+            }
+            let l = Layout { rows: o, width: kh * row * OCT, stride: 1, step: o, len: *channels, runs };
+            pack(value, elem, &l, pad)
         })?,
         Filter::Computed(w) => {
             let pitch = cq * 4;
@@ -675,7 +748,7 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     };
     let point = kh == 1 && kw == 1 && f.stride == [1, 1] && top == 0 && left == 0;
     if point && n * h * width < FEW_ROWS {
-        return few(cx, &a, &x, packed, Some(2), &y, n * h * width, c, o);
+        return few(cx, &a, x, packed, Some(2), y, n * h * width, c, o);
     }
     let chans = a.channels(cx, Some(2), o, true)?;
     let mut p = Product {
@@ -702,7 +775,7 @@ fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
         // One long row: no pixel needs to know where it is.
         (p.batch, p.h, p.w, p.oh, p.ow) = (1, 1, n * h * width, 1, n * h * width);
     }
-    p.emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
+    p.emit(cx, &a, (x.slot, x.elem), packed, chans, y)
 }
 
 fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
@@ -717,11 +790,15 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let a = w.arithmetic(cx, 1, &x, o, &y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
+    if a.weights == Elem::I4 {
+        return no("int4 weights of a depthwise convolution");
+    }
     let nq = o.div_ceil(4);
     let octs = nq.div_ceil(2);
     let (pad, elem) = (a.pad(), a.weights);
     // Rows of the layout are taps here.
     let packed = match &w {
+        Filter::Deep { .. } => return no("a filter with depth"),
         Filter::Constant(t, w) => cx.packed(*t, elem, "depthwise", || {
             let l = Layout { rows: kh * kw, width: octs * OCT, stride: o, step: 1, len: o, runs: vec![(0, 0)] };
             pack(w, elem, &l, pad)
@@ -927,6 +1004,7 @@ fn transposed(cx: &mut Lower<'_, '_>, f: Frame, at: [usize; 3]) -> Lowered {
                     let l = Layout { rows: o, width: steps * OCT, stride: kh * kw * c, step: 1, len: c, runs };
                     pack(w, elem, &l, pad)
                 })?,
+                Filter::Deep { .. } => return no("a filter with depth"),
                 // A phase that no tap reaches.
                 Filter::Computed(_) if steps == 0 => cx.weight(|| Ok(Vec::new()))?,
                 Filter::Computed(w) => {

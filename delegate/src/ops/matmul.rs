@@ -1,13 +1,14 @@
 //! Matrix products.
 
 use super::WG;
-use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, pack};
+use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, Product, few, float_limits, oct, pack};
 use super::layout::{Copy, Dim, spread};
-use crate::lower::{Lower, Lowered, Operand, Params, line, no};
-use crate::program::{SlotId, quads, row_quads};
+use crate::caps::AdapterClass;
+use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
+use crate::program::{SlotId, quads, row_quads, tail};
 use litegpu_graph::fixed::{Multiplier, type_range};
 use litegpu_graph::schema::{ActivationFunctionType, FullyConnectedOptionsWeightsFormat};
-use litegpu_graph::{DType, Op, elements};
+use litegpu_graph::{Blockwise, DType, Op, elements};
 use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
@@ -73,6 +74,9 @@ fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered
         x = flat(cx, &x, rows, depth)?;
     }
     let quant = cx.tensor(1)?.quant.as_ref();
+    if let Some(b) = quant.and_then(|q| q.blockwise) {
+        return blocks(cx, &x, &w, b, &y, f, [rows, depth, units]);
+    }
     let a = Arithmetic::new(&x, w.dtype, quant, units, &y, f, cx.scene.caps.half(), true)?;
     let (pad, elem) = (a.pad(), a.weights);
     let Some(t) = cx.node.input(1) else { return no("no weights") };
@@ -86,6 +90,74 @@ fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered
     }
     let chans = a.channels(cx, Some(2), units, true)?;
     product(rows, depth.div_ceil(4), units, steps).emit(cx, &a, (x.slot, x.elem), packed, chans, &y)
+}
+
+/// FULLY_CONNECTED with a scale for every block of inputs.
+fn blocks<'a>(
+    cx: &mut Lower<'a, '_>,
+    x: &Operand<'a>,
+    w: &Const,
+    b: Blockwise,
+    y: &Operand<'a>,
+    f: ActivationFunctionType,
+    [rows, depth, units]: [usize; 3],
+) -> Lowered {
+    let elem = match (x.dtype, w.dtype) {
+        (DType::F32, DType::I4) => Elem::I4,
+        (DType::F32, DType::I8) => Elem::I8,
+        (x, w) => return no(format!("{x} activations with {w} weights in blocks")),
+    };
+    if b.zero_points.is_some() {
+        return no("zero points of blocks");
+    }
+    // A block is a whole number of steps.
+    if b.block_size == 0 || b.block_size % OCT != 0 || depth % b.block_size != 0 {
+        return no(format!("blocks of {}", b.block_size));
+    }
+    let (count, steps) = (depth / b.block_size, depth / OCT);
+    let Some(scales) = cx.scene.constant(b.scales)? else { return no("computed scales of blocks") };
+    if elements(&scales.shape) != units * count {
+        return no("scales of blocks that do not fit");
+    }
+    let half = scales.dtype == DType::F16;
+    let scale_elem = if half { cx.scene.caps.half() } else { Elem::F32 };
+    if !half && scales.dtype != DType::F32 {
+        return no(format!("{} scales of blocks", scales.dtype));
+    }
+    let (low, high, after) = float_limits(f)?;
+    // The channels' own scale is 1: their sums are scaled already.
+    let class = Class::Scaled(vec![1.0; units]);
+    let a = Arithmetic { class, weights: elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+    let Some(t) = cx.node.input(1) else { return no("no weights") };
+    let packed = cx.packed(t, elem, "matmul", || {
+        let l = Layout { rows: units, width: depth, stride: depth, step: 1, len: depth, runs: vec![(0, 0)] };
+        pack(w, elem, &l, 0)
+    })?;
+    let scales = cx.weight(|| {
+        // Four units side by side, block after block.
+        let width = scale_elem.quad_bytes() / 4;
+        let mut out = vec![0; units.div_ceil(4) * count * 4 * width];
+        for (i, s) in scales.bytes.chunks_exact(width).enumerate() {
+            let (n, b) = (i / count.max(1), i % count.max(1));
+            let at = ((n / 4 * count + b) * 4 + n % 4) * width;
+            if let Some(to) = out.get_mut(at..at + width) {
+                to.copy_from_slice(s);
+            }
+        }
+        Ok(out)
+    })?;
+    let chans = a.channels(cx, Some(2), units, false)?;
+    let (cq, nq) = (depth.div_ceil(4), units.div_ceil(4));
+    let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
+    if rows.max(nq.div_ceil(wg)) > cx.scene.caps.max_groups as usize {
+        return no("more workgroups than the adapter takes");
+    }
+    let roles = [("x", x.elem), ("w", elem), ("scales", scale_elem), ("out", y.elem)];
+    let key = KernelKey::new("blocks", &roles).part("x", oct(cx, x.elem, true)).part("w", oct(cx, elem, true));
+    let key = a.parts(cx, key.set("WG", wg as i32), false);
+    let params = Params::new().u(rows).u(cq).u(steps).u(nq).u(tail(&[units])).u(b.block_size / OCT);
+    let groups = [nq.div_ceil(wg) as u32, rows as u32, 1];
+    cx.dispatch(key, &[x.slot, packed, chans, scales], &[y.slot], &[], a.params(params), groups)
 }
 
 /// FULLY_CONNECTED whose weights another operator computes: they are packed on the GPU first.
@@ -156,6 +228,20 @@ fn repeated<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, outer: &[usize]) -> Low
     Ok(y)
 }
 
+/// The right operand's scale for each column of the result, and its zero point.
+fn column_scales(w: &Operand<'_>, columns: usize, adj: bool) -> Lowered<(Vec<f32>, i32)> {
+    match w.quant.filter(|q| q.scale.len() > 1) {
+        None => w.scale_zero().map(|(s, z)| (vec![s; columns], z)),
+        Some(q) => {
+            let axis = w.shape.len().checked_sub(if adj { 2 } else { 1 });
+            if axis != Some(q.axis) || q.scale.len() != columns || q.zero_point.iter().any(|&z| z != 0) {
+                return no(format!("scales along axis {} of the right operand", q.axis));
+            }
+            Ok((q.scale.to_vec(), 0))
+        }
+    }
+}
+
 fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
     let (x, w, out) = (cx.operand(0)?, cx.operand(1)?, cx.result(0)?);
     let (Some((xo, &[xr, xc])), Some((wo, &[wr, wc]))) = (x.shape.split_last_chunk::<2>(), w.shape.split_last_chunk())
@@ -186,15 +272,24 @@ fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
         }
         (DType::I8, DType::I8, DType::I8) => {
             let (xs, xz) = x.scale_zero()?;
-            let (ws, wz) = w.scale_zero()?;
+            let (ws, wz) = column_scales(&w, columns, adj_y)?;
             let (ys, yz) = out.scale_zero()?;
-            let m = Multiplier::new((xs * ws) as f64 / ys as f64);
-            if m.value < 0 || m.shift > 30 {
+            let m: Vec<Multiplier> = ws.iter().map(|w| Multiplier::new((xs * w) as f64 / ys as f64)).collect();
+            if m.iter().any(|m| m.value < 0 || m.shift > 30) {
                 return no("a multiplier out of range");
             }
             (a.low, a.high) = type_range(DType::I8)?;
             (a.x_zero, a.w_zero, a.out_zero) = (xz, wz, yz);
-            a.class = Class::Rounded(vec![m; columns]);
+            a.class = Class::Rounded(m);
+        }
+        // The CPU quantizes the left operand as it comes; here it stays as it is.
+        (DType::F32, DType::I8, DType::F32) => {
+            let (scales, zero) = column_scales(&w, columns, adj_y)?;
+            if zero != 0 {
+                return no("int8 weights with a zero point on floats");
+            }
+            (a.low, a.high, a.after) = float_limits(ActivationFunctionType::NONE)?;
+            a.class = Class::Scaled(scales);
         }
         (x, y, z) => return no(format!("{x} by {y} giving {z}")),
     }

@@ -1,0 +1,63 @@
+// A matrix product with constant weights that have a scale for every block of inputs: matvec.wgsl, with each block's sum
+// scaled on its own. An invocation computes four columns of one row.
+
+override WG: u32 = 8u;
+
+struct Params {
+    rows: u32,
+    // Input quads of a row, steps of eight, output quads of a row, elements in the last of them, steps of a block.
+    cq: u32,
+    steps: u32,
+    nq: u32,
+    tail: u32,
+    block: u32,
+    x_zero: i32,
+    w_zero: i32,
+    out_zero: i32,
+    low: Limit,
+    high: Limit,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<x_Word>;
+@group(0) @binding(2) var<storage, read> w: array<w_Word>;
+// Of each four columns: their scales, block after block.
+@group(0) @binding(4) var<storage, read> scales: array<scales_Elem4>;
+@group(0) @binding(5) var<storage, read_write> out: array<out_Elem4>;
+
+fn product(xl: acc_Val4, xh: acc_Val4, step: u32) -> acc_Val {
+    let v = w_load8(2u * step, 2u * step + 1u);
+    return dot(xl, w_value(v.lo)) + dot(xh, w_value(v.hi));
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let quad = wg.x * WG + lane;
+    if (quad >= p.nq) {
+        return;
+    }
+    let row = wg.y * p.cq;
+    let first = quad * 4u * p.steps;
+    // Weights end with the last channel: those past it repeat it, and are masked in the result.
+    let last = select(3u, p.tail - 1u, quad + 1u == p.nq);
+    let blocks = p.steps / p.block;
+    var sum = acc_Val4();
+    for (var b = 0u; b < blocks; b++) {
+        var part = acc_Val4();
+        for (var s = b * p.block; s < (b + 1u) * p.block; s++) {
+            let v = x_load8(row + 2u * s, row + 2u * s + 1u);
+            let lo = x_value(v.lo);
+            let hi = x_value(v.hi);
+            part += acc_Val4(
+                product(lo, hi, first + s),
+                product(lo, hi, first + s + min(1u, last) * p.steps),
+                product(lo, hi, first + s + min(2u, last) * p.steps),
+                product(lo, hi, first + s + last * p.steps),
+            );
+        }
+        sum += part * scales_unpack(scales[quad * blocks + b]);
+    }
+    let at = wg.y * p.nq + quad;
+    let r = finish(result(sum, quad_chans(quad)), at);
+    out[at] = out_pack(out_mask(r, select(4u, p.tail, quad + 1u == p.nq)));
+}
