@@ -7,7 +7,7 @@
 //! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach.
 
 use crate::pool::Pool;
-use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch};
+use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch, sums_of, tiles};
 use bytemuck::Pod;
 use litegpu_graph::{Error, Result};
 use smallvec::SmallVec;
@@ -560,21 +560,17 @@ impl<U: Sum, O: Send, F: Finish<U, O>> Panels<i16, O> for PanelsInt<'_, U, F> {
     ) {
         let (b, ldc, column) = (self.b, self.b.columns, p * NR);
         let n = NR.min(ldc - column);
-        for r in (0..rows).step_by(S::MRI) {
-            let m = S::MRI.min(rows - r);
-            let out = &mut out[r * ldc + column..];
-            panel_int::<S, U, O>(&a[r * lda..], runs, lda, m, b, p, n, self.finish, row + r, out, ldc);
-        }
+        panel_int::<S, U, O>(a, runs, lda, rows, b, p, n, self.finish, row, &mut out[column..], ldc);
     }
 }
 
-/// At most MRI rows made of `runs` times the `n` columns of one panel, finished.
+/// Rows made of `runs` times the `n` columns of one panel, finished.
 #[inline(always)]
 fn panel_int<S: Isa, U: Sum, O>(
     a: &[i16],
     runs: &[usize],
     lda: usize,
-    m: usize,
+    rows: usize,
     b: &PackedInt,
     p: usize,
     n: usize,
@@ -584,27 +580,29 @@ fn panel_int<S: Isa, U: Sum, O>(
     ldc: usize,
 ) {
     let panel = b.panel(p);
-    let mut acc = [[0i32; NR]; MAX_MR];
     if !U::EXACT || b.block >= b.pairs {
-        S::tile_i16(a, runs, lda, m, panel, n, &mut acc);
-        return finish.tile::<S>(row, p * NR, &mut acc[..m], out, ldc, n);
+        return finish.panel::<S>(a, runs, lda, rows, panel, row, p * NR, out, ldc, n);
     }
-    let mut sums = [[U::ZERO; NR]; MAX_MR];
     let length = b.pairs / runs.len().max(1);
-    for (i, run) in runs.iter().enumerate() {
-        for k in (0..length).step_by(b.block) {
-            let end = (k + b.block).min(length);
-            let part = panel.part(i * length + k..i * length + end);
-            S::tile_i16(&a[run + 2 * k..], &[0], lda, m, part, n, &mut acc);
-            for (s, x) in sums.iter_mut().zip(&acc).take(m) {
-                for j in 0..NR {
-                    s[j] = s[j].add(x[j]);
+    for r in (0..rows).step_by(S::MRI) {
+        let m = S::MRI.min(rows - r);
+        let mut acc = [[0i32; NR]; MAX_MR];
+        let mut sums = [[U::ZERO; NR]; MAX_MR];
+        for (i, run) in runs.iter().enumerate() {
+            for k in (0..length).step_by(b.block) {
+                let end = (k + b.block).min(length);
+                let part = panel.part(i * length + k..i * length + end);
+                S::tile_i16(&a[r * lda + run + 2 * k..], &[0], lda, m, part, n, &mut acc);
+                for (s, x) in sums.iter_mut().zip(&acc).take(m) {
+                    for j in 0..NR {
+                        s[j] = s[j].add(x[j]);
+                    }
                 }
             }
         }
-    }
-    for (l, s) in sums.iter().enumerate().take(m) {
-        finish.finish::<S>(row + l, p * NR, s, &mut out[l * ldc..][..n]);
+        for (l, s) in sums.iter().enumerate().take(m) {
+            finish.finish::<S>(row + r + l, p * NR, s, &mut out[(r + l) * ldc..][..n]);
+        }
     }
 }
 
@@ -751,6 +749,45 @@ pub(crate) trait Finish<U, Out>: Sync {
             self.finish::<S>(row + l, column, &sums, &mut out[l * stride..][..n]);
         }
     }
+
+    /// Any number of rows made of `runs` times a panel, whose sums fit 32 bits, finished as by [`Finish::tile`].
+    /// `#[inline(always)]`.
+    #[inline(always)]
+    fn panel<S: Isa>(
+        &self,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [Out],
+        ldc: usize,
+        n: usize,
+    ) where
+        U: Sum,
+    {
+        tiles::<S>(a, runs, lda, rows, b, n, |r, acc| {
+            self.tile::<S>(row + r, column, acc, &mut out[r * ldc..], ldc, n);
+        });
+    }
+
+    /// Sums of P pixels of a depthwise convolution, finished as by [`Finish::tile`]. `#[inline(always)]`.
+    #[inline(always)]
+    fn pixels<S: Isa, const P: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        acc: [[S::I; 2]; 4],
+        out: &mut [Out],
+        stride: usize,
+        n: usize,
+    ) where
+        U: Sum,
+    {
+        self.tile::<S>(row, column, &mut sums_of::<S, P>(acc), out, stride, n);
+    }
 }
 
 /// Sums of an integer product: 32 bits, wrapping, or 64 bits, exact for 16-bit left operands.
@@ -871,13 +908,9 @@ impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, 
             for p in self.panels.clone() {
                 let column = (p - self.panels.start) * NR;
                 let n = NR.min(self.columns - column);
-                for i in (0..count).step_by(S::MRI) {
-                    let m = S::MRI.min(count - i);
-                    let at = (r + i) * place.stride + place.column + column;
-                    let (a, out) = (&a[i * stride..], &mut self.out[at..]);
-                    let row = self.first + r + i;
-                    panel_int::<S, U, O>(a, &[0], stride, m, b, p, n, self.finish, row, out, place.stride);
-                }
+                let out = &mut self.out[r * place.stride + place.column + column..];
+                let row = self.first + r;
+                panel_int::<S, U, O>(a, &[0], stride, count, b, p, n, self.finish, row, out, place.stride);
             }
         }
         Ok(())

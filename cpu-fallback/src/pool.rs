@@ -2,23 +2,32 @@
 //!
 //! The caller's thread does its share of the work, and workers that have just worked look for more for a while before
 //! they sleep: the parallel parts of a network are short and follow one another closely, and to wake a thread takes
-//! longer than many of them.
+//! longer than many of them. A worker gets work only once it has answered that it is there: where other processes keep
+//! it from running, the caller does everything itself instead of waiting for it.
 
+#[cfg(not(target_family = "wasm"))]
+use smallvec::SmallVec;
+#[cfg(not(target_family = "wasm"))]
+use std::cell::Cell;
 #[cfg(not(target_family = "wasm"))]
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(target_family = "wasm"))]
 use std::time::{Duration, Instant};
 
 /// How long an idle worker looks for work before it sleeps.
 #[cfg(not(target_family = "wasm"))]
-const LINGER: Duration = Duration::from_micros(200);
+const LINGER: Duration = Duration::from_micros(500);
 
 /// Turns that the caller waits for workers before it sleeps.
 #[cfg(not(target_family = "wasm"))]
 const TURNS: usize = 20_000;
+
+/// Turns that the caller waits for answers before it begins to work: a microsecond or two.
+#[cfg(not(target_family = "wasm"))]
+const GREETING: usize = 48;
 
 /// Where kernels run their parallel parts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -34,9 +43,22 @@ struct Workers {
     threads: rayon::ThreadPool,
     /// Parallel parts so far: what tells a lingering worker that there is still work coming.
     parts: Arc<AtomicU64>,
-    /// For each worker, whether it lingers.
-    lingering: Vec<Arc<AtomicBool>>,
+    /// What each worker and its caller say.
+    words: Arc<[AtomicU8]>,
 }
+
+/// The worker sleeps.
+#[cfg(not(target_family = "wasm"))]
+const ASLEEP: u8 = 0;
+/// The worker looks for requests, or will when it wakes.
+#[cfg(not(target_family = "wasm"))]
+const LINGERING: u8 = 1;
+/// A caller has work.
+#[cfg(not(target_family = "wasm"))]
+const ASKED: u8 = 2;
+/// The worker has seen that, and takes the next work that the pool has.
+#[cfg(not(target_family = "wasm"))]
+const READY: u8 = 3;
 
 impl Pool {
     /// A pool of `threads` threads, the caller's among them; 0 means one per core. If threads cannot be started the
@@ -47,8 +69,8 @@ impl Pool {
             let n = if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
             if n > 1 {
                 let built = rayon::ThreadPoolBuilder::new().num_threads(n - 1).build();
-                let lingering = (1..n).map(|_| Arc::default()).collect();
-                let workers = built.ok().map(|threads| Workers { threads, parts: Arc::default(), lingering });
+                let words = (1..n).map(|_| AtomicU8::new(ASLEEP)).collect();
+                let workers = built.ok().map(|threads| Workers { threads, parts: Arc::default(), words });
                 return Pool { workers: workers.map(Arc::new) };
             }
         }
@@ -86,14 +108,9 @@ impl Pool {
             let pieces = out.len().div_ceil(chunk);
             let queue = Mutex::new(out.chunks_mut(chunk).enumerate());
             w.share(pieces - 1, &|| {
-                loop {
-                    // A panic elsewhere leaves the queue whole.
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    match next {
-                        Some((i, c)) => f(i, c),
-                        None => return,
-                    }
-                }
+                // A panic elsewhere leaves the queue whole.
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                next.map(|(i, c)| f(i, c)).is_some()
             });
             return;
         }
@@ -103,30 +120,83 @@ impl Pool {
     }
 }
 
+/// Workers that were asked and got no work yet; those that never answer are not waited for.
+#[cfg(not(target_family = "wasm"))]
+struct Asked<'a>(SmallVec<[&'a AtomicU8; 16]>);
+
+#[cfg(not(target_family = "wasm"))]
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|word| word.store(LINGERING, Ordering::Release));
+    }
+}
+
+/// Lets a worker look for requests again, however its work ends.
+#[cfg(not(target_family = "wasm"))]
+struct Working<'a>(&'a AtomicU8, &'a AtomicUsize);
+
+#[cfg(not(target_family = "wasm"))]
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.store(LINGERING, Ordering::Release);
+        self.1.fetch_add(1, Ordering::Release);
+    }
+}
+
 #[cfg(not(target_family = "wasm"))]
 impl Workers {
-    /// Runs `work` on the caller's thread and on up to `most` workers at once.
-    fn share(&self, most: usize, work: &(dyn Fn() + Sync)) {
+    /// Calls `step` on the caller's thread and on up to `most` workers until it says that nothing is left.
+    fn share(&self, most: usize, step: &(dyn Fn() -> bool + Sync)) {
         self.parts.fetch_add(1, Ordering::Relaxed);
-        let helpers = self.lingering.len().min(most);
-        for lingering in self.lingering.iter().take(helpers) {
-            if !lingering.swap(true, Ordering::Relaxed) {
-                let (lingering, parts) = (lingering.clone(), self.parts.clone());
-                self.threads.spawn(move || linger(&lingering, &parts));
+        let (mut asked, mut awake, mut asleep) = (Asked(SmallVec::new()), false, false);
+        for word in self.words.iter().take(most) {
+            // Another caller may have asked first.
+            if word.compare_exchange(LINGERING, ASKED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                awake = true;
+                asked.0.push(word);
+            } else if word.compare_exchange(ASLEEP, ASKED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                asleep = true;
+                asked.0.push(word);
             }
         }
-        let done = AtomicUsize::new(0);
+        if asleep {
+            let (words, parts) = (self.words.clone(), self.parts.clone());
+            self.threads.spawn_broadcast(move |worker| {
+                if let Some(word) = words.get(worker.index()) {
+                    linger(word, &parts);
+                }
+            });
+        }
+        let (done, mut sent) = (AtomicUsize::new(0), 0);
         self.threads.in_place_scope(|s| {
-            for _ in 0..helpers {
-                s.spawn(|_| {
-                    work();
-                    done.fetch_add(1, Ordering::Release);
+            let mut send = || {
+                asked.0.retain(|word| {
+                    if word.load(Ordering::Acquire) != READY {
+                        return true;
+                    }
+                    let working = Working(word, &done);
+                    s.spawn(move |_| {
+                        let _working = working;
+                        while step() {}
+                    });
+                    sent += 1;
+                    false
                 });
+                asked.0.is_empty()
+            };
+            for _ in 0..if awake { GREETING } else { 0 } {
+                if send() {
+                    break;
+                }
+                std::hint::spin_loop();
             }
-            work();
+            while step() {
+                send();
+            }
+            drop(asked);
             // The scope would put this thread to sleep at once.
             let mut turns = 0;
-            while done.load(Ordering::Acquire) < helpers && turns < TURNS {
+            while done.load(Ordering::Acquire) < sent && turns < TURNS {
                 std::hint::spin_loop();
                 turns += 1;
             }
@@ -134,25 +204,43 @@ impl Workers {
     }
 }
 
-/// Takes on work as long as there are new parts from time to time.
 #[cfg(not(target_family = "wasm"))]
-fn linger(lingering: &AtomicBool, parts: &AtomicU64) {
+thread_local! {
+    static LINGERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Answers requests as long as there are new parts from time to time; at once nothing, where nobody asked or the worker
+/// does so already (and has come upon this while it looked for work).
+#[cfg(not(target_family = "wasm"))]
+fn linger(word: &AtomicU8, parts: &AtomicU64) {
+    if word.load(Ordering::Acquire) == ASLEEP || LINGERS.replace(true) {
+        return;
+    }
     let mut seen = parts.load(Ordering::Relaxed);
     let mut since = Instant::now();
     loop {
-        for _ in 0..32 {
-            if rayon::yield_now() == Some(rayon::Yield::Idle) {
+        for _ in 0..64 {
+            if word.load(Ordering::Relaxed) != ASKED {
                 std::hint::spin_loop();
+            } else if word.compare_exchange(ASKED, READY, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // Until the work is done or the request taken back.
+                while word.load(Ordering::Acquire) == READY {
+                    if rayon::yield_now() == Some(rayon::Yield::Idle) {
+                        std::hint::spin_loop();
+                    }
+                }
             }
         }
         let now = parts.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
-        } else if since.elapsed() > LINGER {
-            break;
+        } else if since.elapsed() > LINGER
+            && word.compare_exchange(LINGERING, ASLEEP, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            LINGERS.set(false);
+            return;
         }
     }
-    lingering.store(false, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -172,6 +260,22 @@ mod tests {
             // Workers that have gone to sleep wake again.
             std::thread::sleep(LINGER * 20);
         }
+    }
+
+    #[test]
+    fn callers_share_a_pool() {
+        let pool = Pool::new(3);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for round in 0..300 {
+                        let mut out = vec![0usize; 64];
+                        pool.chunks(&mut out, 4, true, |i, piece| piece.fill(i + round));
+                        assert!(out.iter().enumerate().all(|(k, v)| *v == k / 4 + round));
+                    }
+                });
+            }
+        });
     }
 
     #[test]

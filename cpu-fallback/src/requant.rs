@@ -1,7 +1,9 @@
 //! What follows an integer product: bias, scale, zero point, activation.
 
 use crate::gemm::{Finish, refill};
-use crate::simd::{Isa, NR, Requant, RequantWide, Task, clamp, dispatch};
+use crate::simd::{
+    Isa, NR, Once, Panel, Requant, RequantWide, Task, apart, clamp, dispatch, narrow_rows, sums_of, tiles,
+};
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
@@ -9,12 +11,17 @@ use litegpu_graph::{DType, Error, Result};
 
 /// A quantized element.
 pub(crate) trait Quantized: Copy + Send + Sync + bytemuck::Pod + Into<i32> {
+    /// The type's range.
+    const LOW: i32;
+    const HIGH: i32;
     /// From a value already within the type's range.
     fn narrow(x: i32) -> Self;
     /// The same for 16.
     fn narrow_all<S: Isa>(x: &[i32; NR], to: &mut [Self; NR]);
 }
 impl Quantized for i8 {
+    const LOW: i32 = i8::MIN as i32;
+    const HIGH: i32 = i8::MAX as i32;
     #[inline(always)]
     fn narrow(x: i32) -> i8 {
         x as i8
@@ -25,6 +32,8 @@ impl Quantized for i8 {
     }
 }
 impl Quantized for u8 {
+    const LOW: i32 = u8::MIN as i32;
+    const HIGH: i32 = u8::MAX as i32;
     #[inline(always)]
     fn narrow(x: i32) -> u8 {
         x as u8
@@ -35,6 +44,8 @@ impl Quantized for u8 {
     }
 }
 impl Quantized for i16 {
+    const LOW: i32 = i16::MIN as i32;
+    const HIGH: i32 = i16::MAX as i32;
     #[inline(always)]
     fn narrow(x: i32) -> i16 {
         x as i16
@@ -65,6 +76,8 @@ pub(crate) struct Rounded {
     bias: Vec<i32>,
     value: Vec<i32>,
     shift: Vec<i32>,
+    /// Both roundings as one, for each 16 columns.
+    once: Vec<Option<Once>>,
     pub zero: i32,
     pub low: i32,
     pub high: i32,
@@ -83,11 +96,12 @@ impl Rounded {
         for (to, b) in self.bias.iter_mut().zip(bias.unwrap_or_default()) {
             *to = *b as i32;
         }
+        refill(&mut self.once, n.div_ceil(NR), None)?;
+        for (i, once) in self.once.iter_mut().enumerate() {
+            *once = Once::new(lanes(&self.value, i * NR), lanes(&self.shift, i * NR));
+        }
         Ok(())
     }
-}
-
-impl Rounded {
     /// The constants of 16 columns.
     #[inline(always)]
     fn requant(&self, column: usize) -> Requant<'_> {
@@ -99,21 +113,7 @@ impl Rounded {
             low: self.low,
             high: self.high,
             columns: NR,
-        }
-    }
-}
-
-/// Narrows rows of 16 values to the first `n` of outputs `stride` apart.
-#[inline(always)]
-fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O], stride: usize, n: usize) {
-    for (l, row) in rows.iter().enumerate() {
-        let out = &mut out[l * stride..][..n];
-        if let Some(out) = out.first_chunk_mut::<NR>() {
-            O::narrow_all::<S>(row, out);
-        } else {
-            for (o, x) in out.iter_mut().zip(row) {
-                *o = O::narrow(*x);
-            }
+            once: self.once.get(column / NR).and_then(|o| o.as_ref()),
         }
     }
 }
@@ -130,6 +130,34 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
         S::requantize(acc, &q);
         narrow_rows::<S, O>(acc, out, stride, n);
     }
+    #[inline(always)]
+    fn panel<S: Isa>(
+        &self,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        _row: usize,
+        column: usize,
+        out: &mut [O],
+        ldc: usize,
+        n: usize,
+    ) {
+        S::panel(a, runs, lda, rows, b, &Requant { columns: n, ..self.requant(column) }, out, ldc);
+    }
+    #[inline(always)]
+    fn pixels<S: Isa, const P: usize>(
+        &self,
+        _row: usize,
+        column: usize,
+        acc: [[S::I; 2]; 4],
+        out: &mut [O],
+        stride: usize,
+        n: usize,
+    ) {
+        S::pixels::<O, P>(acc, &Requant { columns: n, ..self.requant(column) }, out, stride);
+    }
 }
 
 /// 64-bit sums and bias, multipliers reduced to 16 bits and rounded once: 16x8.
@@ -137,8 +165,9 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
 pub(crate) struct Wide {
     bias: Vec<i64>,
     multipliers: Vec<Multiplier>,
-    /// The multipliers reduced to 15 bits, and how far the product is shifted.
-    value: Vec<i64>,
+    /// See [`RequantWide`].
+    value: Vec<i32>,
+    offset: Vec<i64>,
     shift: Vec<i64>,
     /// Whether every shift suits the vector kernel.
     shallow: bool,
@@ -153,16 +182,33 @@ impl Wide {
         refill(&mut self.bias, n.next_multiple_of(NR), 0)?;
         refill(&mut self.multipliers, n.next_multiple_of(NR), Multiplier::default())?;
         self.multipliers[..n].copy_from_slice(multipliers);
-        refill(&mut self.value, n.next_multiple_of(NR), 0)?;
-        refill(&mut self.shift, n.next_multiple_of(NR), 1)?;
-        for (i, m) in multipliers.iter().enumerate() {
-            (self.value[i], self.shift[i]) = (m.reduced() as i64, 15 - m.shift as i64);
-        }
-        self.shallow = self.shift.iter().all(|s| (1..=32).contains(s));
         for (to, b) in self.bias.iter_mut().zip(bias.unwrap_or_default()) {
             *to = *b;
         }
+        refill(&mut self.value, n.next_multiple_of(NR), 0)?;
+        refill(&mut self.offset, n.next_multiple_of(NR), 0)?;
+        refill(&mut self.shift, n.next_multiple_of(NR), 1)?;
+        self.shallow = multipliers.iter().all(|m| (1..=32).contains(&(15 - m.shift as i64)));
+        for (i, m) in multipliers.iter().enumerate().filter(|_| self.shallow) {
+            let (shift, at) = (15 - m.shift as i64, i / NR * NR + apart(i % NR));
+            self.value[i] = m.reduced();
+            self.offset[at] = self.bias[i].wrapping_mul(m.reduced() as i64).wrapping_add(1i64 << (shift - 1));
+            self.shift[at] = shift;
+        }
         Ok(())
+    }
+
+    /// The constants of the `n` columns from `column` on, where they suit the vector kernel.
+    #[inline(always)]
+    fn requant(&self, column: usize, n: usize) -> Option<RequantWide<'_>> {
+        self.shallow.then(|| RequantWide {
+            value: lanes(&self.value, column),
+            offset: lanes(&self.offset, column),
+            shift: lanes(&self.shift, column),
+            low: self.low,
+            high: self.high,
+            columns: n,
+        })
     }
 }
 
@@ -177,26 +223,46 @@ impl<O: Quantized> Finish<i64, O> for Wide {
     }
     #[inline(always)]
     fn tile<S: Isa>(&self, row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [O], stride: usize, n: usize) {
-        if !self.shallow {
-            for (l, acc) in acc.iter().enumerate() {
-                let mut sums = [0i64; NR];
-                for j in 0..NR {
-                    sums[j] = acc[j] as i64;
-                }
-                self.finish::<S>(row + l, column, &sums, &mut out[l * stride..][..n]);
-            }
-            return;
+        for (l, acc) in acc.iter().enumerate() {
+            let sums = acc.map(|x| x as i64);
+            self.finish::<S>(row + l, column, &sums, &mut out[l * stride..][..n]);
         }
-        let q = RequantWide {
-            bias: lanes(&self.bias, column),
-            value: lanes(&self.value, column),
-            shift: lanes(&self.shift, column),
-            low: self.low,
-            high: self.high,
-            columns: n,
-        };
-        S::requantize_wide(acc, &q);
-        narrow_rows::<S, O>(acc, out, stride, n);
+    }
+    #[inline(always)]
+    fn panel<S: Isa>(
+        &self,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [O],
+        ldc: usize,
+        n: usize,
+    ) {
+        match self.requant(column, n) {
+            Some(q) => S::panel_wide(a, runs, lda, rows, b, &q, out, ldc),
+            None => tiles::<S>(a, runs, lda, rows, b, n, |r, acc| {
+                self.tile::<S>(row + r, column, acc, &mut out[r * ldc..], ldc, n);
+            }),
+        }
+    }
+    #[inline(always)]
+    fn pixels<S: Isa, const P: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        acc: [[S::I; 2]; 4],
+        out: &mut [O],
+        stride: usize,
+        n: usize,
+    ) {
+        match self.requant(column, n) {
+            Some(q) => S::pixels_wide::<O, P>(acc, &q, out, stride),
+            None => self.tile::<S>(row, column, &mut sums_of::<S, P>(acc), out, stride, n),
+        }
     }
 }
 

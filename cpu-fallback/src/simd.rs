@@ -25,6 +25,7 @@ pub(crate) use unrolled;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
 
+use crate::requant::Quantized;
 use bytemuck::{Pod, Zeroable};
 use litegpu_graph::fixed::Multiplier;
 use smallvec::SmallVec;
@@ -82,24 +83,123 @@ pub(crate) struct Requant<'a> {
     pub zero: i32,
     pub low: i32,
     pub high: i32,
-    /// How many of the columns matter. Only wide vectors gain from knowing.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    /// How many of the columns matter.
     pub columns: usize,
+    /// Both roundings as one, where the shifts allow that.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub once: Option<&'a Once>,
 }
 
-/// Constants of the requantization of 16 columns of 64-bit sums, rounded once.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+impl Requant<'_> {
+    /// Whether values of at most 16 bits can be moved by the zero point, saturated and limited as elements of type `O`
+    /// with the same result.
+    #[inline(always)]
+    fn saturates<O: Quantized>(&self) -> bool {
+        let within = |x: i32| (O::LOW..=O::HIGH).contains(&x);
+        // Saturated 16-bit values must not move back into the type's range.
+        within(self.low) && within(self.high) && within(self.zero) && (size_of::<O>() == 1 || self.zero == 0)
+    }
+}
+
+/// Where column `j` lies in constants that are read by 64-bit lanes: the even columns of each eight, then the odd ones.
+#[inline(always)]
+pub(crate) const fn apart(j: usize) -> usize {
+    j / 8 * 8 + j % 2 * 4 + j % 8 / 2
+}
+
+/// The two roundings of 16 columns as one.
+///
+/// Of P = x * value the reference makes y = floor((P + 2^30) / 2^31), then floor((y + 2^(r-1) - [y < 0]) / 2^r), where
+/// -r is the shift. Nested floors are one: floor((P + 2^30 + 2^(30+r) - 2^31 [y < 0]) / 2^(31+r)). The sign of P
+/// does for that of y: they differ only for P from -2^30 to -1, where the quotient is 0 with either constant. From r = 1
+/// to 31 nothing exceeds 64 bits. The shift takes the sum's high half, then r - 1 bits.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct Once {
+    /// What is added to products of at least 0, columns [`apart`].
+    up: [i64; NR],
+    /// What is added to negative ones.
+    down: [i64; NR],
+    right: [i32; NR],
+}
+
+impl Once {
+    /// From fractions and powers of two; `None` when a column is not shifted to the right.
+    pub(crate) fn new(value: &[i32; NR], shift: &[i32; NR]) -> Option<Once> {
+        let mut once = Once { up: [0; NR], down: [0; NR], right: [0; NR] };
+        for j in 0..NR {
+            // Times 0 is 0, whatever the shift.
+            let r = if value[j] == 0 { 1 } else { -shift[j] };
+            if !(1..=31).contains(&r) {
+                return None;
+            }
+            once.up[apart(j)] = (1 << 30) + (1i64 << (30 + r));
+            once.down[apart(j)] = once.up[apart(j)] - (1 << 31);
+            once.right[j] = r - 1;
+        }
+        Some(once)
+    }
+}
+
+/// Constants of the requantization of 16 columns of 64-bit sums, rounded once: (sum * value + offset) >> shift.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequantWide<'a> {
-    pub bias: &'a [i64; NR],
     /// Fractions of 15 bits.
-    pub value: &'a [i64; NR],
-    /// How far the product is shifted to the right: at most 32.
+    pub value: &'a [i32; NR],
+    /// The bias times the fraction and one half, columns [`apart`].
+    pub offset: &'a [i64; NR],
+    /// At most 32, columns [`apart`].
     pub shift: &'a [i64; NR],
     pub low: i32,
     pub high: i32,
-    /// How many of the columns matter. Only wide vectors gain from knowing.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    /// How many of the columns matter.
     pub columns: usize,
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+impl RequantWide<'_> {
+    /// See [`Requant::saturates`].
+    #[inline(always)]
+    fn saturates<O: Quantized>(&self) -> bool {
+        let within = |x: i32| (O::LOW..=O::HIGH).contains(&x);
+        within(self.low) && within(self.high)
+    }
+}
+
+/// Narrows rows of 16 values to the first `n` of outputs `stride` apart.
+#[inline(always)]
+pub(crate) fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O], stride: usize, n: usize) {
+    for (l, row) in rows.iter().enumerate() {
+        let out = &mut out[l * stride..][..n];
+        if let Some(out) = out.first_chunk_mut::<NR>() {
+            O::narrow_all::<S>(row, out);
+        } else {
+            for (o, x) in out.iter_mut().zip(row) {
+                *o = O::narrow(*x);
+            }
+        }
+    }
+}
+
+/// Any number of rows times a panel, tile by tile, finished by `finish(row, sums)`.
+#[inline(always)]
+pub(crate) fn tiles<S: Isa>(
+    a: &[i16],
+    runs: &[usize],
+    lda: usize,
+    rows: usize,
+    b: Panel<'_>,
+    columns: usize,
+    mut finish: impl FnMut(usize, &mut [[i32; NR]]),
+) {
+    for r in (0..rows).step_by(S::MRI) {
+        let m = S::MRI.min(rows - r);
+        let mut acc = [[0i32; NR]; MAX_MR];
+        S::tile_i16(&a[r * lda..], runs, lda, m, b, columns, &mut acc);
+        finish(r, &mut acc[..m]);
+    }
 }
 
 /// What is added to the products of one column, and the limits of their sums.
@@ -165,11 +265,12 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn widen_u8(x: &[u8; NR]) -> Self::W;
     /// The words of two vectors side by side, in an order that only [`Isa::sums`] undoes.
     fn pair(a: Self::W, b: Self::W) -> [Self::W; 2];
-    fn zero() -> Self::I;
     /// sum + a0 * b0 + a1 * b1 for each pair of words, modulo 2^32.
     fn dot(sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
     /// The sums of 16 lanes in their order.
     fn sums(x: [Self::I; 2]) -> [i32; NR];
+    /// The other way round.
+    fn load_sums(x: &[i32; NR]) -> [Self::I; 2];
 
     /// One tile of a product: `rows` (at most MR) rows of `a`, `lda` apart, times a panel, plus `bias`, clamped, into
     /// the first `columns` columns of the rows of `out`, `ldc` apart. A row is made of runs of equal length that begin
@@ -215,7 +316,69 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>);
 
     /// The same with 64-bit biases and reduced multipliers.
-    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>);
+    #[inline(always)]
+    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
+        for acc in acc {
+            for j in 0..NR {
+                let x = (acc[j] as i64).wrapping_mul(q.value[j] as i64);
+                let x = x.wrapping_add(q.offset[apart(j)]) >> q.shift[apart(j)];
+                acc[j] = (x as i32).max(q.low).min(q.high);
+            }
+        }
+    }
+
+    /// Any number of rows times a panel as in [`Isa::tile_i16`], requantized and narrowed.
+    #[inline(always)]
+    fn panel<O: Quantized>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        q: &Requant<'_>,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
+            Self::requantize(acc, q);
+            narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+        });
+    }
+    #[inline(always)]
+    fn panel_wide<O: Quantized>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        q: &RequantWide<'_>,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
+            Self::requantize_wide(acc, q);
+            narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+        });
+    }
+
+    /// The sums of P pixels of [`depthwise_int`], requantized and narrowed.
+    #[inline(always)]
+    fn pixels<O: Quantized, const P: usize>(acc: [[Self::I; 2]; 4], q: &Requant<'_>, out: &mut [O], stride: usize) {
+        let mut sums = sums_of::<Self, P>(acc);
+        Self::requantize(&mut sums, q);
+        narrow_rows::<Self, O>(&sums, out, stride, q.columns);
+    }
+    #[inline(always)]
+    fn pixels_wide<O: Quantized, const P: usize>(
+        acc: [[Self::I; 2]; 4],
+        q: &RequantWide<'_>,
+        out: &mut [O],
+        stride: usize,
+    ) {
+        let mut sums = sums_of::<Self, P>(acc);
+        Self::requantize_wide(&mut sums, q);
+        narrow_rows::<Self, O>(&sums, out, stride, q.columns);
+    }
 
     /// Sums of quantized numbers, left in `x`.
     fn sum(x: &mut [[i32; NR]], y: &[[i32; NR]], k: &Sum);
@@ -353,7 +516,15 @@ pub(crate) fn depthwise_f32<S: Isa, const P: usize, const H: usize>(
     acc
 }
 
-/// Depthwise sums of P pixels, `step` apart, of 16 channels, modulo 2^32.
+/// Lanes in their order of the sums of P pixels.
+#[inline(always)]
+pub(crate) fn sums_of<S: Isa, const P: usize>(acc: [[S::I; 2]; 4]) -> [[i32; NR]; P] {
+    let mut out = [[0; NR]; P];
+    unrolled!(p < P, { out[p] = S::sums(acc[p]) }, 0 1 2 3);
+    out
+}
+
+/// `start` and depthwise sums of P (at most 4) pixels, `step` apart, of 16 channels, modulo 2^32.
 ///
 /// # Panics
 /// When `taps` are not [readable](Taps::readable) or the lines are too few.
@@ -364,11 +535,12 @@ pub(crate) fn depthwise_int<S: Isa, X: Word, const P: usize>(
     step: usize,
     taps: &Taps,
     lines: &[[i16; NR]],
-) -> [[i32; NR]; P] {
+    start: &[i32; NR],
+) -> [[S::I; 2]; 4] {
     assert!(taps.readable(image.len(), first, step, P, NR) && taps.lines <= lines.len());
     const { assert!(P <= 4) };
-    let zero = S::zero();
-    let mut acc = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
+    let start = S::load_sums(start);
+    let mut acc = [start; 4];
     // SAFETY: the assert covers the lowest and the highest element that any tap of any pixel reads, and every line.
     unsafe {
         for &[(o0, l0), (o1, l1)] in taps.list.as_chunks::<2>().0 {
@@ -381,9 +553,7 @@ pub(crate) fn depthwise_int<S: Isa, X: Word, const P: usize>(
             }, 0 1 2 3);
         }
     }
-    let mut out = [[0; NR]; P];
-    unrolled!(p < P, { out[p] = S::sums(acc[p]) }, 0 1 2 3);
-    out
+    acc
 }
 
 /// `x` clamped; NaN stays NaN.
@@ -442,10 +612,6 @@ impl Isa for Portable {
         [at(0), at(8)]
     }
     #[inline(always)]
-    fn zero() -> [i32; 8] {
-        [0; 8]
-    }
-    #[inline(always)]
     fn dot(sum: [i32; 8], a: [i16; NR], b: [i16; NR]) -> [i32; 8] {
         std::array::from_fn(|j| {
             let even = a[2 * j] as i32 * b[2 * j] as i32;
@@ -455,6 +621,10 @@ impl Isa for Portable {
     #[inline(always)]
     fn sums(x: [[i32; 8]; 2]) -> [i32; NR] {
         std::array::from_fn(|j| x[j / 8][j % 8])
+    }
+    #[inline(always)]
+    fn load_sums(x: &[i32; NR]) -> [[i32; 8]; 2] {
+        std::array::from_fn(|h| std::array::from_fn(|j| x[8 * h + j]))
     }
 
     #[inline(always)]
@@ -548,16 +718,6 @@ impl Isa for Portable {
                 let m = Multiplier { value: q.value[j], shift: q.shift[j] };
                 let x = m.apply(acc[j].wrapping_add(q.bias[j]));
                 acc[j] = x.wrapping_add(q.zero).max(q.low).min(q.high);
-            }
-        }
-    }
-    #[inline(always)]
-    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
-        for acc in acc {
-            for j in 0..NR {
-                let x = (acc[j] as i64).wrapping_add(q.bias[j]).wrapping_mul(q.value[j]);
-                let x = x.wrapping_add(1i64 << (q.shift[j] - 1)) >> q.shift[j];
-                acc[j] = (x as i32).max(q.low).min(q.high);
             }
         }
     }
@@ -702,11 +862,6 @@ mod avx2 {
             unsafe { [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)] }
         }
         #[inline(always)]
-        fn zero() -> __m256i {
-            // SAFETY: see above.
-            unsafe { _mm256_setzero_si256() }
-        }
-        #[inline(always)]
         fn dot(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
             // SAFETY: see above.
             unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
@@ -723,6 +878,15 @@ mod avx2 {
                 _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), high);
             }
             out
+        }
+        #[inline(always)]
+        fn load_sums(x: &[i32; NR]) -> [__m256i; 2] {
+            // SAFETY: the two loads cover the array's 64 bytes.
+            unsafe {
+                let low = _mm256_loadu_si256(x.as_ptr().cast());
+                let high = _mm256_loadu_si256(x.as_ptr().add(8).cast());
+                [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)]
+            }
         }
 
         #[inline(always)]
@@ -804,6 +968,76 @@ mod avx2 {
         fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
             // SAFETY: see above.
             unsafe { round_once(acc, q) }
+        }
+
+        #[inline(always)]
+        fn panel<O: Quantized>(
+            a: &[i16],
+            runs: &[usize],
+            lda: usize,
+            rows: usize,
+            b: Panel<'_>,
+            q: &Requant<'_>,
+            out: &mut [O],
+            ldc: usize,
+        ) {
+            let Some(once) = q.once.filter(|_| q.saturates::<O>()) else {
+                return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
+                    Self::requantize(acc, q);
+                    narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                });
+            };
+            let rounding = Twice { q, once };
+            // SAFETY: the function checks its arguments.
+            unsafe { multiply_panel(a, runs, lda, rows, b, q.bias, &rounding, out, ldc) }
+        }
+
+        #[inline(always)]
+        fn panel_wide<O: Quantized>(
+            a: &[i16],
+            runs: &[usize],
+            lda: usize,
+            rows: usize,
+            b: Panel<'_>,
+            q: &RequantWide<'_>,
+            out: &mut [O],
+            ldc: usize,
+        ) {
+            if !q.saturates::<O>() {
+                return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
+                    Self::requantize_wide(acc, q);
+                    narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                });
+            }
+            // SAFETY: the function checks its arguments.
+            unsafe { multiply_panel(a, runs, lda, rows, b, &[0; NR], q, out, ldc) }
+        }
+
+        #[inline(always)]
+        fn pixels<O: Quantized, const P: usize>(acc: [[__m256i; 2]; 4], q: &Requant<'_>, out: &mut [O], stride: usize) {
+            let Some(once) = q.once.filter(|_| q.saturates::<O>()) else {
+                let mut sums = sums_of::<Self, P>(acc);
+                Self::requantize(&mut sums, q);
+                return narrow_rows::<Self, O>(&sums, out, stride, q.columns);
+            };
+            // SAFETY: see above; the function checks the length of `out`.
+            unsafe { round_pixels::<_, _, P>(&acc, q.bias, &Twice { q, once }, out, stride) }
+        }
+
+        #[inline(always)]
+        fn pixels_wide<O: Quantized, const P: usize>(
+            acc: [[__m256i; 2]; 4],
+            q: &RequantWide<'_>,
+            out: &mut [O],
+            stride: usize,
+        ) {
+            if !q.saturates::<O>() {
+                let mut sums = sums_of::<Self, P>(acc);
+                Self::requantize_wide(&mut sums, q);
+                return narrow_rows::<Self, O>(&sums, out, stride, q.columns);
+            }
+            // SAFETY: see above; the function checks the length of `out`.
+            unsafe { round_pixels::<_, _, P>(&acc, &[0; NR], q, out, stride) }
         }
 
         #[inline(always)]
@@ -903,29 +1137,319 @@ mod avx2 {
     #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     fn round_once(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
-        for quarter in 0..q.columns.min(NR).div_ceil(4) {
-            let at = 4 * quarter;
-            // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
-            unsafe {
-                let value = _mm256_loadu_si256(q.value.as_ptr().add(at).cast());
-                let shift = _mm256_loadu_si256(q.shift.as_ptr().add(at).cast());
-                let bias = _mm256_loadu_si256(q.bias.as_ptr().add(at).cast());
-                let one = _mm256_set1_epi64x(1);
-                let round = _mm256_sllv_epi64(one, _mm256_sub_epi64(shift, one));
-                let (low, high) = (_mm_set1_epi32(q.low), _mm_set1_epi32(q.high));
-                let even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-                for acc in &mut *acc {
-                    let place = acc.as_mut_ptr().add(at).cast::<__m128i>();
-                    let x = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_loadu_si128(place)), bias);
-                    // 64 by 15 bits, from two products of 32.
-                    let bottom = _mm256_mul_epu32(x, value);
-                    let top = _mm256_mul_epi32(_mm256_srli_epi64::<32>(x), value);
-                    let x = _mm256_add_epi64(bottom, _mm256_slli_epi64::<32>(top));
-                    // Only the low half of the quotient counts: a logical shift by at most 32 gives it.
-                    let x = _mm256_srlv_epi64(_mm256_add_epi64(x, round), shift);
-                    let x = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even));
-                    _mm_storeu_si128(place, _mm_min_epi32(_mm_max_epi32(x, low), high));
+        for half in 0..if q.columns > 8 { 2 } else { 1 } {
+            let (low, high) = (_mm256_set1_epi32(q.low), _mm256_set1_epi32(q.high));
+            for acc in &mut *acc {
+                // SAFETY: load and store cover 8 lanes of an array of 16; AVX2 is there.
+                unsafe {
+                    let place = acc.as_mut_ptr().add(8 * half).cast::<__m256i>();
+                    let x = q.constants(half).round(_mm256_loadu_si256(place));
+                    _mm256_storeu_si256(place, _mm256_min_epi32(_mm256_max_epi32(x, low), high));
                 }
+            }
+        }
+    }
+
+    /// How sums become values, before zero point and limits.
+    trait Rounding {
+        type Constants: Copy + RoundEight;
+        /// The constants of columns `8 half` to `8 half + 8`.
+        ///
+        /// # Safety
+        /// AVX2; `half` is 0 or 1.
+        unsafe fn constants(&self, half: usize) -> Self::Constants;
+        /// Zero point, limits and number of columns.
+        fn limits(&self) -> (i32, i32, i32, usize);
+    }
+    trait RoundEight {
+        /// # Safety
+        /// AVX2.
+        unsafe fn round(&self, x: __m256i) -> __m256i;
+    }
+
+    /// [`Once`] and what goes with it.
+    struct Twice<'a> {
+        q: &'a Requant<'a>,
+        once: &'a Once,
+    }
+
+    /// [`Once`] of 8 columns, the even and the odd ones.
+    #[derive(Clone, Copy)]
+    struct TwiceEight {
+        value: [__m256i; 2],
+        up: [__m256i; 2],
+        down: [__m256i; 2],
+        right: __m256i,
+    }
+
+    impl Rounding for Twice<'_> {
+        type Constants = TwiceEight;
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn constants(&self, half: usize) -> TwiceEight {
+            let at = 8 * half;
+            // SAFETY: each load covers 8 lanes of 32 bits or 4 of 64, of arrays of 16 that have 8 from `at` on.
+            unsafe {
+                let load = |x: &[i64; NR]| {
+                    let x = x.as_ptr().add(at);
+                    [_mm256_load_si256(x.cast()), _mm256_load_si256(x.add(4).cast())]
+                };
+                let value = _mm256_loadu_si256(self.q.value.as_ptr().add(at).cast());
+                TwiceEight {
+                    value: [value, _mm256_srli_epi64::<32>(value)],
+                    up: load(&self.once.up),
+                    down: load(&self.once.down),
+                    right: _mm256_load_si256(self.once.right.as_ptr().add(at).cast()),
+                }
+            }
+        }
+        #[inline(always)]
+        fn limits(&self) -> (i32, i32, i32, usize) {
+            (self.q.zero, self.q.low, self.q.high, self.q.columns)
+        }
+    }
+
+    impl RoundEight for TwiceEight {
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn round(&self, x: __m256i) -> __m256i {
+            // The constant goes by the product's sign.
+            let add = |x: __m256i, i: usize| {
+                let x = _mm256_mul_epi32(x, self.value[i]);
+                let (up, down) = (_mm256_castsi256_pd(self.up[i]), _mm256_castsi256_pd(self.down[i]));
+                let constant = _mm256_blendv_pd(up, down, _mm256_castsi256_pd(x));
+                _mm256_add_epi64(x, _mm256_castpd_si256(constant))
+            };
+            let (even, odd) = (add(x, 0), add(_mm256_srli_epi64::<32>(x), 1));
+            let x = _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<32>(even), odd);
+            _mm256_srav_epi32(x, self.right)
+        }
+    }
+
+    /// [`RequantWide`] of 8 columns, the even and the odd ones.
+    #[derive(Clone, Copy)]
+    struct WideEight {
+        value: [__m256i; 2],
+        offset: [__m256i; 2],
+        shift: [__m256i; 2],
+    }
+
+    impl Rounding for RequantWide<'_> {
+        type Constants = WideEight;
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn constants(&self, half: usize) -> WideEight {
+            let at = 8 * half;
+            // SAFETY: each load covers 8 lanes of 32 bits or 4 of 64, of arrays of 16 that have 8 from `at` on.
+            unsafe {
+                let load = |x: &[i64; NR]| {
+                    let x = x.as_ptr().add(at);
+                    [_mm256_loadu_si256(x.cast()), _mm256_loadu_si256(x.add(4).cast())]
+                };
+                let value = _mm256_loadu_si256(self.value.as_ptr().add(at).cast());
+                WideEight {
+                    value: [value, _mm256_srli_epi64::<32>(value)],
+                    offset: load(self.offset),
+                    shift: load(self.shift),
+                }
+            }
+        }
+        #[inline(always)]
+        fn limits(&self) -> (i32, i32, i32, usize) {
+            (0, self.low, self.high, self.columns)
+        }
+    }
+
+    impl RoundEight for WideEight {
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn round(&self, x: __m256i) -> __m256i {
+            // Only the low half of the quotient counts: a logical shift by at most 32 gives it.
+            let quotient = |x: __m256i, i: usize| {
+                let x = _mm256_add_epi64(_mm256_mul_epi32(x, self.value[i]), self.offset[i]);
+                _mm256_srlv_epi64(x, self.shift[i])
+            };
+            let (even, odd) = (quotient(x, 0), quotient(_mm256_srli_epi64::<32>(x), 1));
+            _mm256_blend_epi32::<0xAA>(even, _mm256_slli_epi64::<32>(odd))
+        }
+    }
+
+    /// Rounds sums of R rows of 8 C columns and stores what becomes of them: zero point, limits, narrow type.
+    ///
+    /// # Safety
+    /// AVX2; at `out`, R rows of as many elements as there are columns, `ldc` apart, can be written. The limits are
+    /// within the type's range.
+    #[inline(always)]
+    unsafe fn round_rows<const R: usize, const C: usize, G: Rounding, O: Quantized>(
+        mut sum: [[__m256i; 2]; R],
+        rounding: &G,
+        out: *mut O,
+        ldc: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for c in 0..C {
+                let constants = rounding.constants(c);
+                for r in 0..R {
+                    sum[r][c] = constants.round(sum[r][c]);
+                }
+            }
+            let (zero, low, high, columns) = rounding.limits();
+            let zero = _mm256_set1_epi16(zero as i16);
+            if size_of::<O>() == 2 {
+                let (low, high) = (_mm256_set1_epi16(low as i16), _mm256_set1_epi16(high as i16));
+                for r in 0..R {
+                    // Packing works within halves.
+                    let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(words_and(sum[r], zero));
+                    let x = _mm256_min_epi16(_mm256_max_epi16(x, low), high);
+                    let to = out.add(r * ldc);
+                    if columns >= NR {
+                        _mm256_storeu_si256(to.cast(), x);
+                    } else {
+                        let mut part = [0i16; NR];
+                        _mm256_storeu_si256(part.as_mut_ptr().cast(), x);
+                        std::ptr::copy_nonoverlapping(part.as_ptr().cast::<O>(), to, columns);
+                    }
+                }
+                return;
+            }
+            let (low, high) = (_mm256_set1_epi8(low as i8), _mm256_set1_epi8(high as i8));
+            // Two rows at once; the second packing interleaves what the first has, four bytes at a time.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let mut r = 0;
+            while r < R {
+                let second = if r + 1 < R { r + 1 } else { r };
+                let (x, y) = (words_and(sum[r], zero), words_and(sum[second], zero));
+                let bytes = if O::LOW < 0 {
+                    let x = _mm256_packs_epi16(x, y);
+                    _mm256_min_epi8(_mm256_max_epi8(x, low), high)
+                } else {
+                    let x = _mm256_packus_epi16(x, y);
+                    _mm256_min_epu8(_mm256_max_epu8(x, low), high)
+                };
+                let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+                store_bytes(_mm256_castsi256_si128(bytes), out.add(r * ldc), columns);
+                if r + 1 < R {
+                    store_bytes(_mm256_extracti128_si256::<1>(bytes), out.add((r + 1) * ldc), columns);
+                }
+                r += 2;
+            }
+        }
+    }
+
+    /// 16 sums as words plus `zero`, saturated, in the order in which packing leaves them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn words_and(x: [__m256i; 2], zero: __m256i) -> __m256i {
+        _mm256_adds_epi16(_mm256_packs_epi32(x[0], x[1]), zero)
+    }
+
+    /// # Safety
+    /// AVX2; `columns` bytes, 16 at most, can be written at `out`.
+    #[inline(always)]
+    unsafe fn store_bytes<O>(x: __m128i, out: *mut O, columns: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if columns >= NR {
+                _mm_storeu_si128(out.cast(), x);
+            } else if columns == 8 {
+                _mm_storel_epi64(out.cast(), x);
+            } else {
+                let mut part = [0u8; NR];
+                _mm_storeu_si128(part.as_mut_ptr().cast(), x);
+                std::ptr::copy_nonoverlapping(part.as_ptr(), out.cast::<u8>(), columns);
+            }
+        }
+    }
+
+    /// [`Isa::pixels`] and [`Isa::pixels_wide`].
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn round_pixels<G: Rounding, O: Quantized, const P: usize>(
+        acc: &[[__m256i; 2]; 4],
+        bias: &[i32; NR],
+        rounding: &G,
+        out: &mut [O],
+        stride: usize,
+    ) {
+        assert!((1..=4).contains(&P) && out.len() >= (P - 1) * stride + rounding.limits().3);
+        // SAFETY: the loads cover the array's 64 bytes, the assert covers what is written.
+        unsafe {
+            let bias = [0, 8].map(|at| _mm256_loadu_si256(bias.as_ptr().add(at).cast()));
+            let mut sum = [[_mm256_setzero_si256(); 2]; P];
+            for p in 0..P {
+                let low = _mm256_permute2x128_si256::<0x20>(acc[p][0], acc[p][1]);
+                let high = _mm256_permute2x128_si256::<0x31>(acc[p][0], acc[p][1]);
+                sum[p] = [_mm256_add_epi32(low, bias[0]), _mm256_add_epi32(high, bias[1])];
+            }
+            round_rows::<P, 2, G, O>(sum, rounding, out.as_mut_ptr(), stride);
+        }
+    }
+
+    /// [`Isa::panel`] and [`Isa::panel_wide`]; sums begin at `bias`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn multiply_panel<G: Rounding, O: Quantized>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        bias: &[i32; NR],
+        rounding: &G,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        let columns = rounding.limits().3;
+        if rows == 0 {
+            return;
+        }
+        // Lines are pairs of steps.
+        let reach = reach(runs, b.len()) + b.len() / runs.len().max(1);
+        assert!(a.len() >= reach + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + columns && columns <= NR);
+        // SAFETY: the assert covers every run of every row of `a`, and `out`; `b` is read line by line.
+        unsafe {
+            match b {
+                Panel::Narrow(b) if columns <= 8 => {
+                    rounded_panel::<1, _, _, _>(a, runs, lda, rows, b, bias, rounding, out, ldc);
+                }
+                Panel::Narrow(b) => rounded_panel::<2, _, _, _>(a, runs, lda, rows, b, bias, rounding, out, ldc),
+                Panel::Wide(b) => rounded_panel::<2, _, _, _>(a, runs, lda, rows, b, bias, rounding, out, ldc),
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX2; from each of `runs` on, `a` holds the run's share of pairs of `rows` rows, `lda` apart; `out` holds as
+    /// many rows of outputs, `ldc` apart.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn rounded_panel<const C: usize, L: Line, G: Rounding, O: Quantized>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &[L],
+        bias: &[i32; NR],
+        rounding: &G,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        let (a, out) = (a.as_ptr(), out.as_mut_ptr());
+        // SAFETY: the caller's promise bounds every pointer below.
+        unsafe {
+            let mut r = 0;
+            while r + 4 <= rows {
+                let sum = int_sums::<4, C, L>(a.add(r * lda), runs, lda, b, bias);
+                round_rows::<4, C, G, O>(sum, rounding, out.add(r * ldc), ldc);
+                r += 4;
+            }
+            let (a, out) = (a.add(r * lda), out.add(r * ldc));
+            match rows - r {
+                3 => round_rows::<3, C, G, O>(int_sums::<3, C, L>(a, runs, lda, b, bias), rounding, out, ldc),
+                2 => round_rows::<2, C, G, O>(int_sums::<2, C, L>(a, runs, lda, b, bias), rounding, out, ldc),
+                1 => round_rows::<1, C, G, O>(int_sums::<1, C, L>(a, runs, lda, b, bias), rounding, out, ldc),
+                _ => {}
             }
         }
     }
@@ -1316,13 +1840,42 @@ mod avx2 {
         b: &[L],
         acc: &mut [[i32; NR]; MAX_MR],
     ) {
+        // SAFETY: the caller's promise; the stores cover lanes of arrays of 16.
+        unsafe {
+            let sum = int_sums::<R, C, L>(a.as_ptr(), runs, lda, b, &[0; NR]);
+            for r in 0..R {
+                for c in 0..C {
+                    _mm256_storeu_si256(acc[r].as_mut_ptr().add(8 * c).cast(), sum[r][c]);
+                }
+            }
+        }
+    }
+
+    /// Sums of R rows by 8 C columns, from `bias` on.
+    ///
+    /// # Safety
+    /// AVX2; from each of `runs` on, `a` holds R rows of the run's share of pairs, `lda` apart.
+    #[inline(always)]
+    unsafe fn int_sums<const R: usize, const C: usize, L: Line>(
+        a: *const i16,
+        runs: &[usize],
+        lda: usize,
+        b: &[L],
+        bias: &[i32; NR],
+    ) -> [[__m256i; 2]; R] {
         // SAFETY: the caller's promise bounds every pointer below.
         unsafe {
-            let mut sum = [[_mm256_setzero_si256(); C]; R];
+            let mut sum = [[_mm256_setzero_si256(); 2]; R];
+            for c in 0..C {
+                let bias = _mm256_loadu_si256(bias.as_ptr().add(8 * c).cast());
+                for r in 0..R {
+                    sum[r][c] = bias;
+                }
+            }
             let length = b.len() / runs.len().max(1);
             let mut lines = b.as_ptr();
             for run in runs {
-                let ap = a.as_ptr().add(*run);
+                let ap = a.add(*run);
                 for k in 0..length {
                     let line = &*lines;
                     let mut w = [_mm256_setzero_si256(); C];
@@ -1338,11 +1891,7 @@ mod avx2 {
                     lines = lines.add(1);
                 }
             }
-            for r in 0..R {
-                for c in 0..C {
-                    _mm256_storeu_si256(acc[r].as_mut_ptr().add(8 * c).cast(), sum[r][c]);
-                }
-            }
+            sum
         }
     }
 }
@@ -1463,11 +2012,11 @@ mod tests {
         for seed in 1..400u32 {
             let n = numbers(4 * NR, seed);
             let acc = std::array::from_fn(|j| n[j] as i32 >> (n[j] % 24));
-            let bias = std::array::from_fn(|j| (n[NR + j] as i32 as i64) << (n[j] % 16));
-            let value = std::array::from_fn(|j| (n[2 * NR + j] % 0x8000) as i64);
+            let offset = std::array::from_fn(|j| (n[NR + j] as i32 as i64) << (n[j] % 31));
+            let value = std::array::from_fn(|j| (n[2 * NR + j] % 0x8000) as i32);
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 32) as i64 + 1);
-            let (bias, value, shift, columns) = (&bias, &value, &shift, NR);
-            let q = RequantWide { bias, value, shift, low: i32::MIN, high: i32::MAX, columns };
+            let (offset, value, shift, columns) = (&offset, &value, &shift, NR);
+            let q = RequantWide { value, offset, shift, low: i32::MIN, high: i32::MAX, columns };
             assert_eq!(dispatch(RequantizeWide(&acc, q)), RequantizeWide(&acc, q).run::<Portable>(), "seed {seed}");
         }
     }
@@ -1482,9 +2031,118 @@ mod tests {
             let value = std::array::from_fn(|j| (1 << 30) | (n[2 * NR + j] >> 2) as i32);
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 40) as i32 - 31);
             let (bias, value, shift) = (&bias, &value, &shift);
-            let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX, columns: NR };
+            let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX, columns: NR, once: None };
             assert_eq!(dispatch(Requantize(&acc, q)), Requantize(&acc, q).run::<Portable>(), "seed {seed}");
         }
+    }
+
+    /// A product with every rounding that follows one, in panels and as pixels, narrowed to each type.
+    struct Finished<'a>(&'a [i16], &'a [[i32; NR]; 4], Panel<'a>, Requant<'a>, RequantWide<'a>);
+    impl Task for Finished<'_> {
+        type Output = (Vec<i8>, Vec<u8>, Vec<i16>);
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Self::Output {
+            let Finished(a, sums, b, q, wide) = self;
+            let (mut i8s, mut u8s, mut i16s) = (vec![1i8; 400], vec![1u8; 400], vec![1i16; 800]);
+            let bytes = Requant { zero: 3, low: -100, high: 90, ..q };
+            let unsigned = Requant { zero: 130, low: 3, high: 250, ..q };
+            let words = Requant { zero: 0, low: -30000, high: 32767, ..q };
+            let pixels = || [0, 1, 2, 3].map(|p: usize| S::load_sums(&sums[p]));
+            for rows in 1..=7 {
+                S::panel(a, &[0, 40], 4, rows, b, &bytes, &mut i8s[7 * rows..], 20);
+                S::panel(a, &[0, 40], 4, rows, b, &unsigned, &mut u8s[7 * rows..], 20);
+                S::panel(a, &[0, 40], 4, rows, b, &words, &mut i16s[7 * rows..], 20);
+                S::panel_wide(a, &[0, 40], 4, rows, b, &wide, &mut i16s[400 + 7 * rows..], 20);
+            }
+            S::pixels::<i8, 4>(pixels(), &bytes, &mut i8s[200..], 20);
+            S::pixels::<u8, 3>(pixels(), &unsigned, &mut u8s[200..], 20);
+            S::pixels::<i16, 4>(pixels(), &words, &mut i16s[200..], 20);
+            S::pixels::<i16, 1>(pixels(), &Requant { zero: 7, ..words }, &mut i16s[300..], 20);
+            S::pixels_wide::<i16, 4>(pixels(), &wide, &mut i16s[600..], 20);
+            (i8s, u8s, i16s)
+        }
+    }
+
+    #[test]
+    fn finished_products_are_equal() {
+        for seed in 1..200u32 {
+            let n = numbers(8 * NR + 600, seed);
+            let value: [i32; NR] = std::array::from_fn(|j| (1 << 30) | (n[j] >> 2) as i32);
+            // Shifts that leave bytes, and any.
+            let reach = if seed % 2 == 0 { 31 } else { 10 };
+            let shift: [i32; NR] = std::array::from_fn(|j| -1 - (n[NR + j] % reach) as i32);
+            let bias: [i32; NR] = std::array::from_fn(|j| n[2 * NR + j] as i32 >> (n[j] % 31));
+            let reduced: [i32; NR] = std::array::from_fn(|j| value[j] >> 16);
+            let offset: [i64; NR] = std::array::from_fn(|j| (n[3 * NR + j] as i64) << (n[j] % 20));
+            let right: [i64; NR] = std::array::from_fn(|j| 15 + (n[3 * NR + j] % 18) as i64);
+            let sums = std::array::from_fn(|p| std::array::from_fn(|j| n[(4 + p) * NR + j] as i32 >> (n[j] % 24)));
+            let a: Vec<i16> = n[8 * NR..][..80].iter().map(|v| *v as i8 as i16).collect();
+            let w: Vec<i8> = n[8 * NR + 80..][..6 * NR].iter().map(|v| *v as i8).collect();
+            let narrow: Vec<LineI8> = w.as_chunks::<{ 2 * NR }>().0[..2]
+                .iter()
+                .chain(&w.as_chunks::<{ 2 * NR }>().0[1..])
+                .map(|c| LineI8(bytemuck::cast(*c)))
+                .collect();
+            let wide: Vec<LineI16> = narrow.iter().map(|l| LineI16(l.0.map(|p| p.map(|w| w as i16)))).collect();
+            let once = Once::new(&value, &shift);
+            assert!(once.is_some());
+            for columns in [1, 7, 8, 9, 15, 16] {
+                let (low, high) = (-32768, 32767);
+                let q = Requant {
+                    bias: &bias,
+                    value: &value,
+                    shift: &shift,
+                    zero: 0,
+                    low,
+                    high,
+                    columns,
+                    once: once.as_ref(),
+                };
+                let k = RequantWide { value: &reduced, offset: &offset, shift: &right, low, high: 30000, columns };
+                for panel in [Panel::Narrow(&narrow), Panel::Wide(&wide)] {
+                    let fast = dispatch(Finished(&a, &sums, panel, q, k));
+                    assert_eq!(fast, Finished(&a, &sums, panel, q, k).run::<Portable>(), "{seed} {columns}");
+                }
+            }
+        }
+    }
+
+    /// Both roundings as one, around every half that numbers of 20 bits reach, for every shift.
+    #[test]
+    fn two_roundings_are_one() {
+        for seed in 1..40u32 {
+            let n = numbers(NR, seed);
+            let value: [i32; NR] = std::array::from_fn(|j| match n[j] % 4 {
+                0 => 1 << 30,
+                1 => i32::MAX,
+                2 => 0,
+                _ => (1 << 30) | (n[j] >> 2) as i32,
+            });
+            for r in 1..=31 {
+                let shift = [-r; NR];
+                let once = Once::new(&value, &shift).map(Box::new);
+                let (low, high) = (-32768, 32767);
+                let (bias, columns, once) = (&[0; NR], NR, once.as_deref());
+                let q = Requant { bias, value: &value, shift: &shift, zero: 0, low, high, columns, once };
+                for i in -40..40i64 {
+                    // Sums whose product is nearest to a multiple of one half, and its neighbours.
+                    let sums = std::array::from_fn(|p| {
+                        std::array::from_fn(|j| {
+                            let half = (i as i128) << (30 + r);
+                            let x = half / (value[j].max(1) as i128) + p as i128 - 1;
+                            x.clamp(i32::MIN as i128, i32::MAX as i128) as i32
+                        })
+                    });
+                    let k = RequantWide { value: &value, offset: &[0; NR], shift: &[32; NR], low, high, columns };
+                    let none = Panel::Narrow(&[]);
+                    let fast = dispatch(Finished(&[0; 80], &sums, none, q, k));
+                    assert_eq!(fast, Finished(&[0; 80], &sums, none, q, k).run::<Portable>(), "{seed} {r} {i}");
+                }
+            }
+        }
+        let (value, mut shift) = ([1 << 30; NR], [-1; NR]);
+        shift[5] = 0;
+        assert!(Once::new(&value, &shift).is_none());
     }
 
     struct Sums<'a>(&'a [[i32; NR]; 2], Sum);
@@ -1630,7 +2288,8 @@ mod tests {
         fn run<S: Isa>(self) -> [i32; NR] {
             let a = S::pair(S::load_words(self.0), S::widen_i8(self.1));
             let b = S::pair(S::widen_u8(self.2), S::load_words(self.0));
-            S::sums([S::dot(S::zero(), a[0], b[0]), S::dot(S::zero(), a[1], b[1])])
+            let zero = S::load_sums(&[0; NR]);
+            S::sums([S::dot(zero[0], a[0], b[0]), S::dot(zero[1], a[1], b[1])])
         }
     }
 

@@ -438,7 +438,7 @@ impl Scale {
     fn apply<S: Isa>(&self, x: &mut Block) {
         let (bias, value, shift) = (&[0; NR], &self.value, &self.shift);
         let (zero, low, high) = (self.zero, self.low, self.high);
-        S::requantize(x, &Requant { bias, value, shift, zero, low, high, columns: NR });
+        S::requantize(x, &Requant { bias, value, shift, zero, low, high, columns: NR, once: None });
     }
 }
 

@@ -3,7 +3,7 @@
 //! The engines that compile this have 16 vector registers at most and keep one or two for themselves: a tile is 5 rows
 //! by 8 columns (10 sums, 2 vectors of weights, one of the left operand and one product).
 
-use super::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, RequantWide, Sum, reach};
+use super::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Sum, reach};
 use core::arch::wasm32::*;
 
 /// 128-bit vectors, without fused multiply-add.
@@ -95,10 +95,6 @@ impl Isa for Simd128 {
         [[low(a[0], b[0]), high(a[0], b[0])], [low(a[1], b[1]), high(a[1], b[1])]]
     }
     #[inline(always)]
-    fn zero() -> [v128; 2] {
-        [i32x4_splat(0); 2]
-    }
-    #[inline(always)]
     fn dot(sum: [v128; 2], a: [v128; 2], b: [v128; 2]) -> [v128; 2] {
         [i32x4_add(sum[0], i32x4_dot_i16x8(a[0], b[0])), i32x4_add(sum[1], i32x4_dot_i16x8(a[1], b[1]))]
     }
@@ -113,6 +109,12 @@ impl Isa for Simd128 {
             write(out.as_mut_ptr().add(12), x[1][1]);
         }
         out
+    }
+    #[inline(always)]
+    fn load_sums(x: &[i32; NR]) -> [[v128; 2]; 2] {
+        let p = x.as_ptr();
+        // SAFETY: four loads of 4 lanes cover the array of 16.
+        unsafe { [[read(p), read(p.add(4))], [read(p.add(8)), read(p.add(12))]] }
     }
 
     #[inline(never)]
@@ -266,12 +268,6 @@ impl Isa for Simd128 {
                 }
             }
         }
-    }
-
-    #[inline(never)]
-    fn requantize_wide(acc: &mut [[i32; NR]], q: &RequantWide<'_>) {
-        // 64-bit lanes are two to a vector, without a shift by lanes: scalar code is as fast.
-        Portable::requantize_wide(acc, q);
     }
 
     #[inline(never)]

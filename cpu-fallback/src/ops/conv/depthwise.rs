@@ -275,15 +275,8 @@ impl<X: Word, O, U: Sum, F: Finish<U, O>> Rows<X, O> for IntRows<'_, F, U> {
                         *o = o.wrapping_mul(-zero);
                     }
                 }
-                let mut acc = depthwise_int::<S, X, P>(image, at, step, taps, lines);
-                if zero != 0 {
-                    for acc in &mut acc {
-                        for j in 0..NR {
-                            acc[j] = acc[j].wrapping_add(offset[j]);
-                        }
-                    }
-                }
-                self.finish.tile::<S>(batch * PIECE, column, &mut acc, &mut out[column..], n, width);
+                let acc = depthwise_int::<S, X, P>(image, at, step, taps, lines, &offset);
+                self.finish.pixels::<S, P>(batch * PIECE, column, acc, &mut out[column..], n, width);
                 continue;
             }
             for p in 0..P {
