@@ -8,6 +8,9 @@ override CIFG: u32 = 0u;
 override PEEPHOLE: u32 = 0u;
 override NORM: u32 = 0u;
 override PROJECTION: u32 = 0u;
+// Weights are integers: sums of products are scaled, and what weights meet is rounded to 8 bits over its range, without (1)
+// or with (2) a zero point that moves.
+override ROUND: u32 = 0u;
 // The cell's activation: 0 none, 1 RELU, 2 RELU6, 3 RELU_N1_TO_1, 4 TANH.
 override ACT: u32 = 4u;
 // Elements of workgroup memory: the output state and the hidden vector in whole quads, the gates' sums.
@@ -31,6 +34,9 @@ struct Params {
     // Limits of the states; none where they are not positive.
     cell_clip: f32,
     state_clip: f32,
+    // Of the recurrent weights of each gate, and of the projection.
+    scales: vec4<f32>,
+    projection_scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -72,27 +78,58 @@ fn early(row: u32, gate: u32, j: u32) -> f32 {
 }
 
 fn weight(q: u32, gate: u32, j: u32) -> vec4<f32> {
-    return w_unpack(w[(q * (4u - CIFG) + gate - CIFG) * p.cells + j]);
+    return vec4<f32>(w_unpack(w[(q * (4u - CIFG) + gate - CIFG) * p.cells + j]));
 }
 
 fn limit(x: f32, most: f32) -> f32 {
     return select(x, clamp(x, -most, most), most > 0.0);
 }
 
-// The gates' sums of one cell: input, forget, cell, output.
-fn product(row: u32, j: u32) -> vec4<f32> {
-    var s = vec4<f32>(0.0, early(row, 1u, j), early(row, 2u, j), early(row, 3u, j));
-    if (CIFG == 0u) {
-        s.x = early(row, 0u, j);
-    }
+// The grid of the output state.
+fn state_grid() -> Grid {
+    var low = vec4<f32>();
+    var high = vec4<f32>();
     for (var q = 0u; q < p.state_row; q++) {
         let x = vec4<f32>(h[q * 4u], h[q * 4u + 1u], h[q * 4u + 2u], h[q * 4u + 3u]);
+        low = min(low, x);
+        high = max(high, x);
+    }
+    return f_grid(low, high, ROUND == 2u);
+}
+
+// The grid of what the projection reads.
+fn hidden_grid() -> Grid {
+    var low = vec4<f32>();
+    var high = vec4<f32>();
+    for (var q = 0u; q < p.cell_row; q++) {
+        let x = vec4<f32>(hidden[q * 4u], hidden[q * 4u + 1u], hidden[q * 4u + 2u], hidden[q * 4u + 3u]);
+        low = min(low, x);
+        high = max(high, x);
+    }
+    return f_grid(low, high, ROUND == 2u);
+}
+
+// The gates' sums of one cell: input, forget, cell, output.
+fn product(row: u32, j: u32, g: Grid) -> vec4<f32> {
+    var first = vec4<f32>(0.0, early(row, 1u, j), early(row, 2u, j), early(row, 3u, j));
+    if (CIFG == 0u) {
+        first.x = early(row, 0u, j);
+    }
+    var s = select(first, vec4<f32>(), ROUND > 0u);
+    for (var q = 0u; q < p.state_row; q++) {
+        var x = vec4<f32>(h[q * 4u], h[q * 4u + 1u], h[q * 4u + 2u], h[q * 4u + 3u]);
+        if (ROUND > 0u) {
+            x = f_snap(x, g);
+        }
         if (CIFG == 0u) {
             s.x += dot(weight(q, 0u, j), x);
         }
         s.y += dot(weight(q, 1u, j), x);
         s.z += dot(weight(q, 2u, j), x);
         s.w += dot(weight(q, 3u, j), x);
+    }
+    if (ROUND > 0u) {
+        return first + s * p.scales;
     }
     return s;
 }
@@ -139,8 +176,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     for (var t = 0u; t < p.time; t++) {
         let row = image * p.image + select(t, p.time - 1u - t, p.backward == 1u) * p.step;
+        var g = Grid();
+        if (ROUND > 0u) {
+            g = state_grid();
+        }
         for (var j = local; j < p.cells; j += WG) {
-            var s = product(row, j);
+            var s = product(row, j, g);
             let before = cell[cells + j];
             if (PEEPHOLE == 1u) {
                 s += vec4<f32>(constant(PEEP, j), constant(PEEP + 1u, j), 0.0, 0.0) * before;
@@ -187,16 +228,26 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             }
         }
         workgroupBarrier();
+        if (ROUND > 0u && PROJECTION == 1u) {
+            g = hidden_grid();
+        }
         for (var k = local; k < p.outputs; k += WG) {
             if (PROJECTION == 0u) {
                 h[k] = hidden[k];
                 continue;
             }
-            var s = v[AFTER * p.cells + k];
+            let bias = v[AFTER * p.cells + k];
+            var s = select(bias, 0.0, ROUND > 0u);
             let base = p.state_row * (4u - CIFG) * p.cells;
             for (var q = 0u; q < p.cell_row; q++) {
-                let x = vec4<f32>(hidden[q * 4u], hidden[q * 4u + 1u], hidden[q * 4u + 2u], hidden[q * 4u + 3u]);
-                s += dot(w_unpack(w[base + q * p.outputs + k]), x);
+                var x = vec4<f32>(hidden[q * 4u], hidden[q * 4u + 1u], hidden[q * 4u + 2u], hidden[q * 4u + 3u]);
+                if (ROUND > 0u) {
+                    x = f_snap(x, g);
+                }
+                s += dot(vec4<f32>(w_unpack(w[base + q * p.outputs + k])), x);
+            }
+            if (ROUND > 0u) {
+                s = bias + s * p.projection_scale;
             }
             h[k] = limit(s, p.state_clip);
         }

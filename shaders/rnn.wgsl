@@ -5,6 +5,9 @@
 override WG: u32 = 64u;
 // The activation: 0 none, 1 RELU, 2 RELU6, 3 RELU_N1_TO_1, 4 TANH.
 override ACT: u32 = 4u;
+// Weights are integers: sums of products are scaled, and the state is rounded to 8 bits over its range for them, without
+// (1) or with (2) a zero point that moves.
+override ROUND: u32 = 0u;
 // Elements of the state in whole quads.
 override STATE: u32 = 4u;
 
@@ -17,6 +20,8 @@ struct Params {
     image: u32,
     // Quads of a row: of the state, of the result, of the input's sums.
     row: u32,
+    // Of the recurrent weights.
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -48,11 +53,29 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     for (var t = 0u; t < p.time; t++) {
         let row = (wg.x * p.image + select(t, p.time - 1u - t, p.backward == 1u) * p.step) * p.row;
-        for (var k = local; k < p.units; k += WG) {
-            var s = ahead[row + k / 4u][k % 4u];
+        var g = Grid();
+        if (ROUND > 0u) {
+            var low = vec4<f32>();
+            var high = vec4<f32>();
             for (var q = 0u; q < p.row; q++) {
                 let x = vec4<f32>(h[q * 4u], h[q * 4u + 1u], h[q * 4u + 2u], h[q * 4u + 3u]);
-                s += dot(w_unpack(w[q * p.units + k]), x);
+                low = min(low, x);
+                high = max(high, x);
+            }
+            g = f_grid(low, high, ROUND == 2u);
+        }
+        for (var k = local; k < p.units; k += WG) {
+            let first = ahead[row + k / 4u][k % 4u];
+            var s = select(first, 0.0, ROUND > 0u);
+            for (var q = 0u; q < p.row; q++) {
+                var x = vec4<f32>(h[q * 4u], h[q * 4u + 1u], h[q * 4u + 2u], h[q * 4u + 3u]);
+                if (ROUND > 0u) {
+                    x = f_snap(x, g);
+                }
+                s += dot(vec4<f32>(w_unpack(w[q * p.units + k])), x);
+            }
+            if (ROUND > 0u) {
+                s = first + s * p.scale;
             }
             fresh[k] = activate(s);
         }

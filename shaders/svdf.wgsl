@@ -14,14 +14,20 @@ struct Params {
     fresh_row: u32,
     state_row: u32,
     has_bias: u32,
+    // What the weights are multiplied by.
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> fresh: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read> w: array<w_Elem4>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<out_Elem4>;
 @group(0) @binding(5) var<storage, read_write> state: array<f32>;
+
+fn weight(at: u32) -> f32 {
+    return f32(w_unpack(w[at / 4u])[at % 4u]);
+}
 
 // The unit's result; its filters' memories move on by one.
 fn unit(image: u32, u: u32) -> f32 {
@@ -33,12 +39,13 @@ fn unit(image: u32, u: u32) -> f32 {
         for (var m = 0u; m < last; m++) {
             let x = state[at + m + 1u];
             state[at + m] = x;
-            s += x * w[filt * p.memory + m];
+            s += x * weight(filt * p.memory + m);
         }
         let x = fresh[image * p.fresh_row + filt / 4u][filt % 4u];
         state[at + last] = x;
-        s += x * w[filt * p.memory + last];
+        s += x * weight(filt * p.memory + last);
     }
+    s *= p.scale;
     if (p.has_bias == 1u) {
         s += bias[u];
     }

@@ -3,11 +3,25 @@
 mod common;
 use common::*;
 use litegpu_graph::schema::*;
-use litegpu_graph::{DType, Op, TensorId};
+use litegpu_graph::{DType, Op, Quant, TensorId};
 
 /// Sums of `depth` products of numbers up to 1, through gates whose slope is at most 1, once a step.
 fn tolerance(depth: usize, time: usize) -> Tolerance {
     Tolerance::Float { abs: 2e-7 * (depth * time) as f32 + 2e-6, rel: 1e-5 }
+}
+
+/// With int8 weights both sides round what these meet to 8 bits. A value that lies between two of them to within a float's
+/// last bits may go either way: by a step of 1/127, times a weight of 0.5.
+fn rounded(depth: usize, time: usize) -> Tolerance {
+    match tolerance(depth, time) {
+        Tolerance::Float { abs, rel } => Tolerance::Float { abs: abs + 0.004, rel },
+        other => other,
+    }
+}
+
+/// int8 weights of up to `most`.
+fn int8(c: &mut Case, shape: &[usize], most: f32) -> TensorId {
+    c.weights(DType::I8, shape, -127.0, 127.0, Some(Quant::scalar(most / 127.0, 0)))
 }
 
 #[derive(Clone, Copy)]
@@ -23,6 +37,8 @@ struct Form {
     time_major: bool,
     act: ActivationFunctionType,
     clip: [f32; 2],
+    /// int8 weights, whose operands are rounded asymmetrically or not.
+    dynamic: Option<bool>,
 }
 
 const PLAIN: Form = Form {
@@ -37,6 +53,7 @@ const PLAIN: Form = Form {
     time_major: false,
     act: ActivationFunctionType::TANH,
     clip: [0.0; 2],
+    dynamic: None,
 };
 
 impl Form {
@@ -54,30 +71,38 @@ impl Form {
     /// Weights of one direction: input (4), recurrent (4), peephole (3), bias (4), projection and its bias.
     fn weights(&self, c: &mut Case) -> Vec<Option<TensorId>> {
         let (cells, outputs) = (self.cells, self.outputs());
-        let mut w = |shape: &[usize], wanted: bool| wanted.then(|| c.weights(DType::F32, shape, -0.5, 0.5, None));
+        let float =
+            |c: &mut Case, shape: &[usize], wanted: bool| wanted.then(|| c.weights(DType::F32, shape, -0.5, 0.5, None));
+        let w = |c: &mut Case, shape: &[usize], wanted: bool| match self.dynamic {
+            Some(_) => wanted.then(|| int8(c, shape, 0.5)),
+            None => float(c, shape, wanted),
+        };
         let mut all = Vec::new();
         for columns in [self.width, outputs] {
-            (0..4).for_each(|g| all.push(w(&[cells, columns], g > 0 || !self.cifg)));
+            (0..4).for_each(|g| all.push(w(c, &[cells, columns], g > 0 || !self.cifg)));
         }
-        (0..3).for_each(|g| all.push(w(&[cells], self.peephole && (g > 0 || !self.cifg))));
-        (0..4).for_each(|g| all.push(w(&[cells], g > 0 || !self.cifg)));
-        all.push(w(&[outputs, cells], self.projection.is_some()));
-        all.push(w(&[outputs], self.projection.is_some()));
+        (0..3).for_each(|g| all.push(w(c, &[cells], self.peephole && (g > 0 || !self.cifg))));
+        (0..4).for_each(|g| all.push(float(c, &[cells], g > 0 || !self.cifg)));
+        all.push(w(c, &[outputs, cells], self.projection.is_some()));
+        all.push(float(c, &[outputs], self.projection.is_some()));
         all
     }
 
     fn run(self) {
         let name = format!(
-            "LSTM of {} cells, {} outputs, {:?}, cifg {}, peephole {}, norm {}, {:?}",
+            "LSTM of {} cells, {} outputs, {:?}, cifg {}, peephole {}, norm {}, {:?}, int8 {:?}",
             self.cells,
             self.outputs(),
             self.shape(),
             self.cifg,
             self.peephole,
             self.norm,
-            self.act
+            self.act,
+            self.dynamic
         );
-        let mut c = Case::new(name, tolerance(self.width + self.outputs() + self.cells, self.time));
+        let depth = self.width + self.outputs() + self.cells;
+        let tolerance = if self.dynamic.is_some() { rounded } else { tolerance };
+        let mut c = Case::new(name, tolerance(depth, self.time));
         let x = c.input(DType::F32, &self.shape(), -1.0, 1.0);
         let mut operands = vec![Some(x)];
         operands.extend(self.weights(&mut c));
@@ -92,6 +117,7 @@ impl Form {
             cell_clip: self.clip[0],
             proj_clip: self.clip[1],
             time_major: self.time_major,
+            asymmetric_quantize_inputs: self.dynamic == Some(true),
             ..Default::default()
         };
         c.op_of(Op::UnidirectionalSequenceLstm(o), &operands, 1);
@@ -119,6 +145,60 @@ fn lstm_forms() {
     Form { norm: true, cifg: true, peephole: true, ..PLAIN }.run();
     for act in [ActivationFunctionType::NONE, ActivationFunctionType::RELU, ActivationFunctionType::RELU6] {
         Form { act, ..PLAIN }.run();
+    }
+}
+
+#[test]
+fn lstm_int8() {
+    for asymmetric in [false, true] {
+        let form = Form { dynamic: Some(asymmetric), ..PLAIN };
+        form.run();
+        Form { batch: 3, time: 3, cells: 20, width: 28, ..form }.run();
+        Form { cifg: true, peephole: true, batch: 2, time_major: true, ..form }.run();
+        Form { projection: Some(3), batch: 2, ..form }.run();
+        Form { norm: true, projection: Some(9), cifg: true, ..form }.run();
+    }
+}
+
+#[test]
+fn rnn_int8() {
+    for (batch, time, width, units, asymmetric) in [(1, 1, 3, 4, false), (2, 6, 9, 17, true), (3, 5, 80, 8, false)] {
+        let mut c = Case::new(format!("RNN int8 {batch} {time} {width} {units}"), rounded(width + units, time));
+        let operands = [
+            c.input(DType::F32, &[batch, time, width], -1.0, 1.0),
+            int8(&mut c, &[units, width], 0.3),
+            int8(&mut c, &[units, units], 0.1),
+            c.weights(DType::F32, &[units], -0.5, 0.5, None),
+            c.state(&[batch, units], -0.5, 0.5),
+        ];
+        let o = SequenceRNNOptionsT {
+            fused_activation_function: ActivationFunctionType::TANH,
+            asymmetric_quantize_inputs: asymmetric,
+            ..Default::default()
+        };
+        c.op(Op::UnidirectionalSequenceRnn(o), &operands, DType::F32, None);
+        c.run();
+    }
+}
+
+#[test]
+fn svdf_int8() {
+    for (batch, width, units, rank, memory) in [(1, 3, 4, 1, 10), (2, 9, 5, 2, 7), (3, 40, 70, 1, 8)] {
+        let mut c = Case::new(format!("SVDF int8 {batch} {width} {units} {rank}"), rounded(width + memory, 1));
+        let operands = [
+            c.input(DType::F32, &[batch, width], -1.0, 1.0),
+            int8(&mut c, &[units * rank, width], 0.5),
+            int8(&mut c, &[units * rank, memory], 0.5),
+            c.weights(DType::F32, &[units], -0.5, 0.5, None),
+            c.state(&[batch, units * rank * memory], -0.5, 0.5),
+        ];
+        let o = SVDFOptionsT {
+            rank: rank as i32,
+            fused_activation_function: ActivationFunctionType::NONE,
+            asymmetric_quantize_inputs: batch == 2,
+        };
+        c.op_of(Op::Svdf(o), &operands.map(Some), 1);
+        c.run();
     }
 }
 

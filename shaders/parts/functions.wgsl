@@ -171,6 +171,40 @@ fn f_scale(x: vec4<f32>, factor: f32) -> vec4<f32> {
     return x * factor;
 }
 
+//@ f_grid:
+// 8-bit numbers over a range: zero, and both ends of it or the farther one, are among them.
+struct Grid {
+    scale: f32,
+    inverse: f32,
+    zero: f32,
+    least: f32,
+}
+fn f_nearest(v: vec4<f32>) -> vec4<f32> {
+    return sign(v) * floor(abs(v) + 0.5);
+}
+// The least and the greatest number of each lane, or zero.
+fn f_grid(lows: vec4<f32>, highs: vec4<f32>, asymmetric: bool) -> Grid {
+    let low = min(min(lows.x, lows.y), min(lows.z, lows.w));
+    let high = max(max(highs.x, highs.y), max(highs.z, highs.w));
+    let span = select(max(high, -low), high - low, asymmetric);
+    if (!(span > 0.0 && span < 3.4e38)) {
+        return Grid(1.0, 0.0, 0.0, 0.0);
+    }
+    if (!asymmetric) {
+        return Grid(span / 127.0, 127.0 / span, 0.0, -127.0);
+    }
+    // The zero point comes from the end that gives it with the smaller error.
+    let scale = span / 255.0;
+    let zero = select(127.0 - high / scale, -128.0 - low / scale, 128.0 - low / scale < 127.0 + high / scale);
+    return Grid(scale, 1.0 / scale, clamp(f_nearest(vec4<f32>(zero)).x, -128.0, 127.0), -128.0);
+}
+
+//@ f_snap: f_grid
+// The nearest numbers of the grid.
+fn f_snap(v: vec4<f32>, g: Grid) -> vec4<f32> {
+    return (clamp(f_nearest(v * g.inverse + g.zero), vec4<f32>(g.least), vec4<f32>(127.0)) - g.zero) * g.scale;
+}
+
 //@ f_add:
 fn f_add(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     return a + b;

@@ -24,6 +24,7 @@ pub struct Kernel {
 
 const ANY: &[Elem] = &[F32, F16, F16Packed, I8, U8, Bool, I32];
 const FLOAT: &[Elem] = &[F32, F16, F16Packed];
+const WEIGHTS: &[Elem] = &[F32, F16, F16Packed, I8];
 const BYTE: &[Elem] = &[I8, U8];
 const ACC: &[Elem] = &[F32, I32];
 
@@ -66,16 +67,17 @@ kernels! {
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "diagonal" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
+    "dynamic" { functions: &["f_snap"], roles: &[("in0", FLOAT), ("out", FLOAT)] }
     "embedding" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "lstm" {
-        functions: &["f_logistic", "f_tanh"],
-        roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
+        functions: &["f_logistic", "f_tanh", "f_snap"],
+        roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)],
     }
     "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
-    "rnn" { functions: &["f_tanh"], roles: &[("w", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
-    "svdf" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
+    "rnn" { functions: &["f_tanh", "f_snap"], roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
+    "svdf" { roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }

@@ -57,7 +57,7 @@ fn every_combination() {
                 let out_float = of(&roles, "out").is_some_and(|e| e.is_float());
                 if !has_acc
                     && of(&roles, "in0").is_some()
-                    && matches!(kernel.name, "pick" | "matrix")
+                    && matches!(kernel.name, "pick" | "matrix" | "dynamic")
                     && out_float != float_in
                 {
                     continue;

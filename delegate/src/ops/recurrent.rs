@@ -16,15 +16,27 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match &cx.node.op {
         Op::Lstm(o) if o.kernel_type != LSTMKernelType::FULL => no("the basic LSTM cell stays on the CPU"),
         Op::Lstm(o) => {
-            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [o.cell_clip, o.proj_clip],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
             one_way(cx, &cell, true)
         }
         Op::UnidirectionalSequenceLstm(o) => {
-            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [o.cell_clip, o.proj_clip],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
             one_way(cx, &cell, o.time_major)
         }
         Op::BidirectionalSequenceLstm(o) => {
-            let cell = Cell { act: act(o.fused_activation_function)?, clip: [o.cell_clip, o.proj_clip] };
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [o.cell_clip, o.proj_clip],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
             if cx.node.inputs.len() != 48 {
                 return no("48 operands are needed");
             }
@@ -32,15 +44,36 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
                 lstm(cx, &cell, if walk.backward { &Gates::BACKWARD } else { &Gates::FORWARD }, x, y, walk)
             })
         }
-        Op::Rnn(o) => plain_one_way(cx, act(o.fused_activation_function)?, true),
-        Op::UnidirectionalSequenceRnn(o) => plain_one_way(cx, act(o.fused_activation_function)?, o.time_major),
+        Op::Rnn(o) => {
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [0.0; 2],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
+            plain_one_way(cx, &cell, true)
+        }
+        Op::UnidirectionalSequenceRnn(o) => {
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [0.0; 2],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
+            plain_one_way(cx, &cell, o.time_major)
+        }
         Op::BidirectionalSequenceRnn(o) => {
-            let act = act(o.fused_activation_function)?;
+            let cell = Cell {
+                act: act(o.fused_activation_function)?,
+                clip: [0.0; 2],
+                asymmetric: o.asymmetric_quantize_inputs,
+            };
+            if o.time_major && cx.tensor(1)?.dtype == DType::I8 {
+                return no("with int8 weights the reference walks this sequence as often as it has steps");
+            }
             both_ways(cx, o.time_major, o.merge_outputs, [2, 6], (9, 10), |cx, x, y, walk| {
-                rnn(cx, act, if walk.backward { 5 } else { 1 }, x, y, walk)
+                rnn(cx, &cell, if walk.backward { 5 } else { 1 }, x, y, walk)
             })
         }
-        Op::Svdf(o) => svdf(cx, o.rank, o.fused_activation_function),
+        Op::Svdf(o) => svdf(cx, o.rank, o.fused_activation_function, o.asymmetric_quantize_inputs),
         _ => no("no GPU kernel"),
     }
 }
@@ -57,10 +90,12 @@ fn act(a: ActivationFunctionType) -> Lowered<i32> {
     })
 }
 
-/// Attributes of an LSTM: the activation, and the limits of cell state and projection.
+/// Attributes of a cell: the activation, the limits of an LSTM's cell state and projection, and how what int8 weights meet
+/// is rounded to 8 bits.
 struct Cell {
     act: i32,
     clip: [f32; 2],
+    asymmetric: bool,
 }
 
 /// Where an LSTM's operands are; gates in the order input, forget, cell, output.
@@ -132,10 +167,10 @@ fn one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
     lstm(cx, cell, &Gates::FULL, &x, &y, walk)
 }
 
-fn plain_one_way(cx: &mut Lower<'_, '_>, act: i32, time_major: bool) -> Lowered {
+fn plain_one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
     let (x, y) = (cx.operand(0)?, cx.result(0)?);
     let walk = Walk::new(&x, time_major, false)?;
-    rnn(cx, act, 1, &x, &y, walk)
+    rnn(cx, cell, 1, &x, &y, walk)
 }
 
 /// Both directions by `cell`. `recurrent`: operands whose columns are each direction's outputs. `aux`: the operand with
@@ -179,14 +214,58 @@ fn both_ways<'a, 'e>(
     Ok(())
 }
 
-/// Constant matrices of `columns` columns below one another, with the rows of each.
-fn stacked(cx: &Lower<'_, '_>, operands: &[usize], columns: usize) -> Lowered<(Const, Vec<usize>)> {
-    let mut parts = Vec::new();
+/// Constant matrices of one type below one another.
+struct Stack {
+    /// All rows.
+    value: Const,
+    /// The rows of each matrix.
+    counts: Vec<usize>,
+    /// The scale of each matrix; 1 for floats.
+    scales: Vec<f32>,
+}
+
+impl Stack {
+    fn rows(&self) -> usize {
+        self.counts.iter().sum()
+    }
+
+    /// How the weights are stored: never wider than in the file.
+    fn elem(&self, cx: &Lower<'_, '_>) -> Elem {
+        match self.value.dtype {
+            DType::F16 => cx.scene.caps.half(),
+            DType::I8 => Elem::I8,
+            _ => Elem::F32,
+        }
+    }
+
+    fn scale(&self, i: usize) -> f32 {
+        self.scales.get(i).copied().unwrap_or(1.0)
+    }
+
+    fn is_scaled(&self) -> bool {
+        self.value.dtype == DType::I8
+    }
+
+    /// How the kernels round what these weights meet.
+    fn round(&self, asymmetric: bool) -> i32 {
+        match (self.is_scaled(), asymmetric) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
+    }
+}
+
+/// Constant matrices of `columns` columns below one another.
+fn stacked(cx: &Lower<'_, '_>, operands: &[usize], columns: usize) -> Lowered<Stack> {
+    let (mut parts, mut scales) = (Vec::new(), Vec::new());
     for &i in operands {
         let Some(c) = cx.constant(i)? else { return no("computed weights") };
-        if !matches!(c.dtype, DType::F32 | DType::F16) {
-            return no(format!("a recurrent cell with {} weights", c.dtype));
-        }
+        scales.push(match c.dtype {
+            DType::F32 | DType::F16 => 1.0,
+            DType::I8 => scale(cx, i)?,
+            d => return no(format!("a recurrent cell with {d} weights")),
+        });
         parts.push(c);
     }
     let Some(dtype) = parts.first().map(|c| c.dtype) else { return no("no weights") };
@@ -199,31 +278,68 @@ fn stacked(cx: &Lower<'_, '_>, operands: &[usize], columns: usize) -> Lowered<(C
     }
     let all: usize = counts.iter().sum();
     let bytes: Vec<u8> = parts.iter().flat_map(|c| c.bytes.iter().copied()).collect();
-    Ok((Const { dtype, shape: [all, columns].as_slice().into(), bytes: bytes.into() }, counts))
+    let value = Const { dtype, shape: [all, columns].as_slice().into(), bytes: bytes.into() };
+    Ok(Stack { value, counts, scales })
 }
 
-/// A float constant of `n` elements, or none where the operand is missing.
+/// The scale of int8 weights.
+fn scale(cx: &Lower<'_, '_>, i: usize) -> Lowered<f32> {
+    match cx.tensor(i)?.quant.as_ref().and_then(|q| q.per_tensor()) {
+        Some((s, 0)) => Ok(s),
+        _ => no("a recurrent cell whose int8 weights have a zero point, or several scales"),
+    }
+}
+
+/// A constant vector of `n` elements as floats, or none where the operand is missing.
 fn floats(cx: &Lower<'_, '_>, i: usize, n: usize) -> Lowered<Option<Vec<f32>>> {
     if !cx.has(i) {
         return Ok(None);
     }
-    match cx.floats(i)? {
+    let value = match cx.constant(i)? {
+        Some(c) if c.dtype == DType::I8 => {
+            let s = scale(cx, i)?;
+            Some(c.bytes.iter().map(|&b| b as i8 as f32 * s).collect())
+        }
+        _ => cx.floats(i)?,
+    };
+    match value {
         Some(v) if v.len() == n => Ok(Some(v)),
         Some(v) => no(format!("operand {i} has {} elements, {n} are needed", v.len())),
         None => no(format!("operand {i} is computed, a constant is needed")),
     }
 }
 
+/// The rows of `x` rounded to 8 bits, each over its own range: what a cell with int8 weights reads of them. A sequence
+/// feeds such errors back into itself: without them results would be further from the reference than its own roundings.
+fn rounded<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, asymmetric: bool) -> Lowered<Operand<'a>> {
+    let y = Operand { slot: cx.temp(&x.shape, Elem::F32), elem: Elem::F32, constant: false, ..x.clone() };
+    let wg = x.row_quads().next_power_of_two().clamp(1, 32);
+    let key = KernelKey::new("dynamic", &[("in0", x.elem), ("out", y.elem)])
+        .set("WG", wg as i32)
+        .set("ASYMMETRIC", asymmetric as i32);
+    let n = rows(&x.shape);
+    cx.dispatch(key, &[x.slot], &[y.slot], &[], Params::new().u(n).u(x.row_quads()), line(n))?;
+    Ok(y)
+}
+
 /// All rows of `x` times `weights`, transposed, in f32; plus the operand `bias`.
-fn ahead<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, w: &Const, bias: Option<usize>) -> Lowered<Operand<'a>> {
-    let &[units, depth] = w.shape.as_slice() else { return no("weights whose rank is not 2") };
+fn ahead<'a>(
+    cx: &mut Lower<'a, '_>,
+    x: &Operand<'a>,
+    w: &Stack,
+    bias: Option<usize>,
+    asymmetric: bool,
+) -> Lowered<Operand<'a>> {
+    let &[units, depth] = w.value.shape.as_slice() else { return no("weights whose rank is not 2") };
     if x.dtype != DType::F32 || x.inner() != depth || depth == 0 {
         return no(format!("a {} input of width {} for weights of width {depth}", x.dtype, x.inner()));
     }
-    let elem = if w.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let x = &if w.is_scaled() { rounded(cx, x, asymmetric)? } else { x.clone() };
+    let elem = w.elem(cx);
     let bits = |v: f32| v.to_bits() as i32;
+    let each = w.counts.iter().zip(&w.scales).flat_map(|(&n, &s)| std::iter::repeat_n(s, n));
     let a = Arithmetic {
-        class: Class::Float,
+        class: if w.is_scaled() { Class::Scaled(each.collect()) } else { Class::Float },
         weights: elem,
         x_zero: 0,
         w_zero: 0,
@@ -235,7 +351,7 @@ fn ahead<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, w: &Const, bias: Option<us
     let steps = depth.div_ceil(OCT);
     let packed = cx.weight(|| {
         let l = Layout { rows: units, width: steps * OCT, stride: depth, step: 1, len: depth, runs: vec![(0, 0)] };
-        pack(w, elem, &l, 0)
+        pack(&w.value, elem, &l, 0)
     })?;
     let n = rows(&x.shape);
     let shape = [n, units];
@@ -301,17 +417,20 @@ fn fits(cx: &Lower<'_, '_>, walk: Walk, elements: usize) -> Lowered {
 fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
     let cifg = !cx.has(ids.input[0]);
     let from = usize::from(cifg);
-    let (input, counts) = stacked(cx, ids.input.get(from..).unwrap_or_default(), walk.width)?;
-    let cells = counts.last().copied().unwrap_or(0);
+    let input = stacked(cx, ids.input.get(from..).unwrap_or_default(), walk.width)?;
+    let cells = input.counts.last().copied().unwrap_or(0);
     let outputs = y.inner();
-    let (recurrent, more) = stacked(cx, ids.recurrent.get(from..).unwrap_or_default(), outputs)?;
-    if cells == 0 || counts.iter().chain(&more).any(|&n| n != cells) || rows(&y.shape) != walk.batch * walk.time {
+    let recurrent = stacked(cx, ids.recurrent.get(from..).unwrap_or_default(), outputs)?;
+    if cells == 0
+        || input.counts.iter().chain(&recurrent.counts).any(|&n| n != cells)
+        || rows(&y.shape) != walk.batch * walk.time
+    {
         return no("gates of different sizes");
     }
-    let elem = if recurrent.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let elem = recurrent.elem(cx);
     let projected = cx.has(ids.projection);
     let projection = if projected { Some(stacked(cx, &[ids.projection], cells)?) } else { None };
-    if projection.as_ref().is_some_and(|(c, n)| n != &[outputs] || c.dtype != recurrent.dtype) {
+    if projection.as_ref().is_some_and(|p| p.rows() != outputs || p.value.dtype != recurrent.value.dtype) {
         return no("a projection that does not fit");
     }
     if !projected && outputs != cells {
@@ -348,11 +467,11 @@ fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y
     let (hq, cq) = (outputs.div_ceil(4), cells.div_ceil(4));
     let sums = if normal != 0 { 4 * cells } else { 1 };
     fits(cx, walk, (hq + cq) * 4 + sums)?;
-    let ahead = ahead(cx, x, &input, None)?;
+    let ahead = ahead(cx, x, &input, None, cell.asymmetric)?;
     let weights = cx.weight(|| {
-        let mut all = by_quads(&recurrent, elem)?;
-        if let Some((c, _)) = &projection {
-            all.extend(by_quads(c, elem)?);
+        let mut all = by_quads(&recurrent.value, elem)?;
+        if let Some(p) = &projection {
+            all.extend(by_quads(&p.value, elem)?);
         }
         Ok(all)
     })?;
@@ -365,6 +484,7 @@ fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y
         .set("PEEPHOLE", peephole as i32)
         .set("NORM", (normal != 0) as i32)
         .set("PROJECTION", projected as i32)
+        .set("ROUND", recurrent.round(cell.asymmetric))
         .set("ACT", cell.act)
         .set("STATE", hq as i32 * 4)
         .set("HIDDEN", cq as i32 * 4)
@@ -381,56 +501,65 @@ fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y
         .u(hq)
         .u(cq)
         .f(cell.clip[0])
-        .f(cell.clip[1]);
+        .f(cell.clip[1])
+        .row();
+    // In the order of all four gates: the first is missing where the second takes its part.
+    let params = (0..4).fold(params, |p, gate: usize| p.f(gate.checked_sub(from).map_or(1.0, |i| recurrent.scale(i))));
+    let params = params.f(projection.as_ref().map_or(1.0, |p| p.scale(0)));
     cx.dispatch(key, &[ahead.slot, weights, constants], &[y.slot, h, c], &[], params, [walk.batch as u32, 1, 1])
 }
 
 /// Operands from `first` on: weights, recurrent weights, bias, state.
-fn rnn<'a>(cx: &mut Lower<'a, '_>, act: i32, first: usize, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
-    let (input, _) = stacked(cx, &[first], walk.width)?;
+fn rnn<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, first: usize, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
+    let input = stacked(cx, &[first], walk.width)?;
     let units = y.inner();
-    let (recurrent, _) = stacked(cx, &[first + 1], units)?;
-    if input.shape.first() != Some(&units)
-        || recurrent.shape.first() != Some(&units)
-        || rows(&y.shape) != walk.batch * walk.time
-    {
+    let recurrent = stacked(cx, &[first + 1], units)?;
+    if input.rows() != units || recurrent.rows() != units || rows(&y.shape) != walk.batch * walk.time {
         return no("weights that do not fit");
     }
-    let elem = if recurrent.dtype == DType::F16 { cx.scene.caps.half() } else { Elem::F32 };
+    let elem = recurrent.elem(cx);
     let row = units.div_ceil(4);
     fits(cx, walk, row * 8)?;
-    let ahead = ahead(cx, x, &input, Some(first + 2))?;
-    let weights = cx.weight(|| by_quads(&recurrent, elem))?;
+    let ahead = ahead(cx, x, &input, Some(first + 2), cell.asymmetric)?;
+    let weights = cx.weight(|| by_quads(&recurrent.value, elem))?;
     let h = state(cx, first + 3, walk.batch, units)?;
     let key = KernelKey::new("rnn", &[("w", elem), ("acc", Elem::F32), ("out", y.elem)])
         .set("WG", workers(cx, units) as i32)
-        .set("ACT", act)
+        .set("ACT", cell.act)
+        .set("ROUND", recurrent.round(cell.asymmetric))
         .set("STATE", row as i32 * 4);
     let params = Params::new().u(walk.time).u(units).u(walk.backward as usize).u(walk.step).u(walk.image).u(row);
+    let params = params.f(recurrent.scale(0));
     cx.dispatch(key, &[ahead.slot, weights], &[y.slot, h], &[], params, [walk.batch as u32, 1, 1])
 }
 
-fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType) -> Lowered {
+fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType, asymmetric: bool) -> Lowered {
     let (x, y) = (cx.operand(0)?, cx.result(0)?);
-    let (feature, _) = stacked(cx, &[1], x.inner())?;
-    let Some(time) = cx.constant(2)? else { return no("computed weights") };
+    let feature = stacked(cx, &[1], x.inner())?;
+    let Some(memory) = cx.tensor(2)?.shape.last().copied() else { return no("a scalar for weights") };
+    let time = stacked(cx, &[2], memory)?;
     let (&[batch, _], &[filters, memory], &[_, units]) =
-        (x.shape.as_slice(), time.shape.as_slice(), y.shape.as_slice())
+        (x.shape.as_slice(), time.value.shape.as_slice(), y.shape.as_slice())
     else {
         return no("an operand whose rank is not 2");
     };
     let rank = usize::try_from(rank).unwrap_or(0);
-    if feature.shape.first() != Some(&filters) || units.checked_mul(rank) != Some(filters) || memory == 0 {
+    if feature.rows() != filters || units.checked_mul(rank) != Some(filters) || memory == 0 {
         return no("weights that do not fit");
     }
-    let Some(weights) = floats(cx, 2, filters * memory)? else { return no("computed weights") };
     let bias = floats(cx, 3, units)?;
-    let fresh = ahead(cx, &x, &feature, None)?;
-    let weights = cx.weight(|| Ok(weights.iter().flat_map(|v| v.to_le_bytes()).collect()))?;
+    let fresh = ahead(cx, &x, &feature, None, asymmetric)?;
+    let elem = time.elem(cx);
+    let weights = cx.weight(|| {
+        // One long row.
+        let n = filters * memory;
+        let width = n.next_multiple_of(4);
+        pack(&time.value, elem, &Layout { rows: 1, width, stride: n, step: 1, len: n, runs: vec![(0, 0)] }, 0)
+    })?;
     let has_bias = bias.is_some();
     let bias = cx.weight(|| Ok(bias.unwrap_or_default().iter().flat_map(|v| v.to_le_bytes()).collect()))?;
     let memories = state(cx, 4, batch, filters * memory)?;
-    let mut key = KernelKey::new("svdf", &[("acc", Elem::F32), ("out", y.elem)]);
+    let mut key = KernelKey::new("svdf", &[("w", elem), ("acc", Elem::F32), ("out", y.elem)]);
     key.epilogue.extend(super::activation(activation)?);
     let params = Params::new()
         .u(y.quads())
@@ -440,7 +569,8 @@ fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType) -
         .u(memory)
         .u(fresh.row_quads())
         .u((filters * memory).next_multiple_of(4))
-        .u(has_bias as usize);
+        .u(has_bias as usize)
+        .f(time.scale(0));
     let groups = line(y.quads().div_ceil(WG));
     cx.dispatch(key, &[fresh.slot, weights, bias], &[y.slot, memories], &[], params, groups)
 }
