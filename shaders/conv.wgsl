@@ -80,6 +80,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         pick_chan(mc, channel, 4u), pick_chan(mc, channel, 5u), pick_chan(mc, channel, 6u), pick_chan(mc, channel, 7u),
     );
     let to = wg.z * p.to_batch;
-    write(pixel < p.pixels, to + o0.to, channel / 4u, low, high, a0, a1);
-    write(pixel + WG < p.pixels, to + o1.to, channel / 4u, low, high, b0, b1);
+    // A loop: the epilogue is long, and is compiled once this way.
+    for (var i = 0u; i < 2u; i++) {
+        write(pixel + i * WG < p.pixels, to + o0.to, channel / 4u, low, high, a0, a1);
+        a0 = b0;
+        a1 = b1;
+        o0 = o1;
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::caps::{AdapterClass, Caps};
 use crate::convert;
-use crate::program::{Access, LEAST_BINDING, Place, Port, Program, SlotId};
+use crate::program::{Access, Dispatch, LEAST_BINDING, Place, Port, Program, SlotId};
 use litegpu_graph::NodeId;
 use litegpu_shaders::KernelKey;
 use std::collections::HashMap;
@@ -547,29 +547,31 @@ impl Engine {
             .collect();
         // Uniforms: equal ones are shared.
         let step = u64::from(self.caps.uniform_align).max(16);
+        let words = |d: &Dispatch| program.kernels.get(d.kernel).map(|key| d.uniform(key)).unwrap_or_default();
+        let words: Vec<Vec<u32>> = program.dispatches.iter().map(words).collect();
         let mut offsets: HashMap<&[u32], u64> = HashMap::new();
         let mut uniforms: Vec<(u64, &[u8])> = Vec::new();
         let mut size = 0u64;
-        for d in &program.dispatches {
-            offsets.entry(&d.params).or_insert_with(|| {
+        for w in &words {
+            offsets.entry(w).or_insert_with(|| {
                 let at = size.next_multiple_of(step);
-                uniforms.push((at, bytemuck::cast_slice(&d.params)));
-                size = at + d.params.len() as u64 * 4;
+                uniforms.push((at, bytemuck::cast_slice(w)));
+                size = at + w.len() as u64 * 4;
                 at
             });
         }
         let uniform = self.filled("uniforms", size, U::UNIFORM, uniforms.into_iter())?;
         let have = lock(&self.pipelines);
         let mut dispatches = Vec::with_capacity(program.dispatches.len());
-        for d in &program.dispatches {
+        for (d, words) in program.dispatches.iter().zip(&words) {
             let key = program.kernels.get(d.kernel).ok_or_else(|| bug("a dispatch without kernel"))?;
             let compiled = have.get(key).ok_or_else(|| bug("a kernel that was not compiled"))?;
             let mut entries = vec![wgpu::BindGroupEntry {
                 binding: 0,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &uniform,
-                    offset: offsets.get(d.params.as_slice()).copied().unwrap_or(0),
-                    size: std::num::NonZero::new(d.params.len() as u64 * 4),
+                    offset: offsets.get(words.as_slice()).copied().unwrap_or(0),
+                    size: std::num::NonZero::new(words.len() as u64 * 4),
                 }),
             }];
             for b in &d.bindings {

@@ -5,7 +5,7 @@
 //! there already, and be laid out as the result is, or be one element, or one row.
 
 use crate::program::{Access, Dispatch, Program, SlotId};
-use litegpu_shaders::{At, EPILOGUE_BINDING, Elem, KernelKey, Lit, Step, kernel};
+use litegpu_shaders::{At, EPILOGUE_BINDING, Elem, KernelKey, Lit, MAX_ROWS, Step, kernel, row_sizes};
 use std::collections::HashMap;
 
 /// Operands that an epilogue may have, over which a further one is not fused.
@@ -82,6 +82,14 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
             *key = None;
         }
     }
+    // An operand with the output's rows is one with rows of its own: one kernel less, where there is one for those.
+    for i in 0..keys.len() {
+        let (Some(Some(key)), Some(Some(d))) = (keys.get(i), dispatches.get(i)) else { continue };
+        let narrow = as_narrow(key, d);
+        if let Some(narrow) = narrow.filter(|n| keys.iter().flatten().any(|k| k == n)) {
+            keys[i] = Some(narrow);
+        }
+    }
     // Kernels again, in the order of their first use.
     let mut kernels: Vec<KernelKey> = Vec::new();
     let mut numbers: HashMap<KernelKey, usize> = HashMap::new();
@@ -95,6 +103,15 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
         }
     }
     program.kernels = kernels;
+}
+
+/// The key with the first operand of the epilogue that is read as the output is read by rows, if these are known.
+fn as_narrow(key: &KernelKey, d: &Dispatch) -> Option<KernelKey> {
+    let mut key = key.clone();
+    let mut operands = key.epilogue.iter_mut().filter_map(|s| s.operand.as_mut()).zip(&d.sizes);
+    let (operand, _) = operands.find(|((_, at), sizes)| *at == At::Same && sizes[0] > 0)?;
+    operand.1 = At::Narrow;
+    Some(key)
 }
 
 /// Tries to make dispatch `at` part of the producer of one of its operands: that producer's number, key and dispatch.
@@ -146,6 +163,7 @@ fn merge(
         }
         let mut steps = Vec::new();
         let mut more: Vec<SlotId> = Vec::new();
+        let mut sizes: Vec<[u32; 4]> = Vec::new();
         if !unary {
             let other = operands.iter().position(|s| *s != slot)?;
             let splat = constant(key, "SPLAT");
@@ -153,14 +171,22 @@ fn merge(
             let Some(place) = place(d, constant(key, "SAME") == 1, splat, i, other) else { continue };
             let mut elem = role(key, if other == 0 { "in0" } else { "in1" })?;
             let mut source = *operands.get(other)?;
-            let mut place = place;
+            // The dispatch's uniform begins with quads and row.
+            let (quads, mut row) = (*d.params.first()?, *d.params.get(1)?);
+            let (mut place, mut own) = (place, row);
             if let (At::Same, Some(copy)) = (place, appended(source))
-                && let (Some((row, own)), Some(from)) = (copy.appends, slots(copy, Access::Read).next())
+                && let (Some(appended), Some(from)) = (copy.appends, slots(copy, Access::Read).next())
                 && let Some(stored) =
                     table.get(source).and_then(|u| role(keys.get(*u.writers.first()?)?.as_ref()?, "in0"))
             {
-                (source, elem, place) = (from, stored, At::Narrow(row, own));
+                (source, elem, place) = (from, stored, At::Narrow);
+                (row, own) = appended;
             }
+            let few = quads / row.max(1) < MAX_ROWS as u32;
+            if place.is_sized() && !few {
+                continue;
+            }
+            sizes.push(if few { row_sizes(row, own) } else { [0; 4] });
             let ready = table.get(source).is_some_and(|u| u.writers.iter().all(|w| w < into));
             if !ready {
                 continue;
@@ -174,6 +200,7 @@ fn merge(
             continue;
         }
         more.extend(tail);
+        sizes.extend(&d.sizes);
         steps.extend(key.epilogue.iter().cloned());
         let mut merged = p.clone();
         for b in &mut merged.bindings {
@@ -196,6 +223,7 @@ fn merge(
             let binding = EPILOGUE_BINDING + (had + k) as u32;
             merged.bindings.push(crate::program::Binding { binding, slot: s, access: Access::Read });
         }
+        merged.sizes.extend(sizes);
         merged_key.epilogue.extend(steps);
         let out = role(key, "out")?;
         for (r, e) in &mut merged_key.roles {
@@ -249,7 +277,7 @@ fn place(d: &Dispatch, same: bool, splat: i32, fused: usize, other: usize) -> Op
     }
     match (still, splat >> other & 1 == 1) {
         (true, true) => Some(At::Scalar),
-        (true, false) => Some(At::Mod(row)),
+        (true, false) => Some(At::Row),
         _ => None,
     }
 }

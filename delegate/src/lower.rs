@@ -3,7 +3,7 @@
 //! `lower` is the support test too: the planner calls it for every operator, and what it answers instead of dispatches
 //! is the reason that is shown. There is no second list of supported operators.
 
-use crate::caps::{AdapterClass, Caps, Precision};
+use crate::caps::{Caps, Precision};
 use crate::convert;
 use crate::ops;
 use crate::program::*;
@@ -604,6 +604,8 @@ impl<'a, 'e> Lower<'a, 'e> {
             kernel,
             bindings,
             params,
+            // Operands that lowerings themselves give an epilogue are read as the output is, or are one element.
+            sizes: vec![[0; 4]; extra.len()],
             limits,
             appends: None,
             groups,
@@ -613,11 +615,6 @@ impl<'a, 'e> Lower<'a, 'e> {
 
     /// Says that the last dispatch only appends zeros to its operand's rows.
     pub(crate) fn appends(&mut self, rows: usize, of: usize) {
-        // Who reads through it has the sizes in its shader's text: a shader for each layer, whose compilation takes a
-        // software adapter longer than the copies of many runs.
-        if self.scene.caps.class == AdapterClass::Software {
-            return;
-        }
         if let (Some(d), Ok(rows), Ok(of)) =
             (self.program.dispatches.last_mut(), u32::try_from(rows), u32::try_from(of))
         {

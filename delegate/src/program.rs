@@ -56,14 +56,25 @@ pub struct Dispatch {
     pub kernel: usize,
     /// Storage bindings.
     pub bindings: Vec<Binding>,
-    /// The uniform, a multiple of 16 bytes.
+    /// The kernel's part of the uniform, a multiple of 16 bytes.
     pub params: Vec<u32>,
+    /// For each operand of the epilogue, how its rows are found ([`litegpu_shaders::row_sizes`]); zeros where it has no
+    /// rows, or too many.
+    pub sizes: Vec<[u32; 4]>,
     /// The word of the uniform that holds the f32 that results are at least; the next holds what they are at most.
     pub limits: Option<usize>,
     /// Set by a dispatch that only appends zeros to its operand's rows: (quads of its rows, of the operand's).
     pub appends: Option<(u32, u32)>,
     /// Workgroups.
     pub groups: [u32; 3],
+}
+
+impl Dispatch {
+    /// The words of the uniform that kernel `key` reads.
+    pub fn uniform(&self, key: &KernelKey) -> Vec<u32> {
+        let sizes = self.sizes.iter().filter(|_| key.is_sized()).flatten();
+        sizes.chain(&self.params).copied().collect()
+    }
 }
 
 /// A tensor that crosses the part's boundary.
@@ -336,6 +347,7 @@ mod tests {
                     kernel: 0,
                     bindings: bind(r, w),
                     params: vec![0; 4],
+                    sizes: Vec::new(),
                     limits: None,
                     appends: None,
                     groups: [1; 3],

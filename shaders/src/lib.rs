@@ -158,12 +158,29 @@ impl Lit {
 pub enum At {
     /// The same quad: an operand of the output's own shape.
     Same,
-    /// Quad `at % n`: an operand broadcast over everything but the innermost dimensions. `n` is the literal.
-    Mod(u32),
+    /// An operand of one row, for each of the output's.
+    Row,
     /// Lane 0 of quad 0: a scalar.
     Scalar,
-    /// An operand with rows of fewer quads than the output's: (the output's, its own). Zeros stand for the rest.
-    Narrow(u32, u32),
+    /// An operand with rows of fewer quads than the output's. Zeros stand for the rest.
+    Narrow,
+}
+
+impl At {
+    /// Whether [`row_sizes`] say where the operand is read. Sizes are in the uniform, not in the text: a
+    /// shader for each layer would take longer to compile than many runs.
+    pub fn is_sized(self) -> bool {
+        matches!(self, At::Row | At::Narrow)
+    }
+}
+
+/// Rows of the output over which their number is not found by a float quotient.
+pub const MAX_ROWS: usize = 1 << 22;
+
+/// What the uniform begins with for each epilogue operand, where any is [sized](At::is_sized): quads of the output's rows,
+/// of the operand's own, and a reciprocal. There may be at most [`MAX_ROWS`] rows.
+pub fn row_sizes(row: u32, own: u32) -> [u32; 4] {
+    [row, own, (1.0 / row.max(1) as f32).to_bits(), 0]
 }
 
 /// One step of an epilogue: a function of `parts/functions.wgsl` applied to the running value.
@@ -252,6 +269,10 @@ impl KernelKey {
         }
         s
     }
+    /// Whether the uniform begins with [`row_sizes`] of each epilogue operand.
+    pub fn is_sized(&self) -> bool {
+        self.epilogue.iter().any(|s| s.operand.is_some_and(|(_, at)| at.is_sized()))
+    }
     /// Whether the text needs `shader-f16`.
     pub fn needs_f16(&self) -> bool {
         self.roles.iter().any(|(_, e)| *e == Elem::F16)
@@ -287,6 +308,12 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         // A kernel may also define the alternatives itself.
         body = body.replace(&format!("{alias}("), &format!("{f}("));
     }
+    if key.is_sized() {
+        let count = key.epilogue.iter().filter(|s| s.operand.is_some()).count();
+        let sizes = format!("struct Params {{\n    epilogue: array<vec4<u32>, {count}>,");
+        body = body.replacen("struct Params {", &sizes, 1);
+        text.push_str(ROW_OF);
+    }
     text.push_str(&body);
     if kernel.text.contains("finish(") {
         finish(&key.epilogue, &mut text);
@@ -303,6 +330,17 @@ fn section(name: &str) -> Option<&'static str> {
     })
 }
 
+/// The row of output quad `at`, and its place in the row. The float quotient is off by one at most.
+const ROW_OF: &str = "\
+fn row_of(at: u32, sizes: vec4<u32>) -> vec2<u32> {
+    let row = u32(f32(at) * bitcast<f32>(sizes.z));
+    let rest = i32(at - row * sizes.x);
+    let less = u32(rest < 0);
+    let more = u32(rest >= i32(sizes.x));
+    return vec2<u32>(row - less + more, u32(rest) + (less - more) * sizes.x);
+}
+";
+
 /// The epilogue: each step's function called in order on the running value.
 fn finish(steps: &[Step], text: &mut String) {
     let mut body = String::new();
@@ -316,12 +354,17 @@ fn finish(steps: &[Step], text: &mut String) {
             text.push_str(&format!("@group(0) @binding({binding}) var<storage, read> {role}: array<{role}_Elem4>;\n"));
             let load = match at {
                 At::Same => format!("{role}_unpack({role}[at])"),
-                At::Mod(n) => format!("{role}_unpack({role}[at % {n}u])"),
+                At::Row => format!("{role}_unpack({role}[row_of(at, p.epilogue[{operands}]).y])"),
                 At::Scalar => format!("{role}_Val4({role}_unpack({role}[0]).x)"),
-                At::Narrow(row, own) => format!(
-                    "select({role}_Val4(), {role}_unpack({role}[(at / {row}u) * {own}u + min(at % {row}u, {own}u - 1u)]), \
-                     at % {row}u < {own}u)"
-                ),
+                At::Narrow => {
+                    body.push_str(&format!(
+                        "    let r{operands} = row_of(at, p.epilogue[{operands}]);\n    let n{operands} = p.epilogue[{operands}].y;\n"
+                    ));
+                    format!(
+                        "select({role}_Val4(), {role}_unpack({role}[r{operands}.x * n{operands} + \
+                         min(r{operands}.y, n{operands} - 1u)]), r{operands}.y < n{operands})"
+                    )
+                }
             };
             args.insert(if s.swap { 0 } else { 1 }, load);
             operands += 1;

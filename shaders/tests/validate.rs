@@ -94,7 +94,7 @@ fn every_function() {
 #[test]
 fn epilogue_operands() {
     for elem in [Elem::F32, Elem::F16, Elem::F16Packed] {
-        for at in [At::Same, At::Mod(3), At::Scalar, At::Narrow(3, 2)] {
+        for at in [At::Same, At::Row, At::Scalar, At::Narrow] {
             let step = Step { f: "f_sub", operand: Some((elem, at)), swap: true, args: Vec::new() };
             let key = KernelKey::new("unary", &[("in0", elem), ("acc", Elem::F32), ("out", elem)])
                 .then(Step::call("f_relu", &[]))
