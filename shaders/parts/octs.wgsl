@@ -173,15 +173,6 @@ fn ROLE_store8(a: u32, two: bool, lo: ROLE_Val4, hi: ROLE_Val4) {
 }
 
 //@ put_f32_u64
-alias ROLE_Word = vec4<u64>;
-fn ROLE_word(v: vec2<f32>) -> u64 {
-    return u64(bitcast<u32>(v.x)) | (u64(bitcast<u32>(v.y)) << 32u);
-}
-fn ROLE_store8(a: u32, two: bool, lo: ROLE_Val4, hi: ROLE_Val4) {
-    ROLE[a / 2u] = vec4<u64>(ROLE_word(lo.xy), ROLE_word(lo.zw), ROLE_word(hi.xy), ROLE_word(hi.zw));
-}
-
-//@ put_f32_u64_odd
 alias ROLE_Word = vec2<u64>;
 fn ROLE_word(v: vec2<f32>) -> u64 {
     return u64(bitcast<u32>(v.x)) | (u64(bitcast<u32>(v.y)) << 32u);
@@ -194,16 +185,6 @@ fn ROLE_store8(a: u32, two: bool, lo: ROLE_Val4, hi: ROLE_Val4) {
 }
 
 //@ put_f16_u64
-alias ROLE_Word = vec2<u64>;
-fn ROLE_word(v: ROLE_Val4) -> u64 {
-    let w = ROLE_pack(v);
-    return u64(w.x) | (u64(w.y) << 32u);
-}
-fn ROLE_store8(a: u32, two: bool, lo: ROLE_Val4, hi: ROLE_Val4) {
-    ROLE[a / 2u] = vec2<u64>(ROLE_word(lo), ROLE_word(hi));
-}
-
-//@ put_f16_u64_odd
 alias ROLE_Word = u64;
 fn ROLE_word(v: ROLE_Val4) -> u64 {
     let w = ROLE_pack(v);

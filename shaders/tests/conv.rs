@@ -16,9 +16,9 @@ fn octs(e: Elem) -> Vec<(&'static str, &'static str)> {
     }
     let mut all = vec![("oct_quads", "put_quads")];
     all.extend(match e {
-        Elem::F32 => vec![("oct_f32_u64", "put_f32_u64"), ("oct_f32_u64_odd", "put_f32_u64_odd")],
+        Elem::F32 => vec![("oct_f32_u64", "put_f32_u64"), ("oct_f32_u64_odd", "put_f32_u64")],
         Elem::F16Packed => {
-            vec![("oct_f16_u64", "put_f16_u64"), ("oct_f16_u64_odd", "put_f16_u64_odd"), ("oct_f16_u32", "put_f16_u32")]
+            vec![("oct_f16_u64", "put_f16_u64"), ("oct_f16_u64_odd", "put_f16_u64"), ("oct_f16_u32", "put_f16_u32")]
         }
         Elem::I8 | Elem::U8 => vec![("oct_b8_u32", "put_b8_u32")],
         _ => vec![],
