@@ -41,6 +41,7 @@ pub fn evaluate(
         variables: &mut [],
         pool: &Pool::default(),
         resources: &mut Resources::default(),
+        then: Default::default(),
     };
     kernel(&mut call).ok()?;
     Some(outputs.iter().map(|v| Bytes::copy_from_slice(v.bytes())).collect())

@@ -5,6 +5,7 @@
 //! room, best fit first; the same order in every run makes the assignment stable, so that a steady-state run of a
 //! static graph allocates nothing.
 
+use crate::chain::{Applied, Chains, LONGEST, Link, Then, repeat, repeats};
 use crate::custom::{CustomOperator, CustomOperators};
 use crate::fixed::{self, Fixed};
 use crate::kernel::{Call, Kernel, Site};
@@ -66,11 +67,18 @@ pub struct Executor {
     frames: Vec<Option<Frame>>,
     pool: Pool,
     options: Options,
-    budget: Arc<Budget>,
+    memory: Memory,
     /// Subgraphs that are running now.
     depth: usize,
     /// Variables and hash tables.
     pub resources: Resources,
+}
+
+/// Storage for tensors' values, which all subgraphs share: what moves from one to another comes back.
+#[derive(Debug)]
+struct Memory {
+    budget: Arc<Budget>,
+    free: Vec<Storage>,
 }
 
 /// The values and kernels of one subgraph.
@@ -79,9 +87,9 @@ struct Frame {
     nodes: Vec<Option<Box<NodeState>>>,
     /// For each node, the tensors whose last reader it is.
     release: Vec<Vec<TensorId>>,
-    free: Vec<Storage>,
     times: Vec<Duration>,
     fixed: Fixed,
+    chains: Chains,
 }
 
 impl std::fmt::Debug for Frame {
@@ -102,6 +110,8 @@ struct NodeState {
     out_shapes: SmallVec<[Option<Shape>; 2]>,
     inferred: bool,
     by_value: bool,
+    /// Bytes of the outputs after the last run, where shapes cannot be foreseen.
+    rooms: SmallVec<[usize; 2]>,
     /// It has run and need not run again before a reset.
     settled: bool,
     /// A node that runs once has run.
@@ -123,12 +133,15 @@ impl Executor {
         } else {
             fixed::analyse(model)
         };
-        let frames =
-            model.subgraphs.iter().zip(fixed).map(|(g, fixed)| Frame::new(g, &options, &budget, fixed).map(Some));
+        let frames = (0..).zip(fixed).zip(&model.subgraphs).map(|((s, fixed), g)| {
+            let chains = if options.keep_all { Chains::none(g) } else { Chains::new(&model, s, g, &fixed) };
+            Frame::new(g, &options, &budget, fixed, chains).map(Some)
+        });
         let frames = frames.collect::<Result<_>>()?;
         let pool = Pool::new(options.threads);
         let resources = Resources::new(budget.clone());
-        Ok(Executor { model, frames, pool, options, budget, depth: 0, resources })
+        let memory = Memory { budget, free: Vec::new() };
+        Ok(Executor { model, frames, pool, options, memory, depth: 0, resources })
     }
 
     /// The model.
@@ -172,6 +185,9 @@ impl Executor {
         let frame = self.frame(subgraph)?;
         for list in &mut frame.release {
             list.retain(|t| !tensors.contains(t));
+        }
+        if let Some(graph) = model.subgraphs.get(subgraph) {
+            frame.chains.keep(graph, tensors);
         }
         // A conversion that no kernel here needs may be what the other device reads.
         let nodes = model.subgraphs.get(subgraph).map(|g| &g.nodes[..]).unwrap_or_default();
@@ -304,7 +320,7 @@ impl Executor {
 
     /// Bytes of storage that tensors and resource variables hold, used or free.
     pub fn bytes(&self) -> usize {
-        self.budget.used()
+        self.memory.budget.used()
     }
 
     /// Sets variable tensors to their first values and forgets resources: the next run starts as the first did.
@@ -333,9 +349,12 @@ impl Executor {
             }
             return Ok(());
         }
+        let chained = frame.chains.done.get_mut(n).is_some_and(std::mem::take);
         let start = self.options.profile.then(Instant::now);
         let node = graph.nodes.get(n).ok_or_else(|| Error::invalid(format!("no operator {n}")))?;
-        if is_control(&node.op) {
+        if chained {
+            // The operator that this one follows has done it.
+        } else if is_control(&node.op) {
             self.control(graph, frame, n)?;
         } else {
             let mut state = frame.nodes.get_mut(n).and_then(Option::take).unwrap_or_default();
@@ -356,7 +375,7 @@ impl Executor {
                     }
                     let storage = value.take_storage();
                     if storage.capacity() > 0 {
-                        frame.free.push(storage);
+                        self.memory.free.push(storage);
                     }
                 }
             }
@@ -383,10 +402,17 @@ impl Executor {
             state.kernel = Some(self.make(&Site { model, graph, node })?);
         }
         infer(graph, frame, n, state, self.custom(&node.op))?;
+        if moves(graph, frame, n, state) {
+            return Ok(());
+        }
+        let links = follow(graph, frame, n, state);
+        // The whole chain's result is written at once, by this node.
+        let last = links.checked_sub(1).and_then(|l| frame.chains.links.get(n)?.get(l)).map(|l| l.node);
+        let last = last.and_then(|l| graph.nodes.get(l)).unwrap_or(node);
         let mutates = node.op.family() == Family::Recurrent;
         let mut variables: SmallVec<[(usize, Value); 4]> = SmallVec::new();
         let mut outputs: SmallVec<[Value; 2]> = SmallVec::new();
-        for (o, &t) in node.outputs.iter().enumerate() {
+        for (o, &t) in last.outputs.iter().enumerate() {
             let Some(Slot::Value { value, .. }) = frame.slots.get_mut(t) else {
                 return Err(Error::invalid(format!("output tensor {t} cannot be written")));
             };
@@ -396,15 +422,22 @@ impl Executor {
                 Some(shape) => {
                     let want = value.dtype.byte_len(elements(shape)).unwrap_or(0);
                     if value.capacity() < want {
-                        take_best(&mut frame.free, &mut value, want);
+                        take_best(&mut self.memory.free, &mut value, want);
                     }
                     value.reshape(shape)
                 }
-                None => Ok(()),
+                // What it was is the best guess.
+                None => {
+                    let want = state.rooms.get(o).copied().unwrap_or(0);
+                    if value.capacity() < want {
+                        take_best(&mut self.memory.free, &mut value, want);
+                    }
+                    Ok(())
+                }
             };
             outputs.push(value);
             if done.is_err() {
-                restore(frame, node, &mut outputs, &mut variables, false);
+                restore(frame, node, last, &mut outputs, &mut variables, false);
                 return done;
             }
         }
@@ -418,6 +451,9 @@ impl Executor {
                 }
             }
         }
+        if links > 0 {
+            swap_quant(frame, node, &mut outputs);
+        }
         let run = (|| {
             let mut inputs: SmallVec<[Option<View<'_>>; 24]> = SmallVec::new();
             for (i, t) in node.inputs.iter().enumerate() {
@@ -427,19 +463,63 @@ impl Executor {
                     _ => None,
                 });
             }
+            let mut steps: SmallVec<[Applied<'_>; LONGEST]> = SmallVec::new();
+            let mut from = None;
+            if links > 0 {
+                // An element-wise operator that begins a chain is its first step.
+                if let (Some(shape), [out]) = (state.out_shapes.first().and_then(Option::as_ref), outputs.as_slice())
+                    && let Some((first, source)) = begins(frame, n, &inputs, shape, out.bytes().len())
+                {
+                    steps.push(first);
+                    from = Some(source);
+                }
+                for l in frame.chains.links.get(n).into_iter().flatten().take(links) {
+                    let other = match l.other {
+                        Some((o, second)) => Some((view(graph, &frame.slots, o)?.as_slice::<f32>()?, second)),
+                        None => None,
+                    };
+                    steps.extend(applied(frame, l.node, other));
+                }
+            }
+            let then = Then { steps: &steps };
+            if let (Some(from), Some(out)) = (from, outputs.first_mut()) {
+                then.whole(&self.pool, Some(from), out.bytes_mut());
+                return Ok(());
+            }
             let mut call = Call {
                 inputs: &inputs,
                 outputs: &mut outputs,
                 variables: &mut variables,
                 pool: &self.pool,
                 resources: &mut self.resources,
+                then,
             };
             match state.kernel.as_mut() {
-                Some(k) => k(&mut call),
-                None => Err(Error::internal("kernel not prepared")),
+                Some(k) => k(&mut call)?,
+                None => return Err(Error::internal("kernel not prepared")),
             }
+            let left = call.then;
+            if let (false, Some(out)) = (left.is_empty(), call.outputs.first_mut()) {
+                left.whole(&self.pool, None, out.bytes_mut());
+            }
+            Ok(())
         })();
-        restore(frame, node, &mut outputs, &mut variables, run.is_ok());
+        if links > 0 {
+            swap_quant(frame, node, &mut outputs);
+        }
+        if state.out_shapes.iter().any(Option::is_none) {
+            state.rooms.clear();
+            state.rooms.extend(outputs.iter().map(|v| v.bytes().len()));
+        }
+        restore(frame, node, last, &mut outputs, &mut variables, run.is_ok());
+        if run.is_ok() {
+            let Chains { links: all, done, .. } = &mut frame.chains;
+            for l in all.get(n).into_iter().flatten().take(links) {
+                if let Some(d) = done.get_mut(l.node) {
+                    *d = true;
+                }
+            }
+        }
         state.settled = run.is_ok() && gives_first_value(graph, node);
         run
     }
@@ -474,7 +554,7 @@ impl Executor {
                 let cond = node.input(0).ok_or_else(|| Error::invalid("no condition"))?;
                 let cond = truth(view(graph, &frame.slots, cond)?)?;
                 let body = if cond { o.then_subgraph_index } else { o.else_subgraph_index };
-                self.call(body, operands(graph, frame, n, 1, &self.budget)?)?
+                self.enter(body, graph, frame, n, 1)?
             }
             Op::StablehloCase(o) => {
                 let index = node.input(0).ok_or_else(|| Error::invalid("no index"))?;
@@ -487,20 +567,18 @@ impl Executor {
                 let branches = o.branch_subgraph_indices.as_deref().unwrap_or_default();
                 let branch = usize::try_from(index).ok().and_then(|i| branches.get(i)).or(branches.last());
                 let &branch = branch.ok_or_else(|| Error::invalid("no branches"))?;
-                self.call(branch, operands(graph, frame, n, 1, &self.budget)?)?
+                self.enter(branch, graph, frame, n, 1)?
             }
             Op::While(o) => {
-                let state = operands(graph, frame, n, 0, &self.budget)?;
+                let state = operands(graph, frame, n, 0, &mut self.memory)?;
                 self.repeat(o.cond_subgraph_index, o.body_subgraph_index, state)?
             }
             Op::StablehloWhile(o) => {
-                let state = operands(graph, frame, n, 0, &self.budget)?;
+                let state = operands(graph, frame, n, 0, &mut self.memory)?;
                 self.repeat(o.cond_subgraph_index, o.body_subgraph_index, state)?
             }
-            Op::Call(o) => self.call(o.subgraph as i32, operands(graph, frame, n, 0, &self.budget)?)?,
-            Op::StablehloComposite(o) => {
-                self.call(o.decomposition_subgraph_index, operands(graph, frame, n, 0, &self.budget)?)?
-            }
+            Op::Call(o) => self.enter(o.subgraph as i32, graph, frame, n, 0)?,
+            Op::StablehloComposite(o) => self.enter(o.decomposition_subgraph_index, graph, frame, n, 0)?,
             Op::CallOnce(o) => {
                 let init = usize::try_from(o.init_subgraph_index).map_err(|_| Error::invalid("negative subgraph"))?;
                 if !self.resources.initialised.contains(&init) {
@@ -515,7 +593,7 @@ impl Executor {
             return Err(Error::invalid(format!("the body has {} outputs", results.len())));
         }
         for (&t, v) in node.outputs.iter().zip(results) {
-            put(frame, t, v).map_err(|e| e.at(format!("output tensor {t}")))?;
+            put(frame, &mut self.memory, t, v).map_err(|e| e.at(format!("output tensor {t}")))?;
         }
         Ok(())
     }
@@ -543,13 +621,14 @@ impl Executor {
     fn ask(&mut self, subgraph: i32, state: &mut [Value]) -> Result<bool> {
         let (s, model) = (self.index(subgraph)?, self.model.clone());
         let graph = model.subgraphs.get(s).ok_or_else(|| no_subgraph(s))?;
-        let frame = self.frame(s)?;
+        let frame = self.frames.get_mut(s).and_then(Option::as_mut).ok_or_else(|| no_subgraph(s))?;
         if graph.inputs.len() > state.len() {
             return Err(takes(s, graph.inputs.len(), state.len()));
         }
         for (&t, v) in graph.inputs.iter().zip(&mut *state) {
             let empty = Value::empty(v.dtype, None);
-            put(frame, t, std::mem::replace(v, empty)).map_err(|e| e.at(format!("input of subgraph {s}")))?;
+            put(frame, &mut self.memory, t, std::mem::replace(v, empty))
+                .map_err(|e| e.at(format!("input of subgraph {s}")))?;
         }
         self.run(s).map_err(|e| e.at(format!("subgraph {s}")))?;
         let &t = graph.outputs.first().ok_or_else(|| Error::invalid("the condition has no output"))?;
@@ -557,21 +636,27 @@ impl Executor {
         let (frame, keep) = (self.frames.get_mut(s).and_then(Option::as_mut), self.options.keep_all);
         let frame = frame.ok_or_else(|| no_subgraph(s))?;
         for (&t, v) in graph.inputs.iter().zip(state) {
-            *v = take(graph, frame, t, keep, &self.budget)?;
+            *v = take(graph, frame, t, keep, &mut self.memory)?;
         }
         Ok(go)
+    }
+
+    /// Runs a subgraph on a node's operands from the given one on.
+    fn enter(&mut self, subgraph: i32, graph: &Graph, frame: &mut Frame, n: NodeId, skip: usize) -> Result<Vec<Value>> {
+        let operands = operands(graph, frame, n, skip, &mut self.memory)?;
+        self.call(subgraph, operands)
     }
 
     /// Runs a subgraph on values and returns its outputs.
     fn call(&mut self, subgraph: i32, operands: Vec<Value>) -> Result<Vec<Value>> {
         let (s, model) = (self.index(subgraph)?, self.model.clone());
         let graph = model.subgraphs.get(s).ok_or_else(|| no_subgraph(s))?;
-        let frame = self.frame(s)?;
+        let frame = self.frames.get_mut(s).and_then(Option::as_mut).ok_or_else(|| no_subgraph(s))?;
         if operands.len() < graph.inputs.len() {
             return Err(takes(s, graph.inputs.len(), operands.len()));
         }
         for (&t, v) in graph.inputs.iter().zip(operands) {
-            put(frame, t, v).map_err(|e| e.at(format!("input of subgraph {s}")))?;
+            put(frame, &mut self.memory, t, v).map_err(|e| e.at(format!("input of subgraph {s}")))?;
         }
         self.run(s).map_err(|e| e.at(format!("subgraph {s}")))?;
         let frame = self.frames.get_mut(s).and_then(Option::as_mut).ok_or_else(|| no_subgraph(s))?;
@@ -579,7 +664,7 @@ impl Executor {
         for (i, &t) in graph.outputs.iter().enumerate() {
             // A tensor that is an output twice moves the second time.
             let keep = self.options.keep_all || graph.outputs.iter().skip(i + 1).any(|&o| o == t);
-            out.push(take(graph, frame, t, keep, &self.budget)?);
+            out.push(take(graph, frame, t, keep, &mut self.memory)?);
         }
         Ok(out)
     }
@@ -608,20 +693,20 @@ fn takes(s: usize, takes: usize, given: usize) -> Error {
 }
 
 /// The operands of a control flow node from the given one on: moved where this node is the last reader.
-fn operands(graph: &Graph, frame: &mut Frame, n: NodeId, skip: usize, budget: &Arc<Budget>) -> Result<Vec<Value>> {
+fn operands(graph: &Graph, frame: &mut Frame, n: NodeId, skip: usize, memory: &mut Memory) -> Result<Vec<Value>> {
     let Some(node) = graph.nodes.get(n) else { return Ok(Vec::new()) };
     let mut out = Vec::with_capacity(node.inputs.len());
     for (i, t) in node.inputs.iter().enumerate().skip(skip) {
         let t = t.ok_or_else(|| Error::invalid(format!("operand {i} is missing")))?;
         let last = frame.release.get(n).is_some_and(|r| r.contains(&t));
         let again = node.inputs.iter().skip(i + 1).any(|&o| o == Some(t));
-        out.push(take(graph, frame, t, !last || again, budget)?);
+        out.push(take(graph, frame, t, !last || again, memory)?);
     }
     Ok(out)
 }
 
 /// Moves a value into a tensor's slot; the storage that was there becomes free.
-fn put(frame: &mut Frame, t: TensorId, v: Value) -> Result<()> {
+fn put(frame: &mut Frame, memory: &mut Memory, t: TensorId, v: Value) -> Result<()> {
     match frame.slots.get_mut(t) {
         Some(Slot::Value { value, ready }) => {
             if value.dtype != v.dtype {
@@ -633,7 +718,7 @@ fn put(frame: &mut Frame, t: TensorId, v: Value) -> Result<()> {
             *ready = true;
             let old = old.take_storage();
             if old.capacity() > 0 {
-                frame.free.push(old);
+                memory.free.push(old);
             }
             Ok(())
         }
@@ -643,26 +728,26 @@ fn put(frame: &mut Frame, t: TensorId, v: Value) -> Result<()> {
 }
 
 /// Moves a value out of a tensor's slot, or copies it where it must stay.
-fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, budget: &Arc<Budget>) -> Result<Value> {
+fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, memory: &mut Memory) -> Result<Value> {
     let stays = keep || graph.tensors.get(t).is_some_and(|t| t.is_variable);
     if !stays
         && let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t)
         && *ready
     {
-        let empty = Value::empty(value.dtype, value.quant.clone()).budgeted(budget);
+        let empty = Value::empty(value.dtype, value.quant.clone()).budgeted(&memory.budget);
         *ready = false;
         return Ok(std::mem::replace(value, empty));
     }
     let v = view(graph, &frame.slots, t)?;
-    let mut copy = Value::empty(v.dtype, None).budgeted(budget);
+    let mut copy = Value::empty(v.dtype, None).budgeted(&memory.budget);
     if copy.dtype.bits() == 0 {
         copy.reshape(v.shape)?;
         copy.set_raw(v.bytes)?;
         return Ok(copy);
     }
     let want = v.bytes.len();
-    if let Some(i) = best(&frame.free, want) {
-        copy.put_storage(frame.free.swap_remove(i));
+    if let Some(i) = best(&memory.free, want) {
+        copy.put_storage(memory.free.swap_remove(i));
     }
     let v = view(graph, &frame.slots, t)?;
     copy.reshape(v.shape)?;
@@ -671,7 +756,7 @@ fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, budget: &Arc<
 }
 
 impl Frame {
-    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>, fixed: Fixed) -> Result<Frame> {
+    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>, fixed: Fixed, chains: Chains) -> Result<Frame> {
         let mut slots = Vec::with_capacity(graph.tensors.len());
         for t in &graph.tensors {
             slots.push(match &t.data {
@@ -709,7 +794,7 @@ impl Frame {
         }
         let nodes = graph.nodes.iter().map(|_| Some(Box::default())).collect();
         let times = if options.profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
-        Ok(Frame { slots, nodes, release, free: Vec::new(), times, fixed })
+        Ok(Frame { slots, nodes, release, times, fixed, chains })
     }
 }
 
@@ -775,14 +860,105 @@ fn infer(
     Ok(())
 }
 
+/// Gives the operand's storage to the result where nothing but the shape changes and nobody reads the operand again.
+fn moves(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool {
+    let Some(node) = graph.nodes.get(n) else { return false };
+    let (Some(from), [to], [Some(shape)]) = (node.input(0), node.outputs.as_slice(), state.out_shapes.as_slice())
+    else {
+        return false;
+    };
+    let last = frame.release.get(n).is_some_and(|r| r.contains(&from));
+    if !matches!(node.op, Op::Reshape(_) | Op::Squeeze(_) | Op::ExpandDims) || !last || from == *to {
+        return false;
+    }
+    let Ok([Slot::Value { value: x, ready: true }, Slot::Value { value: y, ready }]) =
+        frame.slots.get_disjoint_mut([from, *to])
+    else {
+        return false;
+    };
+    let same = x.dtype == y.dtype && x.dtype.bits() != 0 && x.dtype.byte_len(elements(shape)) == Some(x.bytes().len());
+    if !same {
+        return false;
+    }
+    let storage = x.take_storage();
+    let room = y.put_storage(storage);
+    x.put_storage(room);
+    // The bytes are there: only the shape is set.
+    *ready = y.reshape(shape).is_ok();
+    *ready
+}
+
+/// How many of the operators that follow a node can be done with it in this run.
+fn follow(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> usize {
+    let Frame { chains, slots, .. } = frame;
+    let Chains { links, rows, done, .. } = chains;
+    let Some(links) = links.get(n).filter(|l| !l.is_empty()) else { return 0 };
+    for l in links {
+        if let Some(d) = done.get_mut(l.node) {
+            *d = false;
+        }
+    }
+    let [Some(shape)] = state.out_shapes.as_slice() else { return 0 };
+    let fits = |l: &&Link| {
+        let Some((other, _)) = l.other else { return true };
+        let Ok(other) = view(graph, slots, other) else { return false };
+        let (true, Ok(values)) = (repeats(other.shape, shape), other.as_slice::<f32>()) else { return false };
+        if let Some(row) = rows.get_mut(l.node) {
+            repeat(values, row);
+        }
+        true
+    };
+    links.iter().take_while(fits).count()
+}
+
+/// A node's own step.
+fn applied<'a>(frame: &'a Frame, n: NodeId, other: Option<(&'a [f32], bool)>) -> Option<Applied<'a>> {
+    let step = frame.chains.steps.get(n)?.as_ref()?;
+    let (other, second) = other.unwrap_or((&[], true));
+    let row = frame.chains.rows.get(n).filter(|r| !r.is_empty() && other.len() > 1);
+    Some(Applied { step, other: row.map_or(other, |r| r), second })
+}
+
+/// The step of a node that is element-wise itself, and what it reads.
+fn begins<'a>(
+    frame: &'a Frame,
+    n: NodeId,
+    inputs: &[Option<View<'a>>],
+    shape: &[usize],
+    bytes: usize,
+) -> Option<(Applied<'a>, &'a [u8])> {
+    match inputs {
+        [Some(x)] if x.shape == shape && x.bytes.len() == bytes => Some((applied(frame, n, None)?, x.bytes)),
+        [Some(a), Some(b)] => {
+            let second = a.shape == shape && repeats(b.shape, shape);
+            let (from, other) = if second { (a, b) } else { (b, a) };
+            if from.shape != shape || from.bytes.len() != bytes || !repeats(other.shape, shape) {
+                return None;
+            }
+            Some((applied(frame, n, Some((other.as_slice::<f32>().ok()?, second)))?, from.bytes))
+        }
+        _ => None,
+    }
+}
+
+/// Lets a kernel see its own output's quantization on the value that takes the chain's result, and back.
+fn swap_quant(frame: &mut Frame, node: &litegpu_graph::Node, outputs: &mut [Value]) {
+    if let (Some(&t), Some(v)) = (node.outputs.first(), outputs.first_mut())
+        && let Some(Slot::Value { value, .. }) = frame.slots.get_mut(t)
+    {
+        std::mem::swap(&mut value.quant, &mut v.quant);
+    }
+}
+
 fn restore(
     frame: &mut Frame,
     node: &litegpu_graph::Node,
+    last: &litegpu_graph::Node,
     outputs: &mut SmallVec<[Value; 2]>,
     variables: &mut SmallVec<[(usize, Value); 4]>,
     ok: bool,
 ) {
-    for (&t, v) in node.outputs.iter().zip(outputs.drain(..)) {
+    for (&t, v) in last.outputs.iter().zip(outputs.drain(..)) {
         if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {
             *value = v;
             *ready = ok;

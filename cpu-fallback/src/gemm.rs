@@ -6,6 +6,7 @@
 //! products of 16-bit numbers with zero points subtracted and 32-bit sums: sums modulo 2^32 are what the reference has
 //! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach.
 
+use crate::chain::Then;
 use crate::pool::Pool;
 use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch, sums_of, tiles};
 use bytemuck::Pod;
@@ -15,8 +16,9 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// Multiplications below which splitting work over threads costs more than it gains.
-const PARALLEL: usize = 120_000;
+/// Multiplications below which splitting work over threads costs more than it gains: a microsecond and a half of them,
+/// twice what it takes to hand a piece to a thread that has just worked and to hear that it is done.
+const PARALLEL: usize = 50_000;
 
 /// Columns up to which a product is thin, and the depth from which that matters.
 const THIN: usize = 3;
@@ -292,7 +294,9 @@ fn pieces(pool: &Pool, rows: usize, work: usize) -> (usize, bool) {
     if !parallel {
         return (rows.max(1), false);
     }
-    let per = rows.div_ceil(pool.threads() * 3).max(1);
+    // Little work is split once for each thread, much of it more finely: threads may be slowed by others.
+    let share = if work < 16 * PARALLEL { 1 } else { 3 };
+    let per = rows.div_ceil(pool.threads() * share).max(1);
     (per.next_multiple_of(STEP), true)
 }
 
@@ -319,11 +323,30 @@ impl FinishF32 {
     }
 }
 
-/// A place in a matrix: the distance of its rows and the first column to write.
+/// A place in a matrix: the distance of its rows and the first column to write. What follows is for whole rows.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Place<'a> {
     pub stride: usize,
     pub column: usize,
+    pub then: Then<'a>,
+}
+
+impl<'a> Place<'a> {
+    /// All of a matrix.
+    pub(crate) fn whole(columns: usize) -> Place<'a> {
+        Place { stride: columns, column: 0, then: Then::default() }
+    }
+    /// Does what follows to `count` rows from row `r` of `out` on, which is row `row` of the matrix.
+    #[inline(always)]
+    fn follow<T: Pod>(&self, row: usize, r: usize, count: usize, out: &mut [T]) {
+        if !self.then.is_empty() {
+            self.then.apply(row * self.stride, &mut out[r * self.stride..][..count * self.stride]);
+        }
+    }
+    /// The same, and what follows.
+    pub(crate) fn then(self, then: Then<'a>) -> Place<'a> {
+        Place { then, ..self }
+    }
 }
 
 /// out = clamp(a b + bias). `out` holds whole rows of `place.stride` elements.
@@ -334,7 +357,7 @@ pub(crate) fn product_f32(
     b: &PackedF32,
     finish: &FinishF32,
     out: &mut [f32],
-    place: Place,
+    place: Place<'_>,
 ) -> Result<()> {
     if rows == 0 || b.columns == 0 {
         return Ok(());
@@ -349,8 +372,19 @@ pub(crate) fn product_f32(
             let n = piece.len();
             keep(
                 &failed,
-                dispatch(ProductF32 { a, b, finish, first: 0, rows: 1, panels, columns: n, out: piece, place }),
+                dispatch(ProductF32 {
+                    a,
+                    b,
+                    finish,
+                    first: 0,
+                    rows: 1,
+                    panels,
+                    columns: n,
+                    out: &mut *piece,
+                    place: Place::whole(place.stride),
+                }),
             );
+            place.then.apply(i * per, piece);
         });
         return failed.into_inner().map_or(Ok(()), Err);
     }
@@ -374,7 +408,7 @@ struct ProductF32<'a, A> {
     panels: std::ops::Range<usize>,
     columns: usize,
     out: &'a mut [f32],
-    place: Place,
+    place: Place<'a>,
 }
 
 impl<A: Rows<f32>> Task for ProductF32<'_, A> {
@@ -398,6 +432,7 @@ impl<A: Rows<f32>> Task for ProductF32<'_, A> {
                     &mut self.out[r * self.place.stride..],
                     self.place,
                 );
+                self.place.follow(self.first + r, r, count, self.out);
             }
             return Ok(());
         }
@@ -409,6 +444,7 @@ impl<A: Rows<f32>> Task for ProductF32<'_, A> {
             self.a.fill::<S>(self.first + r, count, buffer, depth);
             let out = &mut self.out[r * self.place.stride..];
             block_f32::<S>(buffer, depth, count, self.b, self.finish, &self.panels, self.columns, out, self.place);
+            self.place.follow(self.first + r, r, count, self.out);
         }
         Ok(())
     }
@@ -424,7 +460,7 @@ fn block_f32<S: Isa>(
     panels: &std::ops::Range<usize>,
     columns: usize,
     out: &mut [f32],
-    place: Place,
+    place: Place<'_>,
 ) {
     for p in panels.clone() {
         let column = (p - panels.start) * NR;
@@ -613,6 +649,7 @@ struct LinesTask<'a, X, T, F, P, O> {
     columns: usize,
     first: usize,
     out: &'a mut [O],
+    then: Then<'a>,
 }
 
 impl<X, T, F, P, O> Task for LinesTask<'_, X, T, F, P, O>
@@ -621,6 +658,7 @@ where
     T: Pod + Sync,
     F: Fn(&[X], &mut [T], usize) + Sync,
     P: Panels<T, O>,
+    O: Pod,
 {
     type Output = Result<()>;
     #[inline(always)]
@@ -673,6 +711,7 @@ where
                     self.panels.multiply::<S>(p, &a[i * l.stride[0] * pitch..], &runs, lda, ow, row, out);
                 }
             }
+            self.then.apply((self.first + done) * ow * self.columns, out);
             done += n;
         }
         Ok(())
@@ -686,12 +725,13 @@ fn lines<X, T, F, O>(
     depth: usize,
     panels: &impl Panels<T, O>,
     out: &mut [O],
+    then: Then<'_>,
 ) -> Result<()>
 where
     X: Sync,
     T: Pod + Sync,
     F: Fn(&[X], &mut [T], usize) + Sync,
-    O: Send,
+    O: Pod + Send,
 {
     let [oh, ow] = images.lines.output;
     let (count, width) = (images.batch * oh, ow * columns);
@@ -702,7 +742,7 @@ where
     let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
     let failed = OnceLock::new();
     pool.chunks(out, per * width, parallel, |i, out| {
-        keep(&failed, dispatch(LinesTask { images, panels, columns, first: i * per, out }));
+        keep(&failed, dispatch(LinesTask { images, panels, columns, first: i * per, out, then }));
     });
     failed.into_inner().map_or(Ok(()), Err)
 }
@@ -714,19 +754,21 @@ pub(crate) fn lines_f32<F: Fn(&[f32], &mut [f32], usize) + Sync>(
     b: &PackedF32,
     finish: &FinishF32,
     out: &mut [f32],
+    then: Then<'_>,
 ) -> Result<()> {
-    lines(pool, images, b.columns, b.depth, &PanelsF32 { b, finish }, out)
+    lines(pool, images, b.columns, b.depth, &PanelsF32 { b, finish }, out, then)
 }
 
 /// out = finish(windows b). Each run is packed as an even number of steps.
-pub(crate) fn lines_int<U: Sum, X: Sync, O: Send, F: Fn(&[X], &mut [i16], usize) + Sync>(
+pub(crate) fn lines_int<U: Sum, X: Sync, O: Pod + Send, F: Fn(&[X], &mut [i16], usize) + Sync>(
     pool: &Pool,
     images: &Images<'_, X, i16, F>,
     b: &PackedInt,
     finish: &impl Finish<U, O>,
     out: &mut [O],
+    then: Then<'_>,
 ) -> Result<()> {
-    lines(pool, images, b.columns, b.depth, &PanelsInt { b, finish, sum: PhantomData::<U> }, out)
+    lines(pool, images, b.columns, b.depth, &PanelsInt { b, finish, sum: PhantomData::<U> }, out, then)
 }
 
 /// What becomes of the sums of an integer product.
@@ -814,14 +856,14 @@ impl Sum for i64 {
 }
 
 /// out = finish(a b) for integers. `out` holds whole rows of `place.stride` elements.
-pub(crate) fn product_int<U: Sum, O: Send>(
+pub(crate) fn product_int<U: Sum, O: Pod + Send>(
     pool: &Pool,
     rows: usize,
     a: &impl Rows<i16>,
     b: &PackedInt,
     finish: &impl Finish<U, O>,
     out: &mut [O],
-    place: Place,
+    place: Place<'_>,
 ) -> Result<()> {
     if rows == 0 || b.columns == 0 {
         return Ok(());
@@ -841,11 +883,12 @@ pub(crate) fn product_int<U: Sum, O: Send>(
                 rows: 1,
                 panels,
                 columns: n,
-                out: piece,
-                place,
+                out: &mut *piece,
+                place: Place::whole(place.stride),
                 sum: PhantomData::<U>,
             };
             keep(&failed, dispatch(task));
+            place.then.apply(i * per, piece);
         });
         return failed.into_inner().map_or(Ok(()), Err);
     }
@@ -879,11 +922,11 @@ struct ProductInt<'a, U, O, A, F> {
     panels: std::ops::Range<usize>,
     columns: usize,
     out: &'a mut [O],
-    place: Place,
+    place: Place<'a>,
     sum: PhantomData<U>,
 }
 
-impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, F> {
+impl<U: Sum, O: Pod, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, F> {
     type Output = Result<()>;
     #[inline(always)]
     fn run<S: Isa>(self) -> Result<()> {
@@ -912,6 +955,7 @@ impl<U: Sum, O, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, 
                 let row = self.first + r;
                 panel_int::<S, U, O>(a, &[0], stride, count, b, p, n, self.finish, row, out, place.stride);
             }
+            place.follow(self.first + r, r, count, self.out);
         }
         Ok(())
     }

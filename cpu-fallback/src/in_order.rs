@@ -10,7 +10,7 @@ use crate::pool::Pool;
 use crate::simd::{Isa, NR, Task, clamp, dispatch};
 
 /// Multiplications below which threads do not pay.
-const PARALLEL: usize = 400_000;
+const PARALLEL: usize = 60_000;
 /// Rows of a tile.
 const MR: usize = 4;
 
@@ -22,7 +22,7 @@ pub(crate) fn product_in_order(pool: &Pool, a: &[f32], b: &PackedF32, finish: &F
     }
     let rows = out.len() / columns;
     let parallel = pool.threads() > 1 && out.len().saturating_mul(depth) >= PARALLEL;
-    let per = if parallel { rows.div_ceil(3 * pool.threads()).next_multiple_of(MR) } else { rows.max(1) };
+    let per = if parallel { rows.div_ceil(pool.threads()).next_multiple_of(MR) } else { rows.max(1) };
     pool.chunks(out, per * columns, parallel, |i, out| {
         let a = a.get(i * per * depth..).unwrap_or_default();
         dispatch(Product { a, b, finish, out });

@@ -1,5 +1,6 @@
 //! What an operator's implementation sees.
 
+use crate::chain::Then;
 use crate::pool::Pool;
 use crate::resources::Resources;
 use crate::value::{Value, View};
@@ -63,6 +64,9 @@ pub struct Call<'a> {
     pub pool: &'a Pool,
     /// Variables and hash tables of the session.
     pub resources: &'a mut Resources,
+    /// What follows on the first output's elements. A kernel that writes them all once may take it and apply it to each
+    /// piece; what no kernel takes is applied when it has returned.
+    pub(crate) then: Then<'a>,
 }
 
 impl<'a> Call<'a> {
@@ -83,6 +87,10 @@ impl<'a> Call<'a> {
     /// `Invalid` when there is none.
     pub fn output(&mut self, i: usize) -> Result<&mut Value> {
         self.outputs.get_mut(i).ok_or_else(|| Error::invalid(format!("output {i} is missing")))
+    }
+    /// Takes what follows, which the kernel then applies itself, unless it does not write each element once.
+    pub(crate) fn take_then(&mut self, once: bool) -> Then<'a> {
+        if once { std::mem::take(&mut self.then) } else { Then::default() }
     }
     /// The variable tensor given as the i-th operand.
     ///

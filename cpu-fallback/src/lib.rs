@@ -1,5 +1,6 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
+mod chain;
 mod custom;
 mod eval;
 mod exec;

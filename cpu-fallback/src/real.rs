@@ -2,15 +2,86 @@
 //! two units in the last place of the exact ones (tests below). Tables of quantized operators do not use them: those
 //! must equal the C library's results to the bit.
 
-/// e^x to the last bit, as C libraries have it. The one that comes with wasm is up to a unit off, which a graph that
-/// quantizes a softmax can show.
-#[inline]
+/// 2^(i / 32) as bits.
+const ROOTS: [u64; 32] = [
+    0x3FF0_0000_0000_0000,
+    0x3FF0_59B0_D315_8574,
+    0x3FF0_B558_6CF9_890F,
+    0x3FF1_1301_D012_5B51,
+    0x3FF1_72B8_3C7D_517B,
+    0x3FF1_D487_3168_B9AA,
+    0x3FF2_387A_6E75_6238,
+    0x3FF2_9E9D_F51F_DEE1,
+    0x3FF3_06FE_0A31_B715,
+    0x3FF3_71A7_373A_A9CB,
+    0x3FF3_DEA6_4C12_3422,
+    0x3FF4_4E08_6061_892D,
+    0x3FF4_BFDA_D536_2A27,
+    0x3FF5_342B_569D_4F82,
+    0x3FF5_AB07_DD48_5429,
+    0x3FF6_247E_B03A_5585,
+    0x3FF6_A09E_667F_3BCD,
+    0x3FF7_1F75_E8EC_5F74,
+    0x3FF7_A114_73EB_0187,
+    0x3FF8_2589_994C_CE13,
+    0x3FF8_ACE5_422A_A0DB,
+    0x3FF9_3737_B0CD_C5E5,
+    0x3FF9_C491_82A3_F090,
+    0x3FFA_5503_B23E_255D,
+    0x3FFA_E89F_995A_D3AD,
+    0x3FFB_7F76_F2FB_5E47,
+    0x3FFC_199B_DD85_529C,
+    0x3FFC_B720_DCEF_9069,
+    0x3FFD_5818_DCFB_A487,
+    0x3FFD_FC97_337B_9B5F,
+    0x3FFE_A4AF_A2A4_90DA,
+    0x3FFF_5076_5B6E_4540,
+];
+
+/// e^x to the last bit, as the C library has it that the reference was recorded with: in double precision, 2^(k / 32)
+/// for the nearest k from a table, times a cubic of what is left (Arm's optimized routines).
+#[inline(always)]
 pub(crate) fn exact_exp(x: f32) -> f32 {
-    if cfg!(target_family = "wasm") { f64::from(x).exp() as f32 } else { x.exp() }
+    let mut y = [x];
+    exact_exps(&mut y);
+    y[0]
+}
+
+/// The same for several numbers: the look-ups apart, so that the rest is vector code.
+#[inline(always)]
+pub(crate) fn exact_exps<const N: usize>(x: &mut [f32; N]) {
+    /// 1.5 * 2^52: see [`ROUNDER`].
+    const ROUNDER: f64 = 6_755_399_441_055_744.0;
+    let (mut k, mut r) = ([0u64; N], [0f64; N]);
+    for j in 0..N {
+        // Beyond these the result is zero or infinite; a NaN passes both comparisons.
+        let x = if x[j] < -104.0 { -104.0 } else { x[j] };
+        let x = if x > 89.0 { 89.0 } else { x };
+        let z = x as f64 * (32.0 * std::f64::consts::LOG2_E);
+        let shifted = z + ROUNDER;
+        (k[j], r[j]) = (shifted.to_bits(), z - (shifted - ROUNDER));
+    }
+    let mut root = [0u64; N];
+    for j in 0..N {
+        root[j] = ROOTS[(k[j] & 31) as usize];
+    }
+    for j in 0..N {
+        // The high bits of k are the power of two.
+        let power = f64::from_bits(root[j].wrapping_add((k[j] << 47) & !0xF_FFFF_FFFF_FFFF));
+        let p = 5.550_361_559_341_535_1e-2 / 32_768.0 * r[j] + 2.402_284_522_445_722_05e-1 / 1024.0;
+        let y = p * (r[j] * r[j]) + (6.931_471_806_916_202_9e-1 / 32.0 * r[j] + 1.0);
+        x[j] = (y * power) as f32;
+    }
 }
 
 /// 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold.
 const ROUNDER: f32 = 12_582_912.0;
+
+/// A whole number of at most 22 bits, without a conversion: those saturate, for which there is no vector code.
+#[inline(always)]
+pub(crate) fn whole(x: f32) -> i32 {
+    (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32
+}
 
 /// e^x.
 #[inline(always)]
@@ -142,6 +213,30 @@ mod tests {
             // two more: eight of up to one unit each.
             assert!(off < 8.0, "{off} up to {most}");
         }
+    }
+
+    /// The C library's function is what the reference was recorded with.
+    #[test]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn exact_exp_is_the_c_library_s() {
+        let ends =
+            [0.0, -0.0, 1e-30, -1e-30, f32::INFINITY, f32::NEG_INFINITY, 88.722_84, 88.72, -103.97, -103.98, -87.4];
+        let sweep = (0..200_000).map(|i| i as f32 * 9.7e-4 - 104.5);
+        for x in ends.into_iter().chain(sweep) {
+            assert_eq!(exact_exp(x).to_bits(), x.exp().to_bits(), "{x}");
+            let mut eight = [0.5, x, 1.0, x, 0.0, -3.0, x, x];
+            exact_exps(&mut eight);
+            assert_eq!(eight[6].to_bits(), x.exp().to_bits(), "{x}");
+        }
+        assert!(exact_exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn whole_numbers() {
+        for x in (-70_000..70_000).chain([(1 << 22) - 1, 1 - (1 << 22)]) {
+            assert_eq!(whole(x as f32), x);
+        }
+        assert_eq!(whole(-0.0), 0);
     }
 
     #[test]

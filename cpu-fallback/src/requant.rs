@@ -1,6 +1,7 @@
 //! What follows an integer product: bias, scale, zero point, activation.
 
 use crate::gemm::{Finish, refill};
+use crate::real::whole;
 use crate::simd::{
     Isa, NR, Once, Panel, Requant, RequantWide, Task, apart, clamp, dispatch, narrow_rows, sums_of, tiles,
 };
@@ -8,6 +9,7 @@ use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
 use litegpu_graph::{DType, Error, Result};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A quantized element.
 pub(crate) trait Quantized: Copy + Send + Sync + bytemuck::Pod + Into<i32> {
@@ -391,12 +393,39 @@ impl Hybrid {
     }
 }
 
+/// The scales of separately quantized pieces of a product's left operand. A thread that multiplies a piece may quantize it
+/// first.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces(Vec<AtomicU32>);
+
+impl Pieces {
+    /// Makes room for `n`.
+    pub(crate) fn resize(&mut self, n: usize) -> Result<()> {
+        self.0.clear();
+        self.0.try_reserve(n).map_err(|_| Error::invalid(format!("cannot allocate {n} scales")))?;
+        self.0.resize_with(n, || AtomicU32::new(0));
+        Ok(())
+    }
+    #[inline(always)]
+    pub(crate) fn set(&self, i: usize, scale: f32) {
+        if let Some(p) = self.0.get(i) {
+            p.store(scale.to_bits(), Ordering::Relaxed);
+        }
+    }
+    #[inline(always)]
+    fn get(&self, i: usize) -> f32 {
+        self.0.get(i).map_or(0.0, |p| f32::from_bits(p.load(Ordering::Relaxed)))
+    }
+}
+
 /// [`Hybrid`] with the scales of one invocation's activations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HybridRows<'a> {
     pub constants: &'a Hybrid,
     /// Scale of each separately quantized piece of the input.
-    pub pieces: &'a [f32],
+    pub pieces: &'a Pieces,
+    /// The piece of the first row.
+    pub first: usize,
     /// Output rows to a piece.
     pub rows: usize,
 }
@@ -404,13 +433,32 @@ pub(crate) struct HybridRows<'a> {
 impl Finish<i32, f32> for HybridRows<'_> {
     #[inline(always)]
     fn finish<S: Isa>(&self, row: usize, column: usize, sums: &[i32; NR], out: &mut [f32]) {
+        let n = out.len();
+        self.tile::<S>(row, column, &mut [*sums], out, n, n);
+    }
+    #[inline(always)]
+    fn tile<S: Isa>(&self, row: usize, column: usize, acc: &mut [[i32; NR]], out: &mut [f32], stride: usize, n: usize) {
         let (bias, scale) = (lanes(&self.constants.bias, column), lanes(&self.constants.scale, column));
-        let piece = self.pieces.get(row / self.rows.max(1)).copied().unwrap_or(0.0);
-        let mut y = [0.0; NR];
-        for j in 0..NR {
-            y[j] = clamp(sums[j] as f32 * (scale[j] * piece) + bias[j], self.constants.range);
+        let rows = self.rows.max(1);
+        // Mostly a piece holds one row, or more than a tile has: few divisions.
+        let (first, left) = if rows == 1 { (row, 0) } else { (row / rows, rows - row % rows) };
+        for (l, sums) in acc.iter().enumerate() {
+            let further = match l.checked_sub(left) {
+                None => 0,
+                Some(l) if rows == 1 => l,
+                Some(l) => 1 + l / rows,
+            };
+            let piece = self.pieces.get(self.first + first + further);
+            let mut y = [0.0; NR];
+            for j in 0..NR {
+                y[j] = clamp(sums[j] as f32 * (scale[j] * piece) + bias[j], self.constants.range);
+            }
+            let out = &mut out[l * stride..][..n];
+            match out.first_chunk_mut() {
+                Some(out) => *out = y,
+                None => out.copy_from_slice(&y[..n]),
+            }
         }
-        out.copy_from_slice(&y[..out.len()]);
     }
 }
 
@@ -425,40 +473,81 @@ impl Finish<i32, i32> for Sums {
     }
 }
 
-/// Quantizes floats to int8 symmetrically; returns the scale.
-pub(crate) fn quantize_symmetric(x: &[f32], q: &mut [i8]) -> f32 {
-    let (low, high) = dispatch(Extremes(x));
-    let range = high.max(-low);
-    if range == 0.0 || !range.is_finite() {
-        q.fill(0);
-        return 1.0;
-    }
-    dispatch(Quantize { x, q, zero: 0.0, inverse: 127.0 / range, low: -127.0 });
-    range / 127.0
+/// How some floats become 8-bit integers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    pub scale: f32,
+    pub zero: i32,
+    inverse: f32,
+    low: f32,
+    high: f32,
 }
 
-/// Quantizes floats to int8 so that zero and the extremes are kept; returns scale and zero point.
-pub(crate) fn quantize_asymmetric(x: &[f32], q: &mut [i8]) -> (f32, i32) {
-    let (low, high) = dispatch(Extremes(x));
-    let (low, high) = (low as f64, high as f64);
-    if low == high || !(high - low).is_finite() {
-        q.fill(0);
-        return (1.0, 0);
+impl Steps {
+    /// All become zero.
+    const NONE: Steps = Steps { scale: 1.0, zero: 0, inverse: 0.0, low: 0.0, high: 0.0 };
+
+    /// For some numbers; `asymmetric` keeps zero and both extremes.
+    pub(crate) fn of(x: &[f32], asymmetric: bool) -> Steps {
+        Steps::between(dispatch(Extremes(x)), asymmetric)
     }
-    let scale = (high - low) / 255.0;
-    // The zero point is taken from the end that it follows from with the smaller error.
-    let (from_low, from_high) = (-128.0 - low / scale, 127.0 - high / scale);
-    let low_error = 128.0 + (low / scale).abs();
-    let high_error = 127.0 + (high / scale).abs();
-    let zero = if low_error < high_error { from_low } else { from_high };
-    let zero = zero.round().clamp(-128.0, 127.0) as i32;
-    let scale = scale as f32;
-    dispatch(Quantize { x, q, zero: zero as f32, inverse: 1.0 / scale, low: -128.0 });
-    (scale, zero)
+
+    pub(crate) fn between((low, high): (f32, f32), asymmetric: bool) -> Steps {
+        if !asymmetric {
+            let range = high.max(-low);
+            if range == 0.0 || !range.is_finite() {
+                return Steps::NONE;
+            }
+            return Steps { scale: range / 127.0, zero: 0, inverse: 127.0 / range, low: -127.0, high: 127.0 };
+        }
+        let (low, high) = (low as f64, high as f64);
+        if low == high || !(high - low).is_finite() {
+            return Steps::NONE;
+        }
+        let scale = (high - low) / 255.0;
+        // The zero point is taken from the end that it follows from with the smaller error.
+        let (from_low, from_high) = (-128.0 - low / scale, 127.0 - high / scale);
+        let low_error = 128.0 + (low / scale).abs();
+        let high_error = 127.0 + (high / scale).abs();
+        let zero = if low_error < high_error { from_low } else { from_high };
+        let zero = zero.round().clamp(-128.0, 127.0) as i32;
+        let scale = scale as f32;
+        Steps { scale, zero, inverse: 1.0 / scale, low: -128.0, high: 127.0 }
+    }
+
+    /// x / scale + zero point, rounded half away from zero, within int8.
+    #[inline(always)]
+    fn one(&self, x: f32) -> i32 {
+        let v = self.zero as f32 + x * self.inverse;
+        // Just under a half is added, so that the largest fraction below it does not carry.
+        let v = v + 0.499_999_97f32.copysign(v);
+        // What is no number becomes the lowest.
+        let v = if v > self.low { v } else { self.low };
+        let v = if v < self.high { v } else { self.high };
+        whole(v.trunc())
+    }
+
+    /// The quantized numbers less the zero point.
+    #[inline(always)]
+    pub(crate) fn words_inline(&self, x: &[f32], to: &mut [i16]) {
+        for (q, x) in to.iter_mut().zip(x) {
+            *q = (self.one(*x) - self.zero) as i16;
+        }
+    }
+
+    /// The same, in a function of its own for the machine's instruction set.
+    pub(crate) fn words(&self, x: &[f32], to: &mut [i16]) {
+        dispatch(Quantize { x, to, one: |s: &Steps, x| (s.one(x) - s.zero) as i16, steps: self });
+    }
+
+    /// The quantized numbers.
+    pub(crate) fn bytes(&self, x: &[f32], to: &mut [i8]) {
+        dispatch(Quantize { x, to, one: |s: &Steps, x| s.one(x) as i8, steps: self });
+    }
 }
 
 /// The smallest and the largest of some numbers and zero; what is no number does not count.
-struct Extremes<'a>(&'a [f32]);
+pub(crate) struct Extremes<'a>(pub &'a [f32]);
 
 impl Task for Extremes<'_> {
     type Output = (f32, f32);
@@ -472,29 +561,34 @@ impl Task for Extremes<'_> {
                 high[j] = if b[j] > high[j] { b[j] } else { high[j] };
             }
         }
+        // Both halves of the lanes meet until there are few left: vector code, where a fold over all is not.
+        let mut n = 16;
+        while n >= 4 {
+            for j in 0..n {
+                low[j] = if low[j + n] < low[j] { low[j + n] } else { low[j] };
+                high[j] = if high[j + n] > high[j] { high[j + n] } else { high[j] };
+            }
+            n /= 2;
+        }
         let both = rest.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-        low.iter().zip(&high).fold(both, |(l, h), (&a, &b)| (l.min(a), h.max(b)))
+        low[..4].iter().zip(&high).fold(both, |(l, h), (&a, &b)| (l.min(a), h.max(b)))
     }
 }
 
-/// q = x * inverse + zero, rounded half away from zero, within int8.
-struct Quantize<'a> {
+struct Quantize<'a, Q, F> {
     x: &'a [f32],
-    q: &'a mut [i8],
-    zero: f32,
-    inverse: f32,
-    low: f32,
+    to: &'a mut [Q],
+    one: F,
+    steps: &'a Steps,
 }
 
-impl Task for Quantize<'_> {
+impl<Q, F: Fn(&Steps, f32) -> Q> Task for Quantize<'_, Q, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        for (q, x) in self.q.iter_mut().zip(self.x) {
-            let v = self.zero + x * self.inverse;
-            // Just under a half is added, so that the largest fraction below it does not carry.
-            let v = clamp(v + 0.499_999_97f32.copysign(v), (self.low, 127.0));
-            *q = v as i32 as i8;
+        let steps = *self.steps;
+        for (q, x) in self.to.iter_mut().zip(self.x) {
+            *q = (self.one)(&steps, *x);
         }
     }
 }
@@ -548,32 +642,65 @@ mod tests {
     fn quantized_floats_are_rounded_half_away() {
         let x: Vec<f32> = (0..301).map(|i| (i as f32 - 120.0) * 0.037).chain([0.0, -0.0, 6.7]).collect();
         let mut q = vec![0i8; x.len()];
-        let scale = quantize_symmetric(&x, &mut q);
+        let steps = Steps::of(&x, false);
+        steps.bytes(&x, &mut q);
+        let scale = steps.scale;
         let range = x.iter().fold(0f32, |m, v| m.max(v.abs()));
         assert_eq!(scale, range / 127.0);
         for (x, q) in x.iter().zip(&q) {
             assert_eq!(*q, (x * (127.0 / range)).round().clamp(-127.0, 127.0) as i8);
         }
-        let (scale, zero) = quantize_asymmetric(&x, &mut q);
+        let steps = Steps::of(&x, true);
+        let (scale, zero) = (steps.scale, steps.zero);
+        steps.bytes(&x, &mut q);
         for (x, q) in x.iter().zip(&q) {
             assert_eq!(*q, (zero as f32 + x * (1.0 / scale)).round().clamp(-128.0, 127.0) as i8);
             assert!(((*q as i32 - zero) as f32 * scale - x).abs() <= scale * 0.501);
         }
         // The vector code and the portable code agree.
         let mut portable = vec![0i8; x.len()];
-        let (zero, inverse) = (zero as f32, 1.0 / scale);
-        Quantize { x: &x, q: &mut portable, zero, inverse, low: -128.0 }.run::<Portable>();
+        Quantize { x: &x, to: &mut portable, one: |s: &Steps, x| s.one(x) as i8, steps: &steps }.run::<Portable>();
         assert_eq!(portable, q);
+        let mut words = vec![0i16; x.len()];
+        steps.words(&x, &mut words);
+        assert!(words.iter().zip(&q).all(|(w, q)| *w == *q as i16 - zero as i16));
+        for n in [0, 1, 31, 32, 33, 70] {
+            let least = x[..n].iter().fold(0f32, |m, v| m.min(*v));
+            assert_eq!(dispatch(Extremes(&x[..n])), (least, x[..n].iter().fold(0f32, |m, v| m.max(*v))));
+        }
         assert_eq!(Extremes(&x).run::<Portable>(), dispatch(Extremes(&x)));
+    }
+
+    /// Tiles of four rows, whose rows belong to pieces of any size.
+    #[test]
+    fn rows_meet_the_scale_of_their_piece() {
+        let mut pieces = Pieces::default();
+        pieces.resize(16).unwrap();
+        (0..16).for_each(|i| pieces.set(i, (i + 1) as f32));
+        let mut constants = Hybrid::linear();
+        constants.set(Some(&[0.5; 3]), &[2.0; 3]).unwrap();
+        for rows in 1..7 {
+            let finish = HybridRows { constants: &constants, pieces: &pieces, first: 2, rows };
+            for row in 0..9 {
+                let mut out = [0.0; 4 * 3];
+                finish.tile::<Portable>(row, 0, &mut [[1; NR]; 4], &mut out, 3, 3);
+                for (l, out) in out.chunks(3).enumerate() {
+                    let scale = ((row + l) / rows + 2 + 1) as f32;
+                    assert!(out.iter().all(|v| *v == 2.0 * scale + 0.5), "{rows} {row} {l}: {out:?}");
+                }
+            }
+        }
     }
 
     #[test]
     fn what_is_no_number_is_quantized_to_something() {
         let mut q = [1i8; 2];
-        assert_eq!(quantize_asymmetric(&[0.0, 0.0], &mut q), (1.0, 0));
-        assert_eq!(q, [0, 0]);
-        quantize_asymmetric(&[f32::NAN, f32::INFINITY], &mut q);
-        quantize_symmetric(&[f32::NAN, f32::NEG_INFINITY], &mut q);
-        assert_eq!(q, [0, 0]);
+        for (x, asymmetric) in
+            [([0.0; 2], true), ([f32::NAN, f32::INFINITY], true), ([f32::NAN, f32::NEG_INFINITY], false)]
+        {
+            let steps = Steps::of(&x, asymmetric);
+            steps.bytes(&x, &mut q);
+            assert_eq!((steps.scale, steps.zero, q), (1.0, 0, [0, 0]));
+        }
     }
 }

@@ -760,6 +760,13 @@ pub(crate) fn dispatch<T: Task>(task: T) -> T::Output {
         // SAFETY: the machine has the features that the function is compiled for.
         return unsafe { avx2::enter(task) };
     }
+    enter(task)
+}
+
+/// Compiles a task for every machine that a build is for. One copy of each: a boxed closure would have its own in each
+/// way to call it.
+#[inline(never)]
+fn enter<T: Task>(task: T) -> T::Output {
     task.run::<Base>()
 }
 

@@ -4,13 +4,14 @@
 //! innermost loop is as long as the shapes allow and needs no index arithmetic.
 
 use crate::pool::Pool;
+use crate::simd::{Isa, Task, dispatch};
 use litegpu_graph::{Error, Result};
 use smallvec::SmallVec;
 
 /// Elements below which a loop stays on one thread.
-pub(crate) const PARALLEL: usize = 1 << 16;
+pub(crate) const PARALLEL: usize = 1 << 14;
 /// Elements of one piece of work.
-const CHUNK: usize = 1 << 14;
+const CHUNK: usize = 1 << 13;
 /// Elements that a short row is repeated to.
 const REPEATED: usize = 256;
 
@@ -31,7 +32,18 @@ pub(crate) type Line<A, B> = dyn Fn(&[A], &mut [B]) + Send + Sync;
 
 /// The line of `f`.
 pub(crate) fn line<A: Copy, B>(f: impl Fn(A) -> B + Send + Sync + 'static) -> Box<Line<A, B>> {
-    Box::new(move |x, out| out.iter_mut().zip(x).for_each(|(o, &v)| *o = f(v)))
+    Box::new(move |x, out| dispatch(Each(x, out, &f)))
+}
+
+/// A loop for the machine's instruction set.
+struct Each<'a, A, B, F>(&'a [A], &'a mut [B], &'a F);
+
+impl<A: Copy, B, F: Fn(A) -> B> Task for Each<'_, A, B, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        self.1.iter_mut().zip(self.0).for_each(|(o, &v)| *o = (self.2)(v));
+    }
 }
 
 /// Applies `f` to `x` piece by piece.
@@ -142,12 +154,35 @@ pub(crate) type Line2<A, B, C> = dyn Fn(&[A], &[B], [usize; 2], &mut [C]) + Send
 
 /// The line of `f`.
 pub(crate) fn line2<A: Copy, B: Copy, C>(f: impl Fn(A, B) -> C + Send + Sync + 'static) -> Box<Line2<A, B, C>> {
-    Box::new(move |a, b, steps, out| match (steps, a.first(), b.first()) {
-        ([1, 0], _, Some(&y)) => out.iter_mut().zip(a).for_each(|(o, &x)| *o = f(x, y)),
-        ([0, 1], Some(&x), _) => out.iter_mut().zip(b).for_each(|(o, &y)| *o = f(x, y)),
+    Box::new(move |a, b, steps, out| dispatch(EachPair { a, b, steps, out, f: &f }))
+}
+
+struct EachPair<'a, A, B, C, F> {
+    a: &'a [A],
+    b: &'a [B],
+    steps: [usize; 2],
+    out: &'a mut [C],
+    f: &'a F,
+}
+
+impl<A: Copy, B: Copy, C, F: Fn(A, B) -> C> Task for EachPair<'_, A, B, C, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        // A value that repeats is laid out once: one loop does for all cases, and is compiled once.
+        const N: usize = 64;
+        let EachPair { a, b, steps, out, f } = self;
+        let (Some(&x), Some(&y)) = (a.first(), b.first()) else { return };
+        let (xs, ys) = ([x; N], [y; N]);
         // Both repeat only where there is one result.
-        _ => out.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y)),
-    })
+        let repeats = if out.len() > 1 { steps.map(|s| s == 0) } else { [false; 2] };
+        let chunk = if repeats == [false; 2] { out.len().max(1) } else { N };
+        for (i, out) in out.chunks_mut(chunk).enumerate() {
+            let a = if repeats[0] { &xs } else { a.get(i * chunk..).unwrap_or_default() };
+            let b = if repeats[1] { &ys } else { b.get(i * chunk..).unwrap_or_default() };
+            out.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y));
+        }
+    }
 }
 
 /// Joins `a` and `b` by `f` with NumPy broadcasting.

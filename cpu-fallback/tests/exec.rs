@@ -248,6 +248,32 @@ fn memory_beyond_the_limit_is_an_error() {
     assert!(exec.set(0, 0, v.view()).is_err());
 }
 
+/// Results whose size is seen only when they are there, and more results than operands: what holds them in one run must
+/// do for the next.
+#[test]
+fn memory_is_the_same_after_many_runs() {
+    let n = 5000;
+    let mut body = chain(&["Increment", "Increment", "Increment"], n);
+    body.outputs = vec![1, 2, 3];
+    let mut main = chain(&["Grow", "Increment"], n);
+    main.tensors.extend((0..3).map(|i| Tensor::new(format!("r{i}"), DType::F32, &[n])));
+    main.tensors.push(Tensor::new("sum", DType::F32, &[n]));
+    main.nodes.push(Node::new(Op::Call(CallOptionsT { subgraph: 1 }), &[2], &[3, 4, 5]));
+    main.nodes.push(Node::new(Op::AddN, &[3, 4, 5], &[6]));
+    main.outputs = vec![6];
+    let mut exec = executor(vec![main, body], options());
+    let mut bytes = 0;
+    for turn in 0..50 {
+        set(&mut exec, 0, &vec![1.0; n]);
+        exec.run(0).unwrap();
+        assert_eq!(get(&exec, 6)[..2], [12.0, 12.0]);
+        if turn == 3 {
+            bytes = exec.bytes();
+        }
+    }
+    assert_eq!(exec.bytes(), bytes);
+}
+
 #[test]
 fn wrong_values_are_refused() {
     let mut exec = executor(vec![chain(&["Increment"], 1)], options());

@@ -1,6 +1,7 @@
 //! Element-wise operators of two operands (and ADD_N): kernels.
 
 use super::*;
+use crate::chain::Step;
 use crate::kernel::Call;
 use crate::requant;
 use crate::simd::{Isa, NR, Requant, Sum, Task, Term, dispatch};
@@ -55,6 +56,12 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     }
 }
 
+pub(super) fn step(site: &Site<'_>) -> Option<Step> {
+    let all = [site.input(0).ok()?, site.input(1).ok()?, site.output(0).ok()?];
+    let floats = all.iter().all(|t| t.dtype == DType::F32) && site.node.inputs.len() == 2;
+    floats.then(|| real_line(site).ok().flatten().map(Step::Pair)).flatten()
+}
+
 /// A kernel that joins elements by `f`, with broadcasting.
 fn pairs<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(
     f: impl Fn(A, B) -> C + Send + Sync + 'static,
@@ -75,15 +82,6 @@ fn join<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync>(
     let out = call.output(0)?;
     let shape = out.shape.clone();
     zip(pool, &shape, (a.shape, a.as_slice()?), (b.shape, b.as_slice()?), out.as_mut_slice()?, f)
-}
-
-/// A kernel of a real function: 16-bit floats are widened, computed and rounded.
-fn float(dtype: DType, f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static) -> Result<Kernel> {
-    match dtype {
-        DType::F16 => halves(line2(f), f16::to_f32, f16::from_f32),
-        DType::BF16 => halves(line2(f), bf16::to_f32, bf16::from_f32),
-        _ => pairs(f),
-    }
 }
 
 fn halves<T: Pod + Send + Sync>(
@@ -120,58 +118,62 @@ fn activation(op: &Op) -> Activation {
 
 /// A real function with its fused activation; a NaN passes through the clamp.
 fn clamped(
-    dtype: DType,
     activation: Activation,
     f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
-) -> Result<Kernel> {
+) -> Result<Box<Line2<f32, f32, f32>>> {
     if activation == Activation::NONE {
-        return float(dtype, f);
+        return Ok(line2(f));
     }
     let (low, high) = fixed::float_range(activation)?;
-    float(dtype, move |a, b| {
+    Ok(line2(move |a, b| {
         let v = f(a, b);
         let v = if v < low { low } else { v };
         if v > high { high } else { v }
-    })
+    }))
 }
 
+/// A kernel of a real function: 16-bit floats are widened, computed and rounded.
 fn real(site: &Site<'_>, d: DType) -> Result<Kernel> {
-    let act = activation(&site.node.op);
-    match &site.node.op {
-        Op::Add(_) => clamped(d, act, |a, b| a + b),
-        Op::Sub(_) => clamped(d, act, |a, b| a - b),
-        Op::Mul(_) => clamped(d, act, |a, b| a * b),
-        Op::Div(_) => clamped(d, act, |a, b| a / b),
-        Op::Prelu => float(d, |x, alpha| if x >= 0.0 { x } else { x * alpha }),
-        Op::Maximum => float(d, |a, b| if a > b { a } else { b }),
-        Op::Minimum => float(d, |a, b| if a < b { a } else { b }),
-        Op::Pow => powers(d),
-        Op::SquaredDifference => float(d, |a, b| (a - b) * (a - b)),
-        Op::Atan2 => float(d, f32::atan2),
-        Op::FloorDiv => float(d, |a, b| (a / b).floor()),
-        Op::FloorMod => float(d, |a, b| {
-            let r = a % b;
-            if r != 0.0 && (b < 0.0) != (r < 0.0) { r + b } else { r }
-        }),
-        _ => no_kernel(site),
+    let Some(f) = real_line(site)? else { return no_kernel(site) };
+    match d {
+        DType::F16 => halves(f, f16::to_f32, f16::from_f32),
+        DType::BF16 => halves(f, bf16::to_f32, bf16::from_f32),
+        _ => lines(f),
     }
 }
 
+fn real_line(site: &Site<'_>) -> Result<Option<Box<Line2<f32, f32, f32>>>> {
+    let act = activation(&site.node.op);
+    Ok(Some(match &site.node.op {
+        Op::Add(_) => clamped(act, |a, b| a + b)?,
+        Op::Sub(_) => clamped(act, |a, b| a - b)?,
+        Op::Mul(_) => clamped(act, |a, b| a * b)?,
+        Op::Div(_) => clamped(act, |a, b| a / b)?,
+        Op::Prelu => line2(|x, alpha| if x >= 0.0 { x } else { x * alpha }),
+        Op::Maximum => line2(|a, b| if a > b { a } else { b }),
+        Op::Minimum => line2(|a, b| if a < b { a } else { b }),
+        Op::Pow => powers(),
+        Op::SquaredDifference => line2(|a, b| (a - b) * (a - b)),
+        Op::Atan2 => line2(f32::atan2),
+        Op::FloorDiv => line2(|a: f32, b: f32| (a / b).floor()),
+        Op::FloorMod => line2(|a: f32, b: f32| {
+            let r = a % b;
+            if r != 0.0 && (b < 0.0) != (r < 0.0) { r + b } else { r }
+        }),
+        _ => return Ok(None),
+    }))
+}
+
 /// POW. One small exponent for all elements (decomposed GELU and layer norms have them) needs no logarithm.
-fn powers(dtype: DType) -> Result<Kernel> {
+fn powers() -> Box<Line2<f32, f32, f32>> {
     let any = line2(f32::powf);
-    let f: Box<Line2<f32, f32, f32>> = Box::new(move |x, y, steps, out| match (steps, y.first()) {
+    Box::new(move |x, y, steps, out| match (steps, y.first()) {
         ([1, 0], Some(2.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = v * v),
         // As the reference has whole exponents: by squaring, each product rounded.
         ([1, 0], Some(3.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = v * (v * v)),
         ([1, 0], Some(-1.0)) => out.iter_mut().zip(x).for_each(|(o, &v)| *o = 1.0 / v),
         _ => any(x, y, steps, out),
-    });
-    match dtype {
-        DType::F16 => halves(f, f16::to_f32, f16::from_f32),
-        DType::BF16 => halves(f, bf16::to_f32, bf16::from_f32),
-        _ => lines(f),
-    }
+    })
 }
 
 /// Integer arithmetic that wraps, as two's complement hardware does.

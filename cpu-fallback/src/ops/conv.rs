@@ -6,6 +6,7 @@
 //! exact; where each phase is one tap, one product with the filters side by side computes them all.
 
 use super::*;
+use crate::chain::Then;
 use crate::gemm::{
     Direct, Finish, FinishF32, Flat, Images, Lines, PackedF32, PackedInt, Place, Rows, Sum, lines_f32, lines_int,
     product_f32, product_int, refill,
@@ -143,6 +144,11 @@ struct Sizes {
 impl Spatial {
     fn transposed(&self) -> bool {
         matches!(self.form, Form::Transpose2d | Form::Transpose3d)
+    }
+
+    /// Whether one product writes whole pixels: what follows can be done with it.
+    fn once(&self, s: &Sizes) -> bool {
+        !self.transposed() && s.channels == s.group
     }
 
     fn sizes(&self, x: &[usize], f: &[usize], out: &[usize]) -> Result<Sizes> {
@@ -414,7 +420,7 @@ trait Product<O> {
         group: usize,
         pack: usize,
         out: &mut [O],
-        place: Place,
+        place: Place<'_>,
     ) -> Result<()>;
 }
 
@@ -426,15 +432,16 @@ fn run<O: Pod>(
     layout: &Layout,
     temp: &mut Vec<O>,
     out: &mut [O],
+    then: Then<'_>,
     product: &impl Product<O>,
 ) -> Result<()> {
     let phases = &layout.phases;
-    let whole = Place { stride: s.filters, column: 0 };
+    let whole = Place::whole(s.filters);
     if !spatial.transposed() {
         let (groups, Some(phase)) = (s.channels / s.group, phases.first()) else { return Ok(()) };
         let rows = phase.rows(s.batch);
         for g in 0..groups {
-            let place = Place { column: g * (s.filters / groups), ..whole };
+            let place = Place { column: g * (s.filters / groups), then, ..whole };
             product.product(pool, rows, phase, s, g, g, out, place)?;
         }
         return Ok(());
@@ -450,7 +457,7 @@ fn run<O: Pod>(
         let Some(phase) = phases.first() else { return Ok(()) };
         let (rows, stride) = (phase.rows(s.batch), s.filters * s.copies);
         refill(temp, rows * stride, O::zeroed())?;
-        product.product(pool, rows, phase, s, 0, 0, temp, Place { stride, column: 0 })?;
+        product.product(pool, rows, phase, s, 0, 0, temp, Place::whole(stride))?;
         phases.iter().enumerate().for_each(|(p, phase)| spread(phase, s, p, temp, out));
         return Ok(());
     }
@@ -484,7 +491,7 @@ impl Product<f32> for FloatProduct<'_> {
         group: usize,
         pack: usize,
         out: &mut [f32],
-        place: Place,
+        place: Place<'_>,
     ) -> Result<()> {
         let (pack, finish) = (&self.packs[pack], &self.finish[group]);
         if self.plain && phase.taps() > 0 {
@@ -493,7 +500,7 @@ impl Product<f32> for FloatProduct<'_> {
         let convert = |from: &[f32], to: &mut [f32], _: usize| to.copy_from_slice(from);
         if let Some(lines) = self.lines {
             let images = Images { lines, x: self.x, batch: s.batch, same: Some(self.x), convert };
-            return lines_f32(pool, &images, pack, finish, out);
+            return lines_f32(pool, &images, pack, finish, out, place.then);
         }
         let a =
             Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
@@ -524,7 +531,7 @@ where
         group: usize,
         pack: usize,
         out: &mut [O],
-        place: Place,
+        place: Place<'_>,
     ) -> Result<()> {
         let (pack, finish) = (&self.packs[pack], &self.finish[group]);
         let words = bytemuck::try_cast_slice::<X, i16>(self.x).ok().filter(|_| size_of::<X>() == 2);
@@ -536,7 +543,7 @@ where
         if let Some(lines) = self.lines {
             let same = words.filter(|_| lines.run() % 2 == 0);
             let images = Images { lines, x: self.x, batch: s.batch, same, convert };
-            return lines_int::<U, X, O, _>(pool, &images, pack, finish, out);
+            return lines_int::<U, X, O, _>(pool, &images, pack, finish, out, place.then);
         }
         if plain {
             return product_int::<U, O>(pool, rows, &Flat(self.x, s.channels, convert), pack, finish, out, place);
@@ -893,8 +900,8 @@ fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kern
         let plain = plain(&spatial, &s, &state.layout.phases);
         let (packs, finish, lines) = (&state.packs, &state.finish, state.layout.lines);
         let product = FloatProduct { x: x.as_slice()?, packs, finish, plain, lines };
-        let pool = call.pool;
-        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
+        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
     }))
 }
 
@@ -925,8 +932,8 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
         };
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
         let product = IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
-        let pool = call.pool;
-        run::<X>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
+        run::<X>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
     }))
 }
 
@@ -952,35 +959,21 @@ fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kerne
         let convert = |from: &[i16], to: &mut [i16], _: usize| to.copy_from_slice(from);
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
         let product = IntProduct::<i16, Wide, i64, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
-        let pool = call.pool;
-        run::<i16>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
+        run::<i16>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
     }))
 }
 
-/// Quantizes each batch of the input. The reference does so symmetrically only where a 2-D convolution's weights have
-/// one scale.
-fn quantize_batches(
-    x: &[f32],
-    batch: usize,
-    symmetric: bool,
-    q: &mut Vec<i8>,
-    pieces: &mut Vec<f32>,
-    zeros: &mut Vec<i16>,
-) -> Result<()> {
-    refill(q, x.len(), 0)?;
-    refill(pieces, batch, 1.0)?;
-    refill(zeros, batch, 0)?;
+/// How each batch of the input is quantized. The reference does so symmetrically only where a 2-D convolution's weights
+/// have one scale.
+fn batch_steps(x: &[f32], batch: usize, symmetric: bool, steps: &mut Vec<Steps>, pieces: &mut Pieces) -> Result<()> {
+    pieces.resize(batch)?;
+    steps.clear();
     let per = x.len() / batch.max(1);
-    if per == 0 {
-        return Ok(());
-    }
-    for (b, (x, q)) in x.chunks_exact(per).zip(q.chunks_exact_mut(per)).enumerate().take(batch) {
-        if symmetric {
-            pieces[b] = quantize_symmetric(x, q);
-        } else {
-            let (scale, zero) = quantize_asymmetric(x, q);
-            (pieces[b], zeros[b]) = (scale, zero as i16);
-        }
+    for (b, x) in x.chunks_exact(per.max(1)).enumerate().take(batch) {
+        let s = Steps::of(x, !symmetric);
+        pieces.set(b, s.scale);
+        steps.push(s);
     }
     Ok(())
 }
@@ -988,7 +981,7 @@ fn quantize_batches(
 fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kernel> {
     let range = float_range(spatial.activation)?;
     let mut state: State<PackedInt, Hybrid> = State::new(site, at, false)?;
-    let (mut temp, mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut temp, mut steps, mut pieces) = (Vec::new(), Vec::new(), Pieces::default());
     let mut one_scale = false;
     Ok(Box::new(move |call| {
         let x = call.input(at[0])?;
@@ -1009,35 +1002,34 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
             Ok(())
         })?;
         let symmetric = spatial.form == Form::Conv2d && one_scale && s.channels == s.group;
-        quantize_batches(x.as_slice()?, s.batch, symmetric, &mut q, &mut pieces, &mut zeros)?;
-        let zeros = &zeros;
-        let convert = |from: &[i8], to: &mut [i16], batch: usize| {
-            let zero = zeros.get(batch).copied().unwrap_or(0);
-            for (t, f) in to.iter_mut().zip(from) {
-                *t = *f as i16 - zero;
-            }
+        let x = x.as_slice::<f32>()?;
+        batch_steps(x, s.batch, symmetric, &mut steps, &mut pieces)?;
+        let steps = &steps;
+        let convert = |from: &[f32], to: &mut [i16], batch: usize| match steps.get(batch) {
+            Some(s) => s.words(from, to),
+            None => to.fill(0),
         };
         let plain = s.batch == 1 && plain(&spatial, &s, &state.layout.phases);
         let (packs, finish, lines) = (&state.packs, &state.finish, state.layout.lines);
-        let product = HybridProduct { x: &q, packs, finish, pieces: &pieces, plain, lines, convert };
-        let pool = call.pool;
-        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, &product)
+        let product = HybridProduct { x, packs, finish, pieces: &pieces, plain, lines, convert };
+        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
+        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
     }))
 }
 
 struct HybridProduct<'a, C> {
-    x: &'a [i8],
+    x: &'a [f32],
     packs: &'a [PackedInt],
     finish: &'a [Hybrid],
     /// Scale of each batch.
-    pieces: &'a [f32],
+    pieces: &'a Pieces,
     /// One batch, and nothing to gather.
     plain: bool,
     lines: Option<Lines>,
     convert: C,
 }
 
-impl<C: Fn(&[i8], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProduct<'_, C> {
+impl<C: Fn(&[f32], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProduct<'_, C> {
     fn product(
         &self,
         pool: &Pool,
@@ -1047,13 +1039,14 @@ impl<C: Fn(&[i8], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProdu
         group: usize,
         pack: usize,
         out: &mut [f32],
-        place: Place,
+        place: Place<'_>,
     ) -> Result<()> {
-        let finish = HybridRows { constants: &self.finish[group], pieces: self.pieces, rows: phase.rows(1) };
+        let (constants, rows_each) = (&self.finish[group], phase.rows(1));
+        let finish = HybridRows { constants, pieces: self.pieces, first: 0, rows: rows_each };
         let convert = self.convert;
         if let Some(lines) = self.lines {
             let images = Images { lines, x: self.x, batch: s.batch, same: None, convert };
-            return lines_int::<i32, i8, f32, _>(pool, &images, &self.packs[pack], &finish, out);
+            return lines_int::<i32, f32, f32, _>(pool, &images, &self.packs[pack], &finish, out, place.then);
         }
         if self.plain && phase.taps() > 0 {
             let a = Flat(self.x, s.channels, convert);

@@ -1,7 +1,9 @@
 //! Matrix products: kernels.
 
 use super::*;
-use crate::gemm::{Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Sum, product_f32, product_int, refill};
+use crate::gemm::{
+    Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
+};
 use crate::in_order::product_in_order;
 use crate::kernel::Call;
 use crate::requant::*;
@@ -93,10 +95,6 @@ fn pack_int_units(w: &Weights<'_>, zero: i32, (units, depth): (usize, usize), pa
     })
 }
 
-fn whole(columns: usize) -> Place {
-    Place { stride: columns, column: 0 }
-}
-
 /// Rows of the left operand; `Invalid` when they do not fill it.
 fn rows(elements: usize, depth: usize, out: usize, units: usize) -> Result<usize> {
     let rows = out / units.max(1);
@@ -141,11 +139,11 @@ fn float(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
             finish.set(size.0, bias_floats(bias, size.0)?.as_deref())
         })?;
         let x = call.input(0)?.as_slice::<f32>()?;
-        let pool = call.pool;
+        let (pool, then) = (call.pool, call.take_then(layer.weights.constant && after.is_none()));
         let out = call.output(0)?.as_mut_slice::<f32>()?;
-        let rows = rows(x.len(), depth, out.len(), units)?;
+        let (rows, place) = (rows(x.len(), depth, out.len(), units)?, Place::whole(units).then(then));
         if layer.weights.constant {
-            product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))?;
+            product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, place)?;
         } else {
             product_in_order(pool, x, &layer.pack, &layer.finish, out);
         }
@@ -168,35 +166,33 @@ fn apply(f: Option<fn(f32) -> f32>, out: &mut [f32]) {
     }
 }
 
-/// Quantizes rows to int8, zero points subtracted.
-fn quantize_rows(
-    x: &[f32],
+/// Rows of floats, each quantized when it is multiplied.
+struct Quantized8<'a> {
+    x: &'a [f32],
     depth: usize,
     asymmetric: bool,
-    q: &mut Vec<i8>,
-    pieces: &mut Vec<f32>,
-    zeros: &mut Vec<i16>,
-) -> Result<()> {
-    let rows = x.len() / depth.max(1);
-    refill(q, x.len(), 0)?;
-    refill(pieces, rows, 1.0)?;
-    refill(zeros, rows, 0)?;
-    for (r, (x, q)) in x.chunks_exact(depth.max(1)).zip(q.chunks_exact_mut(depth.max(1))).enumerate() {
-        if asymmetric {
-            let (scale, zero) = quantize_asymmetric(x, q);
-            (pieces[r], zeros[r]) = (scale, zero as i16);
-        } else {
-            pieces[r] = quantize_symmetric(x, q);
+    pieces: &'a Pieces,
+    /// The piece of the first row.
+    piece: usize,
+}
+
+impl Rows<i16> for Quantized8<'_> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [i16], stride: usize) {
+        for r in 0..count {
+            let row = &self.x[(first + r) * self.depth..][..self.depth];
+            let steps = Steps::between(Extremes(row).run::<S>(), self.asymmetric);
+            steps.words_inline(row, &mut into[r * stride..][..self.depth]);
+            self.pieces.set(self.piece + first + r, steps.scale);
         }
     }
-    Ok(())
 }
 
 fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     let (after, range) = split_activation(o.fused_activation_function)?;
     let asymmetric = o.asymmetric_quantize_inputs;
     let mut layer: Layer<PackedInt, Hybrid> = Layer::new(site)?;
-    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pieces = Pieces::default();
     Ok(Box::new(move |call| {
         let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
             let w = w.signed();
@@ -205,17 +201,13 @@ fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
             finish.set(bias_floats(bias, size.0)?.as_deref(), &w.scales(size.0)?)
         })?;
         let x = call.input(0)?.as_slice::<f32>()?;
-        let pool = call.pool;
+        let (pool, then) = (call.pool, call.take_then(after.is_none()));
         let out = call.output(0)?.as_mut_slice::<f32>()?;
-        let rows = rows(x.len(), depth, out.len(), units)?;
-        quantize_rows(x, depth, asymmetric, &mut q, &mut pieces, &mut zeros)?;
-        let finish = HybridRows { constants: &layer.finish, pieces: &pieces, rows: 1 };
-        let zeros = &zeros;
-        let a = Converted(&q[..], depth, |from: &[i8], to: &mut [i16], row: usize| {
-            let zero = zeros[row];
-            to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zero);
-        });
-        product_int::<i32, f32>(pool, rows, &a, &layer.pack, &finish, out, whole(units))?;
+        let (rows, place) = (rows(x.len(), depth, out.len(), units)?, Place::whole(units).then(then));
+        pieces.resize(rows)?;
+        let finish = HybridRows { constants: &layer.finish, pieces: &pieces, first: 0, rows: 1 };
+        let a = Quantized8 { x, depth, asymmetric, pieces: &pieces, piece: 0 };
+        product_int::<i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
         apply(after, out);
         Ok(())
     }))
@@ -266,13 +258,13 @@ fn int_rows<X: Quantized, O: Quantized, U: Sum>(
     if size_of::<X>() == 2
         && let Ok(x) = bytemuck::try_cast_slice::<X, i16>(x)
     {
-        return product_int::<U, O>(pool, rows, &Direct(x, depth), pack, finish, out, whole(units));
+        return product_int::<U, O>(pool, rows, &Direct(x, depth), pack, finish, out, Place::whole(units));
     }
     let zero = zero as i16;
     let a = Converted(x, depth, |from: &[X], to: &mut [i16], _: usize| {
         to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero));
     });
-    product_int::<U, O>(pool, rows, &a, pack, finish, out, whole(units))
+    product_int::<U, O>(pool, rows, &a, pack, finish, out, Place::whole(units))
 }
 
 /// 16-bit weights.
@@ -300,7 +292,7 @@ fn wide(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<i16>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
-        product_int::<i64, i16>(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, whole(units))
+        product_int::<i64, i16>(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, Place::whole(units))
     }))
 }
 
@@ -403,7 +395,7 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     let step = block.next_multiple_of(2);
     let mut offset = FinishF32 { range, ..FinishF32::default() };
     let mut ready = false;
-    let (mut q, mut pieces, mut zeros, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut pieces, mut words) = (Vec::new(), Vec::new());
     Ok(Box::new(move |call| {
         if !ready {
             let w = weights.get(call)?;
@@ -425,11 +417,13 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
-        quantize_rows(x, depth, true, &mut q, &mut pieces, &mut zeros)?;
+        refill(&mut pieces, rows, 1.0)?;
         refill(&mut words, rows * step * blocks.count, 0i16)?;
-        for (i, (to, from)) in words.chunks_exact_mut(step).zip(q.chunks_exact(block)).enumerate() {
-            let zero = zeros[i / blocks.count];
-            to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zero);
+        let to = words.chunks_exact_mut((step * blocks.count).max(1));
+        for ((to, from), piece) in to.zip(x.chunks_exact(depth.max(1))).zip(&mut pieces) {
+            let steps = Steps::of(from, true);
+            to.chunks_exact_mut(step).zip(from.chunks_exact(block)).for_each(|(to, from)| steps.words(from, to));
+            *piece = steps.scale;
         }
         blocks.product(pool, &words, &pieces, &offset, out);
         apply(after, out);
@@ -686,7 +680,7 @@ fn batch_float(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             let a = &left[l * b.rows * b.depth..][..n * b.rows * b.depth];
             let out = &mut out[i * size..][..n * size];
             if right.constant {
-                product_f32(pool, n * b.rows, &Direct(a, b.depth), &packs[r], &finish, out, whole(b.columns))?;
+                product_f32(pool, n * b.rows, &Direct(a, b.depth), &packs[r], &finish, out, Place::whole(b.columns))?;
             } else {
                 product_in_order(pool, a, &packs[r], &finish, out);
             }
@@ -796,7 +790,7 @@ fn batch_sums(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             let a = Converted(a, b.depth, |from: &[i8], to: &mut [i16], _: usize| {
                 to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16);
             });
-            product_int::<i32, i32>(pool, b.rows, &a, &packs[r], &Sums, out, whole(b.columns))?;
+            product_int::<i32, i32>(pool, b.rows, &a, &packs[r], &Sums, out, Place::whole(b.columns))?;
         }
         Ok(())
     }))
@@ -807,7 +801,7 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
     let mut packs: Vec<PackedInt> = Vec::new();
     let mut finish = Hybrid::linear();
     let (mut ready, mut turned) = (false, Vec::new());
-    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pieces = Pieces::default();
     Ok(Box::new(move |call| {
         let x = call.input(0)?;
         let w = right.get(call)?;
@@ -822,7 +816,7 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             transpose(left, b.depth, b.rows, &mut turned)?;
             left = &turned;
         }
-        quantize_rows(left, b.depth, o.asymmetric_quantize_inputs, &mut q, &mut pieces, &mut zeros)?;
+        pieces.resize(b.left * b.rows)?;
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         let size = b.rows * b.columns;
@@ -830,14 +824,12 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             out.fill(0.0);
             return Ok(());
         }
-        debug_assert_eq!(pieces.len(), b.left * b.rows);
         for (&(l, r), out) in b.pairs.iter().zip(out.chunks_exact_mut(size)) {
-            let zeros = &zeros[l * b.rows..];
-            let a = Converted(&q[l * b.rows * b.depth..], b.depth, |from: &[i8], to: &mut [i16], row: usize| {
-                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16 - zeros[row]);
-            });
-            let finish = HybridRows { constants: &finish, pieces: &pieces[l * b.rows..], rows: 1 };
-            product_int::<i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, whole(b.columns))?;
+            let (piece, x) = (l * b.rows, &left[l * b.rows * b.depth..]);
+            let asymmetric = o.asymmetric_quantize_inputs;
+            let a = Quantized8 { x, depth: b.depth, asymmetric, pieces: &pieces, piece };
+            let finish = HybridRows { constants: &finish, pieces: &pieces, first: piece, rows: 1 };
+            product_int::<i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, Place::whole(b.columns))?;
         }
         Ok(())
     }))

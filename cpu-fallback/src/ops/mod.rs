@@ -24,6 +24,7 @@ mod testing;
 mod text;
 mod unary;
 
+use crate::chain::Step;
 use crate::kernel::{Kernel, Site};
 use litegpu_graph::{Error, Family, Result};
 
@@ -57,6 +58,15 @@ pub fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Family::Custom => custom::prepare(site),
     }
     .map_err(|e: Error| e.at(site.node.op.name()))
+}
+
+/// The operator as a step of a chain: what it does to elements that another operator has just written.
+pub(crate) fn step(site: &Site<'_>) -> Option<Step> {
+    match site.node.op.family() {
+        Family::Unary => unary::step(site),
+        Family::Binary => binary::step(site),
+        _ => None,
+    }
 }
 
 /// The answer for an operator of the family that has no kernel.

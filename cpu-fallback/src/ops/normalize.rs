@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::pool::Pool;
-use crate::real::exact_exp;
+use crate::real::{exact_exp, exact_exps};
 use crate::requant::Quantized;
+use crate::simd::{Isa, NR, Task, dispatch};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use litegpu_graph::fixed::{Multiplier, high_mul, inv_sqrt, rounding_shift, saturating_shl};
@@ -61,7 +62,7 @@ fn rows<X: Pod + Sync, Y: Pod + Send>(
     if depth == 0 || x.len() != y.len() {
         return;
     }
-    let parallel = pool.threads() > 1 && x.len() > depth && x.len().saturating_mul(cost) > 200_000;
+    let parallel = pool.threads() > 1 && x.len() > depth && x.len().saturating_mul(cost) > 30_000;
     let per = if parallel { (x.len() / depth).div_ceil(pool.threads() * 2).max(1) * depth } else { y.len() };
     pool.chunks(y, per, parallel, |i, piece| {
         let x = x.get(i * per..).unwrap_or_default();
@@ -87,15 +88,30 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 fn softmax_float(beta: f32) -> Kernel {
-    by_row(8, move |x: &[f32], y: &mut [f32]| {
-        let max = largest(x);
-        let mut sum = 0.0;
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = exact_exp((x - max) * beta);
-            sum += *y;
+    by_row(8, move |x: &[f32], y: &mut [f32]| dispatch(SoftmaxRow { x, y, beta }))
+}
+
+struct SoftmaxRow<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    beta: f32,
+}
+
+impl Task for SoftmaxRow<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        let max = largest(self.x);
+        for (y, x) in self.y.chunks_mut(NR).zip(self.x.chunks(NR)) {
+            let mut e = [0.0; NR];
+            e.iter_mut().zip(x).for_each(|(e, x)| *e = (x - max) * self.beta);
+            exact_exps(&mut e);
+            y.copy_from_slice(&e[..y.len()]);
         }
-        y.iter_mut().for_each(|y| *y /= sum);
-    })
+        // In order, as the reference adds.
+        let sum = self.y.iter().fold(0.0, |sum, y| sum + y);
+        self.y.iter_mut().for_each(|y| *y /= sum);
+    }
 }
 
 fn softmax_half<T: Pod + Send + Sync>(beta: f32, wide: fn(T) -> f32, narrow: fn(f32) -> T) -> Kernel {

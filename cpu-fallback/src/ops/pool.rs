@@ -214,7 +214,7 @@ fn run<T: Pod + Send + Sync, A: Copy + Send + Sync>(
     }
     let empty = std::sync::atomic::AtomicBool::new(false);
     let rows = out.len() / width;
-    let parallel = pool.threads() > 1 && out.len().saturating_mul(w.taps[0] * w.taps[1]) > 200_000;
+    let parallel = pool.threads() > 1 && out.len().saturating_mul(w.taps[0] * w.taps[1]) > 50_000;
     let per = if parallel { rows.div_ceil(pool.threads() * 2).max(1) } else { rows };
     pool.chunks(out, per * width, parallel, |i, piece| {
         for (r, out) in piece.chunks_exact_mut(width).enumerate() {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pool::Pool;
+use crate::real::whole;
 use crate::simd::{Isa, Task, dispatch};
 use crate::tables::to_int;
 use crate::value::{Value, View};
@@ -58,8 +59,8 @@ fn map<X: Pod + Sync, Y: Pod + Send>(pool: &Pool, x: &[X], y: &mut [Y], f: impl 
             }
         }
     }
-    const CHUNK: usize = 16 * 1024;
-    let parallel = x.len() >= 4 * CHUNK;
+    const CHUNK: usize = 8 * 1024;
+    let parallel = x.len() >= 2 * CHUNK;
     let chunk = if parallel { CHUNK } else { x.len() };
     pool.chunks(y, chunk, parallel, |i, y| {
         let x = x.get(i * chunk..).unwrap_or_default();
@@ -151,7 +152,8 @@ impl Limits {
         let q = if q < self.least { self.least } else { q };
         let q = if q > self.most { self.most } else { q };
         let q = if held { q } else { self.beyond };
-        (q.trunc() as i32).wrapping_add(self.zero)
+        // At most 17 bits, whatever the type.
+        whole(q.trunc()).wrapping_add(self.zero)
     }
 }
 
@@ -350,13 +352,16 @@ fn dequantize(site: &Site<'_>) -> Result<Kernel> {
             return Err(Error::invalid(format!("{} scales for {count} channels", channels.len())));
         }
         match dtype {
-            DType::U8 | DType::U4 => spread(pool, bytes, y, inner, &channels, |b| b as i32),
-            DType::I16 => spread(pool, words(bytes)?.as_ref(), y, inner, &channels, |b: i16| b as i32),
+            DType::U8 | DType::U4 => spread(pool, bytes, y, inner, &channels, |b| b as i16),
+            DType::I16 => spread(pool, words(bytes)?.as_ref(), y, inner, &channels, |b: i16| b),
             DType::I32 => {
                 let x: Vec<i32> = bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
-                spread(pool, &x, y, inner, &channels, |b: i32| b);
+                for (i, (x, y)) in x.chunks(inner.max(1)).zip(y.chunks_mut(inner.max(1))).enumerate() {
+                    let (scale, zero) = channels[i % channels.len()];
+                    map(pool, x, y, |x: i32| (scale as f64 * x.wrapping_sub(zero) as f64) as f32);
+                }
             }
-            _ => spread(pool, bytes, y, inner, &channels, |b| b as i8 as i32),
+            _ => spread(pool, bytes, y, inner, &channels, |b| b as i8 as i16),
         }
         Ok(())
     }))
@@ -376,12 +381,17 @@ fn spread<X: Pod + Sync>(
     y: &mut [f32],
     inner: usize,
     channels: &[(f32, i32)],
-    wide: impl Fn(X) -> i32 + Sync,
+    wide: impl Fn(X) -> i16 + Sync,
 ) {
     for (i, (x, y)) in x.chunks(inner.max(1)).zip(y.chunks_mut(inner.max(1))).enumerate() {
         let (scale, zero) = channels[i % channels.len()];
-        // The difference is exact in single precision up to 24 bits, and the product is rounded once.
-        map(pool, x, y, |x| (scale as f64 * wide(x).wrapping_sub(zero) as f64) as f32);
+        // Up to 24 bits the difference is exact in single precision, and the product is rounded once.
+        if zero.unsigned_abs() < 1 << 23 {
+            map(pool, x, y, |x| scale * (wide(x) as i32 - zero) as f32);
+        } else {
+            let far = |x: X| (scale as f64 * (wide(x) as i32).wrapping_sub(zero) as f64) as f32;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = far(*x));
+        }
     }
 }
 

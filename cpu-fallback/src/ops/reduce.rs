@@ -6,7 +6,7 @@ use crate::in_order::add_rows;
 use crate::kernel::Call;
 use crate::moves::{int, ints};
 use crate::pool::Pool;
-use crate::strided::{PARALLEL, strides};
+use crate::strided::strides;
 use crate::tables::{quantization, to_int};
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -15,6 +15,9 @@ use litegpu_graph::ops as rules;
 use litegpu_graph::schema::ReduceWindowFunction as Window;
 use litegpu_graph::{DType, Op, elements};
 use smallvec::SmallVec;
+
+/// Elements below which a loop stays on one thread.
+const PARALLEL: usize = 1 << 16;
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     let (x, y) = (site.input(0)?, site.output(0)?);

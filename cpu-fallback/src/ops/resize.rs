@@ -149,7 +149,7 @@ fn rows<T: Sync, O: Send>(
         return;
     }
     let count = out.len() / width;
-    let parallel = pool.threads() > 1 && out.len() > 40_000;
+    let parallel = pool.threads() > 1 && out.len() > 12_000;
     let per = if parallel { count.div_ceil(pool.threads() * 2).max(1) } else { count };
     pool.chunks(out, per * width, parallel, |i, piece| {
         for (r, out) in piece.chunks_exact_mut(width).enumerate() {

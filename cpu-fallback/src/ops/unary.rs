@@ -1,6 +1,7 @@
 //! Element-wise operators of one operand: kernels.
 
 use super::*;
+use crate::chain::Step;
 use crate::kernel::Call;
 use crate::real;
 use crate::strided::{Line, line, map};
@@ -26,6 +27,15 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
     }
 }
 
+pub(super) fn step(site: &Site<'_>) -> Option<Step> {
+    let (x, y) = (site.input(0).ok()?, site.output(0).ok()?);
+    match (x.dtype, y.dtype) {
+        (DType::F32, DType::F32) => real_line(site).map(Step::Real),
+        (DType::I8, DType::I8) | (DType::U8, DType::U8) => table(site).ok().flatten().map(Step::Bytes),
+        _ => None,
+    }
+}
+
 /// A kernel that applies `f` to every element.
 fn each<A: Pod + Send + Sync, B: Pod + Send + Sync>(f: impl Fn(A) -> B + Send + Sync + 'static) -> Result<Kernel> {
     lines(line(f))
@@ -38,15 +48,6 @@ fn lines<A: Pod + Send + Sync, B: Pod + Send + Sync>(f: Box<Line<A, B>>) -> Resu
         map(pool, x, call.output(0)?.as_mut_slice::<B>()?, &*f);
         Ok(())
     }))
-}
-
-/// A kernel of a real function: 16-bit floats are widened, computed and rounded.
-fn float(dtype: DType, f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Result<Kernel> {
-    match dtype {
-        DType::F16 => halves(line(f), f16::to_f32, f16::from_f32),
-        DType::BF16 => halves(line(f), bf16::to_f32, bf16::from_f32),
-        _ => each(f),
-    }
 }
 
 fn halves<T: Pod + Send + Sync>(f: Box<Line<f32, f32>>, wide: fn(T) -> f32, narrow: fn(f32) -> T) -> Result<Kernel> {
@@ -76,43 +77,57 @@ fn quantizes(graph: &Graph) -> bool {
     graph.nodes.iter().any(|n| n.op == Op::Quantize || on_the_fly(n))
 }
 
+/// A kernel of a real function: 16-bit floats are widened, computed and rounded.
 fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
-    let exact = quantizes(site.graph);
+    let Some(f) = real_line(site) else { return no_kernel(site) };
+    match d {
+        DType::F16 => halves(f, f16::to_f32, f16::from_f32),
+        DType::BF16 => halves(f, bf16::to_f32, bf16::from_f32),
+        _ => lines(f),
+    }
+}
+
+fn real(f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Box<Line<f32, f32>> {
+    line(f)
+}
+
+fn real_line(site: &Site<'_>) -> Option<Box<Line<f32, f32>>> {
+    let exact = || quantizes(site.graph);
     // The comparisons are written so that a NaN stays one.
-    match &site.node.op {
-        Op::Relu => float(d, |v| if v < 0.0 { 0.0 } else { v }),
-        Op::ReluN1To1 => float(d, |v| clip(v, -1.0, 1.0)),
-        Op::Relu6 => float(d, |v| clip(v, 0.0, 6.0)),
-        Op::Relu0To1 => float(d, |v| clip(v, 0.0, 1.0)),
+    Some(match &site.node.op {
+        Op::Relu => real(|v| if v < 0.0 { 0.0 } else { v }),
+        Op::ReluN1To1 => real(|v| clip(v, -1.0, 1.0)),
+        Op::Relu6 => real(|v| clip(v, 0.0, 6.0)),
+        Op::Relu0To1 => real(|v| clip(v, 0.0, 1.0)),
         Op::LeakyRelu(o) => {
             let alpha = o.alpha;
-            float(d, move |v| if v > 0.0 { v } else { v * alpha })
+            real(move |v| if v > 0.0 { v } else { v * alpha })
         }
-        Op::Elu => float(d, elu),
-        Op::HardSwish => float(d, |v| v * clip(v + 3.0, 0.0, 6.0) / 6.0),
-        Op::Gelu(o) if o.approximate && exact => {
-            float(d, |v| 0.5 * v * (1.0 + real::tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
+        Op::Elu => real(elu),
+        Op::HardSwish => real(|v| v * clip(v + 3.0, 0.0, 6.0) / 6.0),
+        Op::Gelu(o) if o.approximate && exact() => {
+            real(|v| 0.5 * v * (1.0 + real::tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
         }
         Op::Gelu(o) if o.approximate => {
-            float(d, |v| 0.5 * v * (1.0 + real::quick_tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
+            real(|v| 0.5 * v * (1.0 + real::quick_tanh(GELU_SLOPE * (v + 0.044715 * v * v * v))))
         }
-        Op::Gelu(_) => float(d, gelu),
-        Op::Logistic => float(d, real::logistic),
-        Op::Tanh if exact => float(d, real::tanh),
-        Op::Tanh => float(d, real::quick_tanh),
-        Op::Exp => float(d, real::exp),
-        Op::Neg => float(d, |v| -v),
-        Op::Sin => float(d, f32::sin),
-        Op::Cos => float(d, f32::cos),
-        Op::Log => float(d, f32::ln),
-        Op::Sqrt => float(d, f32::sqrt),
-        Op::Rsqrt => float(d, |v| 1.0 / v.sqrt()),
-        Op::Square => float(d, |v| v * v),
-        Op::Abs => float(d, f32::abs),
-        Op::Floor => float(d, f32::floor),
-        Op::Ceil => float(d, f32::ceil),
-        Op::Round => float(d, f32::round_ties_even),
-        Op::Sign => float(d, |v| {
+        Op::Gelu(_) => real(gelu),
+        Op::Logistic => real(real::logistic),
+        Op::Tanh if exact() => real(real::tanh),
+        Op::Tanh => real(real::quick_tanh),
+        Op::Exp => real(real::exp),
+        Op::Neg => real(|v| -v),
+        Op::Sin => real(f32::sin),
+        Op::Cos => real(f32::cos),
+        Op::Log => real(f32::ln),
+        Op::Sqrt => real(f32::sqrt),
+        Op::Rsqrt => real(|v| 1.0 / v.sqrt()),
+        Op::Square => real(|v| v * v),
+        Op::Abs => real(f32::abs),
+        Op::Floor => real(f32::floor),
+        Op::Ceil => real(f32::ceil),
+        Op::Round => real(f32::round_ties_even),
+        Op::Sign => real(|v| {
             if v > 0.0 {
                 1.0
             } else if v < 0.0 {
@@ -121,8 +136,8 @@ fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
                 v * 0.0
             }
         }),
-        _ => no_kernel(site),
-    }
+        _ => return None,
+    })
 }
 
 #[inline]
@@ -193,6 +208,9 @@ fn zeros(y: &litegpu_graph::Tensor) -> Result<Kernel> {
 
 /// int8 and uint8: whatever the operator, one table look-up per element.
 fn bytes(site: &Site<'_>) -> Result<Kernel> {
+    if let Some(table) = table(site)? {
+        return each(move |v: u8| table[v as usize]);
+    }
     let (x, y) = (site.input(0)?, site.output(0)?);
     let d = x.dtype;
     if matches!(site.node.op, Op::Neg | Op::Abs | Op::Sign | Op::Square) && x.quant.is_none() && d == DType::I8 {
@@ -202,6 +220,25 @@ fn bytes(site: &Site<'_>) -> Result<Kernel> {
             Op::Sign => each(i8::signum),
             _ => no_kernel(site),
         };
+    }
+    let ((sx, zx), (sy, zy)) = (quantization(x)?, quantization(y)?);
+    match &site.node.op {
+        Op::Sqrt => partial_bytes(d, (sx, zx), move |v| sqrt(v, sx, sy).saturating_add(zy)),
+        Op::Rsqrt => {
+            let f = rsqrt(sx, sy);
+            let high = fixed::type_range(d)?.1;
+            partial_bytes(d, (sx, zx), move |v| f(v).map_or(high, |y| y.saturating_add(zy)))
+        }
+        _ => no_kernel(site),
+    }
+}
+
+/// What becomes of each byte; `None` where that is not all there is to it.
+fn table(site: &Site<'_>) -> Result<Option<Box<[u8; 256]>>> {
+    let (x, y) = (site.input(0)?, site.output(0)?);
+    let d = x.dtype;
+    if matches!(site.node.op, Op::Neg | Op::Abs | Op::Sign | Op::Square) && x.quant.is_none() && d == DType::I8 {
+        return Ok(None);
     }
     let (qx, qy) = (quantization(x)?, quantization(y)?);
     let ((sx, zx), (sy, zy)) = (qx, qy);
@@ -234,12 +271,7 @@ fn bytes(site: &Site<'_>) -> Result<Kernel> {
             let m = (sx != sy).then(|| Multiplier::new((sx / sy) as f64));
             fixed(&|v| m.map_or(v.abs(), |m| m.apply(v.abs())).saturating_add(zy))
         }
-        Op::Sqrt => return partial_bytes(d, qx, move |v| sqrt(v, sx, sy).saturating_add(zy)),
-        Op::Rsqrt => {
-            let f = rsqrt(sx, sy);
-            let high = fixed::type_range(d)?.1;
-            return partial_bytes(d, qx, move |v| f(v).map_or(high, |y| y.saturating_add(zy)));
-        }
+        Op::Sqrt | Op::Rsqrt => return Ok(None),
         // The remaining operators have no quantized kernel in the reference; rounding the real result is the meaning.
         Op::Neg => lut(&|v| -v),
         Op::Sin => lut(&f32::sin),
@@ -257,9 +289,9 @@ fn bytes(site: &Site<'_>) -> Result<Kernel> {
                 0.0
             }
         }),
-        _ => return no_kernel(site),
-    }?;
-    each(move |v: u8| table[v as usize])
+        _ => return Ok(None),
+    };
+    table.map(Some)
 }
 
 /// A table kernel of a function that has no value for negative operands: those are an error, as in the reference.

@@ -166,13 +166,11 @@ impl<X, O, R: Rows<X, O>> Task for RowTask<'_, X, O, R> {
             self.rows.pixels::<S, PIXELS>(d, self.image, &taps, at, &mut self.out[x * n..(x + PIXELS) * n]);
             x += PIXELS;
         }
-        while x < interior.end {
-            let at = At { first: d.origin(y, x), step };
-            self.rows.pixels::<S, 1>(d, self.image, &taps, at, &mut self.out[x * n..(x + 1) * n]);
-            x += 1;
-        }
-        for x in (0..interior.start).chain(interior.end..d.output[1]) {
-            d.taps(&mut taps, ky, d.inside(1, x));
+        // What is left of the interior, and both edges, whose windows hold other taps: in one loop, which is compiled once.
+        for x in (x..d.output[1]).chain(0..interior.start) {
+            if !interior.contains(&x) {
+                d.taps(&mut taps, ky, d.inside(1, x));
+            }
             let at = At { first: d.origin(y, x), step };
             self.rows.pixels::<S, 1>(d, self.image, &taps, at, &mut self.out[x * n..(x + 1) * n]);
         }
@@ -295,7 +293,14 @@ impl<X: Word, O, U: Sum, F: Finish<U, O>> Rows<X, O> for IntRows<'_, F, U> {
 }
 
 /// Runs all rows, in parallel where it pays.
-fn run<X: Sync, O: Send>(pool: &Pool, d: &Depthwise, x: &[X], out: &mut [O], rows: &impl Rows<X, O>) {
+fn run<X: Sync, O: Pod + Send>(
+    pool: &Pool,
+    d: &Depthwise,
+    x: &[X],
+    out: &mut [O],
+    then: Then<'_>,
+    rows: &impl Rows<X, O>,
+) {
     let width = d.output[1] * d.filters();
     let image = d.input[0] * d.input[1] * d.channels;
     if width == 0 || image == 0 || out.is_empty() {
@@ -303,14 +308,15 @@ fn run<X: Sync, O: Send>(pool: &Pool, d: &Depthwise, x: &[X], out: &mut [O], row
     }
     let count = out.len() / width;
     let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
-    let parallel = pool.threads() > 1 && work > 60_000;
+    let parallel = pool.threads() > 1 && work > 30_000;
     let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
     pool.chunks(out, per * width, parallel, |i, piece| {
         for (r, out) in piece.chunks_exact_mut(width).enumerate() {
             let r = i * per + r;
             let (batch, y) = (r / d.output[0], r % d.output[0]);
             let image = (&x[batch * image..][..image], batch);
-            dispatch(RowTask { d, rows, image, y, out });
+            dispatch(RowTask { d, rows, image, y, out: &mut *out });
+            then.apply(r * width, out);
         }
     });
 }
@@ -391,7 +397,8 @@ fn float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
             finish.set(d.filters(), bias_floats(bias, d.filters())?.as_deref())
         })?;
         let rows = FloatRows { lines: &state.lines, finish: &state.finish };
-        run(call.pool, &d, x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?, &rows);
+        let (pool, then) = (call.pool, call.take_then(true));
+        run(pool, &d, x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?, then, &rows);
         Ok(())
     }))
 }
@@ -411,7 +418,8 @@ fn int<X: Quantized + Word>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel>
         })?;
         let zeros = [scales.input.1 as i16];
         let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &state.finish, sum: PhantomData };
-        run(call.pool, &d, x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<X>()?, &rows);
+        let (pool, then) = (call.pool, call.take_then(true));
+        run(pool, &d, x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<X>()?, then, &rows);
         Ok(())
     }))
 }
@@ -430,7 +438,8 @@ fn wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
             finish.set(bias_ints(bias, d.filters())?.as_deref(), &multipliers)
         })?;
         let rows = IntRows::<_, i64> { lines: &state.lines, zeros: &[], finish: &state.finish, sum: PhantomData };
-        run(call.pool, &d, x.as_slice::<i16>()?, call.output(0)?.as_mut_slice::<i16>()?, &rows);
+        let (pool, then) = (call.pool, call.take_then(true));
+        run(pool, &d, x.as_slice::<i16>()?, call.output(0)?.as_mut_slice::<i16>()?, then, &rows);
         Ok(())
     }))
 }
@@ -438,7 +447,7 @@ fn wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
 fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
     let range = float_range(spatial.activation)?;
     let mut state: State<i16, Hybrid> = State::new(site)?;
-    let (mut q, mut pieces, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut q, mut steps, mut zeros, mut pieces) = (Vec::new(), Vec::new(), Vec::new(), Pieces::default());
     Ok(Box::new(move |call| {
         let x = call.input(0)?;
         let shape = call.output(0)?.shape.clone();
@@ -449,10 +458,19 @@ fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
             finish.set(bias_floats(bias, d.filters())?.as_deref(), &w.scales(d.filters())?)
         })?;
         let batch = x.shape.first().copied().unwrap_or(0);
-        quantize_batches(x.as_slice()?, batch, false, &mut q, &mut pieces, &mut zeros)?;
-        let finish = HybridRows { constants: &state.finish, pieces: &pieces, rows: PIECE };
+        let x = x.as_slice::<f32>()?;
+        batch_steps(x, batch, false, &mut steps, &mut pieces)?;
+        refill(&mut q, x.len(), 0)?;
+        let per = (x.len() / batch.max(1)).max(1);
+        for ((q, x), s) in q.chunks_exact_mut(per).zip(x.chunks_exact(per)).zip(&steps) {
+            s.bytes(x, q);
+        }
+        zeros.clear();
+        zeros.extend(steps.iter().map(|s| s.zero as i16));
+        let finish = HybridRows { constants: &state.finish, pieces: &pieces, first: 0, rows: PIECE };
         let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &finish, sum: PhantomData };
-        run(call.pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, &rows);
+        let (pool, then) = (call.pool, call.take_then(true));
+        run(pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, then, &rows);
         Ok(())
     }))
 }

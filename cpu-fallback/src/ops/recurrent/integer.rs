@@ -369,7 +369,7 @@ impl Cell {
         fill_to(&mut self.narrow, c.len(), 0)?;
         // Columns of all gates.
         let columns = self.from_input.weights.columns;
-        let whole = Place { stride: columns, column: 0 };
+        let whole = Place::whole(columns);
         fill_to(&mut self.step, batch * columns, 0)?;
         let at_once = (AT_ONCE / (batch * columns).max(1)).clamp(1, layout.time);
         fill_to(&mut self.ahead, at_once * batch * columns, 0)?;
@@ -450,7 +450,7 @@ impl Cell {
     fn project(&mut self, pool: &Pool, batch: usize, h: &mut [i8]) -> Result<()> {
         let Packed { weights, finish } = &self.to_state;
         let finish = Saturated { constants: finish, zero: self.state_zero };
-        let place = Place { stride: self.outputs, column: 0 };
+        let place = Place::whole(self.outputs);
         product_int::<i32, i8>(pool, batch, &rows(&self.narrow, self.cells), weights, &finish, h, place)?;
         if self.proj_clip > 0 {
             h.iter_mut().for_each(|h| *h = (*h).clamp(-self.proj_clip, self.proj_clip));

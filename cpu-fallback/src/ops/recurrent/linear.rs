@@ -1,7 +1,7 @@
 //! Rows times weights, float and dynamic range: what every recurrent cell is made of.
 
 use crate::pool::Pool;
-use crate::requant::{quantize_asymmetric, quantize_symmetric};
+use crate::requant::Steps;
 use crate::simd::{Isa, Task, dispatch};
 use crate::value::{View, fill_to};
 use litegpu_graph::{DType, Error, Result};
@@ -95,8 +95,9 @@ impl QuantizedRows {
         fill_to(&mut self.scale, rows, 1.0)?;
         fill_to(&mut self.zero, rows, 0)?;
         for (i, q) in self.q.chunks_exact_mut(cols.max(1)).enumerate() {
-            (self.scale[i], self.zero[i]) =
-                if asymmetric { quantize_asymmetric(row(i), q) } else { (quantize_symmetric(row(i), q), 0) };
+            let steps = Steps::of(row(i), asymmetric);
+            steps.bytes(row(i), q);
+            (self.scale[i], self.zero[i]) = (steps.scale, steps.zero);
         }
         Ok(())
     }

@@ -267,7 +267,7 @@ pub(super) fn run<'a>(
     }
     let packed = s.packed.iter().find(|(id, _)| *id == ids.input[3]).map(|(_, p)| p);
     let columns = packed.map_or(0, |p| p.input.columns);
-    let whole = Place { stride: columns, column: 0 };
+    let whole = Place::whole(columns);
     fill_to(&mut s.step, batch * columns, 0.0)?;
 
     // The input's part of many steps at once reads the weights fewer times.
