@@ -13,6 +13,8 @@
 //!
 //! [`Session::run`] blocks; [`Session::run_async`] is what it waits for, and the only way in a browser.
 
+#[cfg(feature = "cli")]
+pub mod bisect;
 mod clock;
 mod error;
 mod fold;

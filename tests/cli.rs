@@ -4,16 +4,17 @@
 mod common;
 
 use common::*;
-use litegpu::{Tensor, npz};
+use litegpu::{Model, Tensor, npz};
 use serde_json::Value as Json;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "run",
     "inspect",
     "plan",
     "verify",
     "bench",
     "profile",
+    "bisect",
     "devices",
     "quantize",
     "calibrate",
@@ -236,6 +237,40 @@ fn plans_give_reasons() {
     assert_eq!(code, 0, "{err}");
     let (_, err, code) = told(&["plan", "models/digits_f32.tflite", "--shape", "0=8,8", "--device", "cpu"]);
     assert!(code != 0 && err.contains("image"), "{err}");
+}
+
+#[test]
+fn bisect_writes_the_operator_that_departs() {
+    if !gpu() {
+        return;
+    }
+    let dir = scratch("bisect");
+    let model = dir.join("wrong.tflite").to_string_lossy().into_owned();
+    let bisect =
+        |net: &str, more: &[&str]| told(&[&["bisect", net, "--device", "gpu", "--json", "-o", &model], more].concat());
+    // Floats are rounded in another order: with no tolerance at all, some operator departs by itself.
+    let (out, err, code) = bisect("models/digits_f32.tflite", &["--limit", "0"]);
+    assert_eq!(code, 1, "{out}{err}");
+    let j: Json = serde_json::from_str(&out).unwrap();
+    assert_eq!(j["operators_on_gpu"], 9);
+    let (first, list) = (&j["first"], j["departures"].as_array().unwrap());
+    assert!(first["node"].as_u64() >= list[0]["node"].as_u64(), "{j}");
+    assert!(j["cause"].as_str().unwrap().contains("by itself"), "{j}");
+    let made = Model::open(&model).unwrap();
+    let nodes = &made.graph().main().unwrap().nodes;
+    assert_eq!((nodes.len(), nodes[0].op.name()), (1, first["op"].as_str().unwrap()));
+    let arrays = dir.join("wrong.npz").to_string_lossy().into_owned();
+    let exact = ["verify", &model, &arrays, "--device", "cpu", "--atol", "0", "--rtol", "0"];
+    assert_eq!(told(&exact).2, 0, "the arrays are what the CPU computes");
+    // Nothing departs, and nothing is written.
+    std::fs::remove_file(&model).unwrap();
+    for net in ["models/digits_int8.tflite", "models/digits_f32.tflite"] {
+        let (out, err, code) = bisect(net, &[]);
+        assert_eq!(code, 0, "{out}{err}");
+        let j: Json = serde_json::from_str(&out).unwrap();
+        assert!(j["first"].is_null() && j["departures"].as_array().unwrap().is_empty(), "{j}");
+    }
+    assert!(!std::path::Path::new(&model).exists());
 }
 
 #[test]

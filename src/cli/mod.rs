@@ -4,6 +4,7 @@
 
 mod all;
 mod bench;
+mod bisect;
 mod calibrate;
 mod chart;
 mod compare;
@@ -49,6 +50,7 @@ enum Verb {
     Verify(verify::Verify),
     Bench(bench::Bench),
     Profile(profile::Profile),
+    Bisect(Box<bisect::Bisect>),
     Devices(devices::Devices),
     Quantize(Box<quantize::Quantize>),
     Calibrate(Box<calibrate::Calibrate>),
@@ -244,6 +246,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Verify(v) => v.run(),
         Verb::Bench(v) => v.run(),
         Verb::Profile(v) => v.run(),
+        Verb::Bisect(v) => v.run(),
         Verb::Devices(v) => v.run(),
         Verb::Quantize(v) => v.run(),
         Verb::Calibrate(v) => v.run(),
