@@ -11,7 +11,7 @@ use litegpu_graph::shapes::Shapes;
 use litegpu_graph::{Graph, Model, NodeId, TensorId};
 use std::sync::Arc;
 
-pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, DeviceMemory, HalfStorage};
+pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, HalfStorage};
 
 /// A tensor that a GPU part reads or writes, as it lies in device memory: rows of the innermost dimension, each padded
 /// with zeros to a multiple of four elements.
@@ -79,6 +79,14 @@ impl Gpu {
     #[cfg(not(target_family = "wasm"))]
     pub fn adapters() -> Vec<AdapterInfo> {
         pollster::block_on(Gpu::adapters_async())
+    }
+
+    /// What the adapter can do at most, measured; `None` where it has no timestamps.
+    ///
+    /// # Errors
+    /// `Device` when it fails.
+    pub async fn ceiling_async(&self) -> Result<Option<Ceiling>> {
+        self.0.ceiling().await.map_err(device_error)
     }
 
     /// Memory on this device, for [`Session::attach_input`](crate::Session::attach_input) and

@@ -35,6 +35,10 @@ pub struct Placement {
     pub op: String,
     /// Type and shape of the first output, `?` where only a run can tell.
     pub output: String,
+    /// Arithmetic operations, a multiply-add as two: an estimate, 0 where a shape is not known.
+    pub flops: u64,
+    /// Bytes of its operands and results, as the file has them.
+    pub bytes: u64,
     /// Where it runs.
     pub target: Target,
     /// Index into [`Report::partitions`]; `None` when the operator does not run at all.

@@ -3,6 +3,8 @@
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
+#[cfg(feature = "gpu")]
+use crate::gpu::Ceiling;
 use crate::gpu::{self, Caps, DeviceMemory, DevicePort, Fault, Gpu, GpuOptions, Part, Program, Wish};
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
@@ -976,6 +978,18 @@ impl Session {
         }
     }
 
+    /// What the session's GPU can do at most, measured; `None` without one, or where it has no timestamps.
+    ///
+    /// # Errors
+    /// `Device` when it fails.
+    #[cfg(feature = "gpu")]
+    pub async fn ceiling_async(&self) -> Result<Option<Ceiling>> {
+        match &self.gpu {
+            Some(gpu) => gpu.ceiling_async().await,
+            None => Ok(None),
+        }
+    }
+
     /// Time spent in each operator in the last run; empty unless [`Builder::profile`] is set.
     pub fn times(&self) -> Vec<NodeTime> {
         let placements = self.planned.iter().flat_map(|p| &p.placements);
@@ -1078,7 +1092,10 @@ fn draft(
         .into_iter()
         .filter_map(|v| {
             let node = graph.nodes.get(v.node)?;
+            let work = litegpu_graph::work(graph, node, &|t| shapes.get(t).cloned());
             Some(Placement {
+                flops: work.flops,
+                bytes: work.bytes,
                 node: v.node,
                 op: node.op.name().to_string(),
                 output: node.outputs.first().map_or(String::new(), |&t| form(graph, &shapes, t)),

@@ -240,6 +240,28 @@ fn plans_give_reasons() {
 }
 
 #[test]
+fn profiles_of_a_gpu_are_shares_of_its_ceiling() {
+    if !gpu() {
+        return;
+    }
+    let page = scratch("profile").join("page.html");
+    let path = page.to_string_lossy();
+    let args = ["profile", "models/digits_f32.tflite", "--device", "gpu", "--runs", "1", "--json", "--html", &*path];
+    let j = json(&args);
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("<svg") && html.contains("CONV_2D"));
+    if j["ceiling"].is_null() {
+        return;
+    }
+    let c = &j["ceiling"];
+    assert!(c["gflops"].as_f64().unwrap() > 0.0 && c["gb_per_s"].as_f64().unwrap() > 0.0, "{c}");
+    let conv = j["operators"].as_array().unwrap().iter().find(|o| o["node"] == 0).unwrap();
+    let (work, bytes) = (conv["gflops"].as_f64().unwrap(), conv["gb_per_s"].as_f64().unwrap());
+    let want = (work / c["gflops"].as_f64().unwrap()).max(bytes / c["gb_per_s"].as_f64().unwrap());
+    assert!((conv["of_ceiling"].as_f64().unwrap() - want).abs() < 1e-9, "{conv}");
+}
+
+#[test]
 fn bisect_writes_the_operator_that_departs() {
     if !gpu() {
         return;
@@ -290,6 +312,11 @@ fn profiles_are_sorted_and_traced() {
     let ms: Vec<f64> = j["operators"].as_array().unwrap().iter().map(|o| o["ms"].as_f64().unwrap()).collect();
     assert_eq!(ms.len(), 9);
     assert!(ms.windows(2).all(|w| w[0] >= w[1]), "{ms:?}");
+    // A 3x3 convolution of one channel to sixteen: multiplications and additions, and floats in and out.
+    let first = j["operators"].as_array().unwrap().iter().find(|o| o["node"] == 0).unwrap();
+    let (flops, ms) = (first["flops"].as_f64().unwrap(), first["ms"].as_f64().unwrap());
+    assert!(flops > 0.0 && (first["gflops"].as_f64().unwrap() - flops / ms / 1e6).abs() < 1e-6, "{first}");
+    assert!(j["ceiling"].is_null() && first["of_ceiling"].is_null(), "the CPU's is not measured");
     let trace: Json = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
     assert_eq!(trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").count(), 9);
 }

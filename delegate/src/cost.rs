@@ -3,16 +3,7 @@
 use crate::caps::AdapterClass;
 use crate::lower::Scene;
 use crate::plan::overhead;
-use litegpu_graph::{Family, NodeId, Op, TensorId, elements};
-
-/// The work in one operator.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Arithmetic operations, a multiply-add as two.
-    pub flops: u64,
-    /// Bytes of operands and results, as the host stores them.
-    pub bytes: u64,
-}
+use litegpu_graph::{Family, NodeId, TensorId, Work, elements};
 
 /// What a part costs on either side.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -31,40 +22,10 @@ fn size(scene: &Scene<'_>, t: TensorId) -> (u64, u64) {
     (n, n.saturating_mul(bits) / 8)
 }
 
-/// The work in a node.
+/// The work in a node, with the shapes of the plan.
 pub fn work(scene: &Scene<'_>, id: NodeId) -> Work {
-    let Some(node) = scene.graph.nodes.get(id) else { return Work::default() };
-    let sum = |mut it: std::slice::Iter<'_, TensorId>| {
-        it.try_fold((0u64, 0u64), |(a, b), &t| {
-            let (n, bytes) = size(scene, t);
-            Some((a.saturating_add(n), b.saturating_add(bytes)))
-        })
-        .unwrap_or_default()
-    };
-    let inputs: Vec<TensorId> = node.inputs.iter().flatten().copied().collect();
-    let (in_n, in_bytes) = sum(inputs.iter());
-    let (out_n, out_bytes) = sum(node.outputs.iter());
-    let weight = node.input(1).and_then(|t| scene.shape(t).ok()).unwrap_or_default();
-    let flops = match (&node.op, node.op.family()) {
-        (Op::DepthwiseConv2d(_), _) => {
-            out_n.saturating_mul(2 * weight.iter().take(3).map(|&d| d as u64).product::<u64>())
-        }
-        (Op::TransposeConv(_), _) => {
-            let x = node.input(2).map_or(0, |t| size(scene, t).0);
-            x.saturating_mul(2 * weight.iter().take(3).map(|&d| d as u64).product::<u64>())
-        }
-        (Op::Conv3d(_), _) => out_n.saturating_mul(2 * weight.iter().take(4).map(|&d| d as u64).product::<u64>()),
-        (Op::Conv3dTranspose(_), _) => {
-            let x = node.input(2).map_or(0, |t| size(scene, t).0);
-            x.saturating_mul(2 * weight.iter().take(4).map(|&d| d as u64).product::<u64>())
-        }
-        (_, Family::Conv) => out_n.saturating_mul(2 * weight.iter().skip(1).map(|&d| d as u64).product::<u64>()),
-        (_, Family::Matmul) => out_n.saturating_mul(2 * weight.last().map_or(1, |&d| d as u64)),
-        (_, Family::Pool) => out_n.saturating_mul(9),
-        (_, Family::Reshape) => 0,
-        _ => in_n.max(out_n).saturating_mul(4),
-    };
-    Work { flops, bytes: in_bytes.saturating_add(out_bytes) }
+    let shape = |t| scene.shape(t).ok();
+    scene.graph.nodes.get(id).map_or(Work::default(), |node| litegpu_graph::work(scene.graph, node, &shape))
 }
 
 /// What a part of these nodes costs.

@@ -19,6 +19,7 @@
 //! them aborts.
 
 mod caps;
+mod ceiling;
 mod convert;
 mod cost;
 mod engine;
@@ -29,7 +30,8 @@ mod plan;
 mod program;
 
 pub use caps::{AdapterClass, Caps, Precision};
-pub use cost::{Estimate, Work, estimate, work};
+pub use ceiling::Ceiling;
+pub use cost::{Estimate, estimate, work};
 pub use engine::{
     AdapterInfo, DeviceMemory, Engine, EngineOptions, GpuError, GpuErrorKind, HalfStorage, Loaded, Power, Timing,
 };

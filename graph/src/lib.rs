@@ -19,10 +19,12 @@ pub mod schema;
 pub mod shapes;
 pub mod text;
 pub mod validate;
+mod work;
 mod write;
 
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use model::*;
 pub use op::{CustomOp, Family, Op};
+pub use work::{Work, work};
 pub use write::WriteOptions;

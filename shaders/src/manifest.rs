@@ -47,6 +47,7 @@ macro_rules! kernels {
 kernels! {
     "unary" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lut" {}
+    "ceiling" { roles: &[("in0", &[F32]), ("out", &[F32])] }
     "binary" {
         roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)],
         variants: &[&[("OP", "f_add")], &[("OP", "i_add")], &[("OP", "bf_less")], &[("OP", "bi_less")]],

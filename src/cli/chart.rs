@@ -27,8 +27,9 @@ pub(crate) struct Bar {
     pub(crate) bad: bool,
 }
 
-/// Colours: of what is shown, of what is wrong, and of notes.
+/// Colours: of what is shown, of a second kind, of what is wrong, and of notes.
 const PLAIN: &str = "#2b7bba";
+const OTHER: &str = "#b8860b";
 const BAD: &str = "#c0392b";
 const FAINT: &str = "#555";
 
@@ -88,6 +89,53 @@ pub(crate) fn bars(title: &str, list: &[Bar], mark: Option<(f64, &str)>, width: 
             height - 18.0,
             height - 4.0,
             escape(label)
+        );
+    }
+    s + "</svg>\n"
+}
+
+/// A piece of a strip.
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub(crate) label: String,
+    pub(crate) value: f64,
+    /// In the second colour.
+    pub(crate) other: bool,
+}
+
+/// Pieces one after the other, as long as their values, each with its label where there is room; `names` say what the two
+/// colours are.
+pub(crate) fn strip(title: &str, names: [&str; 2], list: &[Span], width: f64) -> String {
+    const HEIGHT: f64 = 44.0;
+    const LETTER: f64 = 6.6;
+    let sum: f64 = list.iter().map(|s| s.value).filter(|v| v.is_finite()).sum::<f64>().max(1e-12);
+    let mut s = drawing(title, width, HEIGHT + 54.0);
+    let mut x = 0.0;
+    for span in list.iter().filter(|s| s.value.is_finite()) {
+        let w = width * span.value / sum;
+        let letters = (w / LETTER) as usize;
+        let shown: String = if letters >= 4 { span.label.chars().take(letters).collect() } else { String::new() };
+        let _ = write!(
+            s,
+            "<g><title>{}</title><rect x=\"{x:.2}\" y=\"24\" width=\"{w:.2}\" height=\"{HEIGHT}\" fill=\"{}\" \
+             stroke=\"#fff\" stroke-width=\"0.5\"/><text x=\"{:.2}\" y=\"50\" fill=\"#fff\" font-size=\"11\">{}</text></g>",
+            escape(&span.label),
+            if span.other { OTHER } else { PLAIN },
+            x + 3.0,
+            escape(&shown)
+        );
+        x += w;
+    }
+    for (i, (name, colour)) in names.iter().zip([PLAIN, OTHER]).enumerate() {
+        let x = i as f64 * 90.0;
+        let _ = write!(
+            s,
+            "<rect x=\"{x:.0}\" y=\"{1:.0}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
+             <text x=\"{0:.0}\" y=\"{2:.0}\">{3}</text>",
+            x + 17.0,
+            HEIGHT + 34.0,
+            HEIGHT + 44.0,
+            escape(name)
         );
     }
     s + "</svg>\n"
