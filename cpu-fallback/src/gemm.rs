@@ -8,7 +8,7 @@
 
 use crate::chain::Then;
 use crate::pool::Pool;
-use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Task, dispatch, sums_of, tiles};
+use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Strip, Task, dispatch, tiles};
 use bytemuck::Pod;
 use litegpu_graph::{Error, Result};
 use smallvec::SmallVec;
@@ -815,20 +815,14 @@ pub(crate) trait Finish<U, Out>: Sync {
         });
     }
 
-    /// Sums of P pixels of a depthwise convolution, finished as by [`Finish::tile`]. `#[inline(always)]`.
+    /// A strip of a depthwise convolution whose sums fit 32 bits, finished as by [`Finish::tile`]: row `row` for each
+    /// pixel. `#[inline(always)]`.
     #[inline(always)]
-    fn pixels<S: Isa, const P: usize>(
-        &self,
-        row: usize,
-        column: usize,
-        acc: [[S::I; 2]; 4],
-        out: &mut [Out],
-        stride: usize,
-        n: usize,
-    ) where
+    fn strip<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [Out], stride: usize, n: usize)
+    where
         U: Sum,
     {
-        self.tile::<S>(row, column, &mut sums_of::<S, P>(acc), out, stride, n);
+        strip.each::<S>(|p, sums| self.tile::<S>(row, column, sums, &mut out[p * stride..], stride, n));
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::gemm::{Finish, refill};
 use crate::real::whole;
 use crate::simd::{
-    Isa, NR, Once, Panel, Requant, RequantWide, Task, apart, clamp, dispatch, narrow_rows, sums_of, tiles,
+    Isa, NR, Once, Panel, Requant, RequantWide, Strip, Task, apart, clamp, dispatch, narrow_rows, tiles,
 };
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
@@ -149,16 +149,8 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
         S::panel(a, runs, lda, rows, b, &Requant { columns: n, ..self.requant(column) }, out, ldc);
     }
     #[inline(always)]
-    fn pixels<S: Isa, const P: usize>(
-        &self,
-        _row: usize,
-        column: usize,
-        acc: [[S::I; 2]; 4],
-        out: &mut [O],
-        stride: usize,
-        n: usize,
-    ) {
-        S::pixels::<O, P>(acc, &Requant { columns: n, ..self.requant(column) }, out, stride);
+    fn strip<S: Isa>(&self, strip: &Strip<'_>, _row: usize, column: usize, out: &mut [O], stride: usize, n: usize) {
+        S::strip(strip, &Requant { columns: n, ..self.requant(column) }, out, stride);
     }
 }
 
@@ -252,18 +244,10 @@ impl<O: Quantized> Finish<i64, O> for Wide {
         }
     }
     #[inline(always)]
-    fn pixels<S: Isa, const P: usize>(
-        &self,
-        row: usize,
-        column: usize,
-        acc: [[S::I; 2]; 4],
-        out: &mut [O],
-        stride: usize,
-        n: usize,
-    ) {
+    fn strip<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [O], stride: usize, n: usize) {
         match self.requant(column, n) {
-            Some(q) => S::pixels_wide::<O, P>(acc, &q, out, stride),
-            None => self.tile::<S>(row, column, &mut sums_of::<S, P>(acc), out, stride, n),
+            Some(q) => S::strip_wide(strip, &q, out, stride),
+            None => strip.each::<S>(|p, sums| self.tile::<S>(row, column, sums, &mut out[p * stride..], stride, n)),
         }
     }
 }

@@ -79,16 +79,6 @@ impl Isa for Simd128 {
         unsafe { [read(x.as_ptr()), read(x.as_ptr().add(8))] }
     }
     #[inline(always)]
-    fn widen_i8(x: &[i8; NR]) -> [v128; 2] {
-        // SAFETY: two times 8 bytes of an array of 16.
-        unsafe { [i16x8_load_extend_i8x8(x.as_ptr()), i16x8_load_extend_i8x8(x.as_ptr().add(8))] }
-    }
-    #[inline(always)]
-    fn widen_u8(x: &[u8; NR]) -> [v128; 2] {
-        // SAFETY: two times 8 bytes of an array of 16.
-        unsafe { [i16x8_load_extend_u8x8(x.as_ptr()), i16x8_load_extend_u8x8(x.as_ptr().add(8))] }
-    }
-    #[inline(always)]
     fn pair(a: [v128; 2], b: [v128; 2]) -> [[v128; 2]; 2] {
         let low = |a, b| i16x8_shuffle::<0, 8, 1, 9, 2, 10, 3, 11>(a, b);
         let high = |a, b| i16x8_shuffle::<4, 12, 5, 13, 6, 14, 7, 15>(a, b);

@@ -1,18 +1,22 @@
 //! Depthwise convolutions.
 //!
 //! A row of output is computed 16 channels at a time, four neighbouring pixels at once, so that a line of the filter
-//! is loaded once for four. Where the window hangs over an edge, the taps that are left are listed for that pixel.
-//! Zero points of integer inputs are taken out of the sums afterwards: they add the same to every pixel that sees the
-//! same taps.
+//! is loaded once for four. Where the window of floats hangs over an edge, the taps that are left are listed for that
+//! pixel; lines of integers are laid out as words with their padding, zero point subtracted, and all pixels are alike.
 
 use super::*;
-use crate::simd::{Taps, Word, depthwise_f32, depthwise_int, unrolled};
+use crate::gemm::{Scratch, keep};
+use crate::simd::{Strip, Taps, Word, depthwise_f32, unrolled};
+use std::sync::OnceLock;
 
 /// Pixels computed at once.
 const PIXELS: usize = 4;
 
 /// Rows to a batch, as finishes count them: no fewer than pixels finished at once.
 const PIECE: usize = 16;
+
+/// Bytes of lines, laid out as words, that are worked on together: they should stay in the second cache.
+const STRIP_BYTES: usize = 192 * 1024;
 
 /// Taps up to which sums of 16-bit activations and 8-bit weights fit 32 bits.
 const NARROW_TAPS: usize = 500;
@@ -21,8 +25,6 @@ const NARROW_TAPS: usize = 500;
 #[derive(Default)]
 struct Lines<T> {
     lines: Vec<[T; NR]>,
-    /// The sum of each channel's taps (integers only).
-    sums: Vec<[i32; NR]>,
     taps: usize,
 }
 
@@ -89,6 +91,12 @@ impl Depthwise {
         self.channels * self.multiplier
     }
 
+    /// How far `n` outputs see along an axis.
+    fn reach(&self, axis: usize, n: usize) -> usize {
+        let window = (self.taps[axis].max(1) - 1).saturating_mul(self.dilation[axis]);
+        (n.max(1) - 1).saturating_mul(self.stride[axis]).saturating_add(window).saturating_add(1)
+    }
+
     /// The taps that lie inside the input along an axis, for an output position: first, end.
     fn inside(&self, axis: usize, at: usize) -> (usize, usize) {
         let origin = at * self.stride[axis];
@@ -130,9 +138,8 @@ impl Depthwise {
 
 /// The rows of a depthwise convolution, in any element type.
 trait Rows<X, O>: Sync {
-    /// P pixels of a batch's image, `step` apart, from `first` on, whose windows hold the same taps.
-    /// `#[inline(always)]`.
-    fn pixels<S: Isa, const P: usize>(&self, d: &Depthwise, image: (&[X], usize), taps: &Taps, at: At, out: &mut [O]);
+    /// Neighbouring pixels of a batch's image, from `at` on, whose windows hold the same taps. `#[inline(always)]`.
+    fn pixels<S: Isa>(&self, d: &Depthwise, image: (&[X], usize), taps: &Taps, at: At, out: &mut [O]);
 }
 
 /// Where pixels begin, and their distance.
@@ -160,19 +167,14 @@ impl<X, O, R: Rows<X, O>> Task for RowTask<'_, X, O, R> {
         let step = d.stride[1] * d.channels;
         let mut taps = Taps::default();
         d.taps(&mut taps, ky, (0, d.taps[1]));
-        let mut x = interior.start;
-        while x + PIXELS <= interior.end {
-            let at = At { first: d.origin(y, x), step };
-            self.rows.pixels::<S, PIXELS>(d, self.image, &taps, at, &mut self.out[x * n..(x + PIXELS) * n]);
-            x += PIXELS;
-        }
-        // What is left of the interior, and both edges, whose windows hold other taps: in one loop, which is compiled once.
-        for x in (x..d.output[1]).chain(0..interior.start) {
-            if !interior.contains(&x) {
-                d.taps(&mut taps, ky, d.inside(1, x));
+        // The interior, then both edges, whose windows hold other taps: in one loop, which is compiled once.
+        let edges = (interior.end..d.output[1]).chain(0..interior.start).map(|x| x..x + 1);
+        for x in std::iter::once(interior.clone()).chain(edges).filter(|x| !x.is_empty()) {
+            if !interior.contains(&x.start) {
+                d.taps(&mut taps, ky, d.inside(1, x.start));
             }
-            let at = At { first: d.origin(y, x), step };
-            self.rows.pixels::<S, 1>(d, self.image, &taps, at, &mut self.out[x * n..(x + 1) * n]);
+            let at = At { first: d.origin(y, x.start), step };
+            self.rows.pixels::<S>(d, self.image, &taps, at, &mut self.out[x.start * n..x.end * n]);
         }
     }
 }
@@ -184,7 +186,24 @@ struct FloatRows<'a> {
 
 impl Rows<f32, f32> for FloatRows<'_> {
     #[inline(always)]
-    fn pixels<S: Isa, const P: usize>(
+    fn pixels<S: Isa>(&self, d: &Depthwise, image: (&[f32], usize), taps: &Taps, at: At, out: &mut [f32]) {
+        let (n, mut first) = (d.filters(), at.first);
+        let mut groups = out.chunks_exact_mut(PIXELS * n);
+        for out in &mut groups {
+            self.group::<S, PIXELS>(d, image, taps, At { first, ..at }, out);
+            first += (PIXELS * at.step) as isize;
+        }
+        for out in groups.into_remainder().chunks_exact_mut(n) {
+            self.group::<S, 1>(d, image, taps, At { first, ..at }, out);
+            first += at.step as isize;
+        }
+    }
+}
+
+impl FloatRows<'_> {
+    /// P pixels.
+    #[inline(always)]
+    fn group<S: Isa, const P: usize>(
         &self,
         d: &Depthwise,
         (image, _): (&[f32], usize),
@@ -242,7 +261,7 @@ struct IntRows<'a, F, U> {
 
 impl<X: Word, O, U: Sum, F: Finish<U, O>> Rows<X, O> for IntRows<'_, F, U> {
     #[inline(always)]
-    fn pixels<S: Isa, const P: usize>(
+    fn pixels<S: Isa>(
         &self,
         d: &Depthwise,
         (image, batch): (&[X], usize),
@@ -251,45 +270,148 @@ impl<X: Word, O, U: Sum, F: Finish<U, O>> Rows<X, O> for IntRows<'_, F, U> {
         out: &mut [O],
     ) {
         let n = d.filters();
-        let zero = self.zeros.get(batch).or(self.zeros.last()).copied().unwrap_or(0) as i32;
-        for block in 0..n.div_ceil(NR) {
-            let (column, lines) = (block * NR, self.lines.block(block));
-            let width = NR.min(n - column);
-            let at = first + column as isize;
-            let narrow = !U::EXACT || self.lines.taps <= NARROW_TAPS;
-            if d.multiplier == 1 && narrow && taps.readable(image.len(), at, step, P, NR) {
-                let mut offset = [0i32; NR];
-                if zero != 0 {
-                    if taps.len() == self.lines.taps {
-                        offset = self.lines.sums[block];
-                    } else {
-                        for (_, line) in taps.iter() {
-                            for j in 0..NR {
-                                offset[j] = offset[j].wrapping_add(lines[line][j] as i32);
-                            }
-                        }
-                    }
-                    for o in &mut offset {
-                        *o = o.wrapping_mul(-zero);
-                    }
-                }
-                let acc = depthwise_int::<S, X, P>(image, at, step, taps, lines, &offset);
-                self.finish.pixels::<S, P>(batch * PIECE, column, acc, &mut out[column..], n, width);
-                continue;
-            }
-            for p in 0..P {
+        let zero = self.zero(batch) as i32;
+        for (p, out) in out.chunks_exact_mut(n).enumerate() {
+            for (block, out) in out.chunks_mut(NR).enumerate() {
+                let (column, lines) = (block * NR, self.lines.block(block));
                 let mut sums = [U::ZERO; NR];
-                for (j, sum) in sums.iter_mut().enumerate().take(width) {
-                    let from = first + ((column + j) / d.multiplier) as isize;
+                for (j, sum) in sums.iter_mut().enumerate().take(out.len()) {
+                    let from = first + (p * step) as isize + ((column + j) / d.multiplier) as isize;
                     for (offset, line) in taps.iter() {
-                        let x = image[(from + offset) as usize + p * step].word() as i32;
+                        let x = image[(from + offset) as usize].word() as i32;
                         *sum = sum.add((x - zero).wrapping_mul(lines[line][j] as i32));
                     }
                 }
-                self.finish.finish::<S>(batch * PIECE, column, &sums, &mut out[p * n + column..][..width]);
+                self.finish.finish::<S>(batch * PIECE, column, &sums, out);
             }
         }
     }
+}
+
+impl<F, U: Sum> IntRows<'_, F, U> {
+    fn zero(&self, batch: usize) -> i16 {
+        self.zeros.get(batch).or(self.zeros.last()).copied().unwrap_or(0)
+    }
+    /// Whether channels lie side by side, sums fit 32 bits, and windows reach not so far out that padding would be most
+    /// of what is laid out.
+    fn in_strips(&self, d: &Depthwise) -> bool {
+        let near = |axis: usize, n: usize| d.reach(axis, n) <= d.input[axis].saturating_mul(4).saturating_add(64);
+        let sums = !U::EXACT || self.lines.taps <= NARROW_TAPS;
+        d.multiplier == 1 && sums && near(0, 1) && near(1, d.output[1])
+    }
+}
+
+/// Rows of integers from row `first` of all batches on, a block of them at a time.
+struct StripTask<'a, X, O, F, U> {
+    d: &'a Depthwise,
+    rows: &'a IntRows<'a, F, U>,
+    x: &'a [X],
+    first: usize,
+    out: &'a mut [O],
+    then: Then<'a>,
+}
+
+impl<X: Word, O: Pod, U: Sum, F: Finish<U, O>> Task for StripTask<'_, X, O, F, U> {
+    type Output = Result<()>;
+    #[inline(always)]
+    fn run<S: Isa>(self) -> Result<()> {
+        let (d, c) = (self.d, self.d.channels);
+        let ([height, width], [oh, ow]) = (d.input, d.output);
+        let image = height * width * c;
+        // What a line of outputs sees of a line.
+        let seen = d.reach(1, ow);
+        let large = || Error::invalid("a padded line is too large");
+        let pitch = seen.checked_mul(c).ok_or_else(large)?;
+        let low = d.before[1].min(seen);
+        let high = (width + d.before[1]).clamp(low, seen);
+        let count = self.out.len() / (ow * c).max(1);
+        let fit = STRIP_BYTES / pitch.saturating_mul(2).max(1);
+        let step = (fit.saturating_sub(d.reach(0, 1)) / d.stride[0].max(1) + 1).min(count).min(oh).max(1);
+        // The last channels of the last pixel are read 16 at a time.
+        let room = d.reach(0, step).checked_mul(pitch).and_then(|n| n.checked_add(NR));
+        let mut scratch = Scratch::<i16>::new(room.ok_or_else(large)?)?;
+        let buffer = scratch.get();
+        buffer.fill(0);
+        let mut taps = Taps::default();
+        let list = (0..d.taps[0]).flat_map(|y| {
+            let line = y * d.dilation[0] * pitch;
+            (0..d.taps[1]).map(move |x| ((line + x * d.dilation[1] * c) as isize, y * d.taps[1] + x))
+        });
+        taps.set(list, d.taps[0] * d.taps[1]);
+        let mut done = 0;
+        while done < count {
+            let (batch, y) = ((self.first + done) / oh, (self.first + done) % oh);
+            let n = step.min(count - done).min(oh - y);
+            let (x, zero) = (&self.x[batch * image..][..image], self.rows.zero(batch));
+            let top = (y * d.stride[0]) as i64 - d.before[0] as i64;
+            for (i, line) in buffer.chunks_exact_mut(pitch).enumerate().take(d.reach(0, n)) {
+                let at = top + i as i64;
+                if at < 0 || at >= height as i64 {
+                    line.fill(0);
+                    continue;
+                }
+                line[..low * c].fill(0);
+                let from = (at as usize * width + low - d.before[1].min(low)) * c;
+                let pixels = &x[from..][..(high - low) * c];
+                for (to, x) in line[low * c..high * c].iter_mut().zip(pixels) {
+                    *to = x.word().wrapping_sub(zero);
+                }
+                line[high * c..].fill(0);
+            }
+            let out = &mut self.out[done * ow * c..][..n * ow * c];
+            for block in 0..c.div_ceil(NR) {
+                let column = block * NR;
+                let strip = Strip {
+                    image: buffer,
+                    first: column,
+                    step: d.stride[1] * c,
+                    pixels: ow,
+                    line: d.stride[0] * pitch,
+                    rows: n,
+                    taps: &taps,
+                    lines: self.rows.lines.block(block),
+                };
+                let width = NR.min(c - column);
+                self.rows.finish.strip::<S>(&strip, batch * PIECE, column, &mut out[column..], c, width);
+            }
+            self.then.apply((self.first + done) * ow * c, out);
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+/// Runs all rows of integers, in parallel where it pays.
+fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
+    pool: &Pool,
+    d: &Depthwise,
+    x: &[X],
+    out: &mut [O],
+    then: Then<'_>,
+    rows: &IntRows<'_, F, U>,
+) -> Result<()> {
+    if !rows.in_strips(d) {
+        run(pool, d, x, out, then, rows);
+        return Ok(());
+    }
+    let width = d.output[1] * d.channels;
+    if width == 0 || d.input[0] * d.input[1] * d.channels == 0 || out.is_empty() {
+        return Ok(());
+    }
+    let (per, parallel) = pieces(pool, d, out.len());
+    let failed = OnceLock::new();
+    pool.chunks(out, per * width, parallel, |i, out| {
+        keep(&failed, dispatch(StripTask { d, rows, x, first: i * per, out, then }));
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+/// Rows to a piece, and whether to use threads.
+fn pieces(pool: &Pool, d: &Depthwise, outputs: usize) -> (usize, bool) {
+    let count = outputs / (d.output[1] * d.filters()).max(1);
+    let work = outputs.saturating_mul(d.taps[0] * d.taps[1]);
+    let parallel = pool.threads() > 1 && work > 30_000;
+    (if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count }, parallel)
 }
 
 /// Runs all rows, in parallel where it pays.
@@ -306,10 +428,7 @@ fn run<X: Sync, O: Pod + Send>(
     if width == 0 || image == 0 || out.is_empty() {
         return;
     }
-    let count = out.len() / width;
-    let work = out.len().saturating_mul(d.taps[0] * d.taps[1]);
-    let parallel = pool.threads() > 1 && work > 30_000;
-    let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
+    let (per, parallel) = pieces(pool, d, out.len());
     pool.chunks(out, per * width, parallel, |i, piece| {
         for (r, out) in piece.chunks_exact_mut(width).enumerate() {
             let r = i * per + r;
@@ -330,7 +449,7 @@ struct State<T, F> {
 
 impl<T: Pod, F: Default> State<T, F> {
     fn new(site: &Site<'_>) -> Result<State<T, F>> {
-        let lines = Lines { lines: Vec::new(), sums: Vec::new(), taps: 0 };
+        let lines = Lines { lines: Vec::new(), taps: 0 };
         Ok(State { operands: Operands::new(site, [0, 1, 2])?, ready: false, lines, finish: F::default() })
     }
     /// Brings everything up to date; `set` packs the filter and makes the finish.
@@ -358,15 +477,6 @@ fn pack_ints(w: &Weights<'_>, d: &Depthwise, lines: &mut Lines<i16>) -> Result<(
     let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
     let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
     lines.pack(d.taps[0] * d.taps[1], d.filters(), |i| bytes.get(i).map_or(0, |b| value(*b)))?;
-    let blocks = d.filters().div_ceil(NR);
-    refill(&mut lines.sums, blocks, [0; NR])?;
-    for b in 0..blocks {
-        let mut sums = [0i32; NR];
-        for line in lines.block(b) {
-            sums.iter_mut().zip(line).for_each(|(s, w)| *s = s.wrapping_add(*w as i32));
-        }
-        lines.sums[b] = sums;
-    }
     Ok(())
 }
 
@@ -419,8 +529,7 @@ fn int<X: Quantized + Word>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel>
         let zeros = [scales.input.1 as i16];
         let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &state.finish, sum: PhantomData };
         let (pool, then) = (call.pool, call.take_then(true));
-        run(pool, &d, x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<X>()?, then, &rows);
-        Ok(())
+        run_ints(pool, &d, x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<X>()?, then, &rows)
     }))
 }
 
@@ -439,8 +548,7 @@ fn wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
         })?;
         let rows = IntRows::<_, i64> { lines: &state.lines, zeros: &[], finish: &state.finish, sum: PhantomData };
         let (pool, then) = (call.pool, call.take_then(true));
-        run(pool, &d, x.as_slice::<i16>()?, call.output(0)?.as_mut_slice::<i16>()?, then, &rows);
-        Ok(())
+        run_ints(pool, &d, x.as_slice::<i16>()?, call.output(0)?.as_mut_slice::<i16>()?, then, &rows)
     }))
 }
 
@@ -470,7 +578,6 @@ fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
         let finish = HybridRows { constants: &state.finish, pieces: &pieces, first: 0, rows: PIECE };
         let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &finish, sum: PhantomData };
         let (pool, then) = (call.pool, call.take_then(true));
-        run(pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, then, &rows);
-        Ok(())
+        run_ints(pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, then, &rows)
     }))
 }
