@@ -92,11 +92,78 @@ fn sensible(mut op: Op) -> Op {
         Op::SpaceToDepth(o) => o.block_size = 2,
         Op::DepthToSpace(o) => o.block_size = 2,
         Op::Split(o) => o.num_splits = 1,
+        Op::SplitV(o) => o.num_splits = 1,
+        Op::OneHot(o) => o.axis = -1,
+        Op::ReverseSequence(o) => (o.seq_dim, o.batch_dim) = (1, 0),
         Op::Unpack(o) => o.num = 1,
         Op::Pack(o) => o.values_count = 1,
         _ => {}
     }
     op
+}
+
+/// Operands, and a result, for operators to which alike operands make no sense. The type is the first operand's, or that
+/// of the values where the first are sizes, indices or conditions.
+fn recipe(op: &Op, dtype: DType) -> Option<(Vec<Tensor>, Tensor, usize)> {
+    let of = |shape: &[usize]| tensor(dtype, shape, (1.0 / 128.0, 0), false);
+    let ones = |shape: &[usize]| tensor(dtype, shape, (1.0 / 128.0, 0), true);
+    let plain = |dtype, shape: &[usize]| Tensor::new("", dtype, shape);
+    let ints = |shape: &[usize], v: &[i32]| {
+        let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor::constant("", DType::I32, shape, bytes)
+    };
+    let x = || of(&[1, 2, 2, 4]);
+    let one = |operands: Vec<Tensor>, result: &[usize]| Some((operands, of(result), 1));
+    match op {
+        Op::Conv3d(_) => one(vec![of(&[1, 2, 2, 2, 4]), ones(&[1, 1, 1, 4, 4])], &[1, 2, 2, 2, 4]),
+        Op::Conv3dTranspose(_) => {
+            one(vec![ints(&[5], &[1, 2, 2, 2, 4]), ones(&[1, 1, 1, 4, 4]), of(&[1, 2, 2, 2, 4])], &[1, 2, 2, 2, 4])
+        }
+        Op::Reshape(_) => one(vec![x(), ints(&[2], &[4, 4])], &[4, 4]),
+        Op::Pad => one(vec![x(), ints(&[4, 2], &[0, 0, 1, 1, 0, 0, 0, 0])], &[1, 4, 2, 4]),
+        Op::Padv2 => one(vec![x(), ints(&[4, 2], &[0, 0, 1, 1, 0, 0, 0, 0]), ones(&[1])], &[1, 4, 2, 4]),
+        Op::MirrorPad(_) => one(vec![x(), ints(&[4, 2], &[0, 0, 1, 1, 0, 0, 0, 0])], &[1, 4, 2, 4]),
+        Op::Transpose => one(vec![x(), ints(&[4], &[0, 2, 1, 3])], &[1, 2, 2, 4]),
+        Op::StridedSlice(_) => {
+            let list = [[0, 0, 0, 0], [1, 2, 2, 4], [1, 1, 1, 1]].map(|v| ints(&[4], &v));
+            one([vec![x()], list.to_vec()].concat(), &[1, 2, 2, 4])
+        }
+        Op::Slice => one(vec![x(), ints(&[4], &[0, 0, 0, 0]), ints(&[4], &[1, 1, 2, 4])], &[1, 1, 2, 4]),
+        Op::Split(_) => one(vec![ints(&[], &[3]), x()], &[1, 2, 2, 4]),
+        Op::SplitV(_) => one(vec![x(), ints(&[1], &[4]), ints(&[], &[3])], &[1, 2, 2, 4]),
+        Op::Tile => one(vec![x(), ints(&[4], &[1, 2, 1, 1])], &[1, 4, 2, 4]),
+        Op::BroadcastTo => one(vec![of(&[1, 4]), ints(&[2], &[3, 4])], &[3, 4]),
+        Op::ReverseSequence(_) => one(vec![of(&[2, 4]), ints(&[2], &[1, 2])], &[2, 4]),
+        Op::DynamicUpdateSlice => one(vec![of(&[4, 4]), of(&[2, 4]), plain(DType::I32, &[2])], &[4, 4]),
+        Op::SparseToDense(_) => one(vec![plain(DType::I32, &[2]), ints(&[1], &[4]), of(&[2]), ones(&[])], &[4]),
+        Op::OneHot(_) => one(vec![plain(DType::I32, &[3]), ints(&[], &[4]), ones(&[]), ones(&[])], &[3, 4]),
+        Op::Fill => one(vec![ints(&[2], &[2, 4]), of(&[])], &[2, 4]),
+        Op::MatrixSetDiag => one(vec![of(&[4, 4]), of(&[4])], &[4, 4]),
+        Op::Select | Op::SelectV2 => one(vec![plain(DType::Bool, &[4]), of(&[4]), of(&[4])], &[4]),
+        Op::EmbeddingLookup => one(vec![plain(DType::I32, &[2]), ones(&[4, 4])], &[2, 4]),
+        Op::ScatterNd => one(vec![plain(DType::I32, &[2, 1]), of(&[2, 4]), ints(&[2], &[4, 4])], &[4, 4]),
+        Op::ResizeBilinear(_) | Op::ResizeNearestNeighbor(_) => one(vec![x(), ints(&[2], &[4, 4])], &[1, 4, 4, 4]),
+        Op::SpaceToBatchNd => one(vec![x(), ints(&[2], &[2, 2]), ints(&[2, 2], &[0, 0, 0, 0])], &[4, 1, 1, 4]),
+        Op::BatchToSpaceNd => {
+            one(vec![of(&[4, 1, 1, 4]), ints(&[2], &[2, 2]), ints(&[2, 2], &[0, 0, 0, 0])], &[1, 2, 2, 4])
+        }
+        Op::UnsortedSegmentSum | Op::UnsortedSegmentProd | Op::UnsortedSegmentMax | Op::UnsortedSegmentMin => {
+            one(vec![of(&[3, 4]), ints(&[3], &[0, 1, 0]), ints(&[], &[2])], &[2, 4])
+        }
+        Op::TopkV2 => Some((vec![of(&[2, 4]), ints(&[], &[2])], of(&[2, 2]), 2)),
+        _ => None,
+    }
+}
+
+/// Whether the operator on its [`recipe`] has a kernel on the CPU, and one on the GPU.
+fn by_recipe(op: &Op, dtype: DType) -> Option<(bool, bool)> {
+    let (operands, result, outputs) = recipe(op, dtype)?;
+    let mut m = model(op, &operands, result, outputs);
+    if let (Op::TopkV2, Some(t)) = (op, m.subgraphs[0].tensors.last_mut()) {
+        *t = Tensor::new("", DType::I32, &t.shape.clone());
+    }
+    let cpu = on_cpu(&m);
+    Some((cpu, cpu && on_gpu(&m)))
 }
 
 /// Plans to make for one operator and type before the GPU is taken to have no kernel.
@@ -105,6 +172,12 @@ const PLANS: usize = 24;
 /// Whether some model of one operator on operands of the type has a kernel on the CPU, and one on the GPU. Other
 /// operands have the same type or one that weights, indices or conditions have.
 fn answers(op: &Op, dtype: DType) -> (bool, bool) {
+    let known = by_recipe(op, dtype).unwrap_or_default();
+    let (cpu, gpu) = if known.1 { known } else { by_trial(op, dtype) };
+    (cpu || known.0, gpu)
+}
+
+fn by_trial(op: &Op, dtype: DType) -> (bool, bool) {
     let (mut cpu, mut gpu, mut plans) = (false, false, 0);
     // Their first operand is the size of the result.
     let sized = matches!(op, Op::TransposeConv(_) | Op::Conv3dTranspose(_));
