@@ -11,7 +11,7 @@ use litegpu_graph::shapes::Shapes;
 use litegpu_graph::{Graph, Model, NodeId, TensorId};
 use std::sync::Arc;
 
-pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, HalfStorage};
+pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, HalfStorage, wgpu};
 
 /// A tensor that a GPU part reads or writes, as it lies in device memory: rows of the innermost dimension, each padded
 /// with zeros to a multiple of four elements.
@@ -68,6 +68,14 @@ impl Gpu {
     #[cfg(not(target_family = "wasm"))]
     pub fn open(options: GpuOptions) -> Result<Gpu> {
         pollster::block_on(Gpu::open_async(options))
+    }
+
+    /// The delegate on a device that the application made and goes on to use: what features and limits it was made with
+    /// decide which kernels there are. `adapter`, and options other than how one is chosen, are as for [`Gpu::open`].
+    /// Handlers of errors and of loss stay the application's; when the device is lost, [`Gpu::close`] says so to sessions.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn share(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, options: GpuOptions) -> Gpu {
+        Gpu(Arc::new(Engine::share(adapter, device, queue, options)))
     }
 
     /// The adapters of this machine.

@@ -928,9 +928,10 @@ impl Session {
         let Some(tensor) = tensor else { return Ok(()) };
         self.attached.retain(|(o, t, _)| (*o, *t) != (output, tensor));
         if let Some(m) = memory {
-            if self.port(tensor, output).is_none() {
+            let Some(port) = self.port(tensor, output) else {
                 return Err(Error::invalid("device memory cannot stand for a tensor that the CPU reads or writes"));
-            }
+            };
+            m.check(output, port.bytes).map_err(Error::invalid)?;
             self.attached.push((output, tensor, m.clone()));
         }
         for step in self.planned.iter_mut().flat_map(|p| &mut p.steps) {

@@ -94,3 +94,52 @@ fn state_is_on_the_gpu_and_survives_its_loss() {
     assert_eq!([next(&mut session), next(&mut session)], [3.0, 4.0]);
     assert_eq!(session.report().count(Target::Gpu), 0);
 }
+
+#[test]
+fn a_shared_device_stays_the_applications() {
+    if !common::gpu() {
+        return;
+    }
+    use litegpu::{DeviceMemory, wgpu};
+    let mut about = wgpu::InstanceDescriptor::new_without_display_handle();
+    about.backends = wgpu::Backends::from_env().unwrap_or(about.backends);
+    let instance = wgpu::Instance::new(about);
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    // With no feature at all and the least limits: what the adapter has more of must not be used.
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    let gpu = Gpu::share(adapter, device.clone(), queue, GpuOptions::default());
+    let caps = gpu.caps();
+    assert!(!caps.f16 && !caps.int64 && !caps.timestamps && caps.subgroups.is_none(), "{caps:?}");
+    let (model, input) = digits();
+    let mut session = Session::builder(&model).device(Device::Gpu).everything_on_gpu(true).gpu(&gpu).build().unwrap();
+    let want = on_cpu(&model, &input);
+    assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+    assert!(session.report().count(Target::Gpu) > 0);
+    // A buffer that is too small, or may not be copied to, is refused before anything runs.
+    use wgpu::BufferUsages as U;
+    let buffer = |size, usage| {
+        device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    };
+    for (size, usage, why) in [(4, U::COPY_DST, "4 bytes"), (4096, U::STORAGE, "COPY_DST")] {
+        let memory = DeviceMemory::from_buffer(buffer(size, usage));
+        let e = session.attach_output(0, Some(&memory)).unwrap_err().to_string();
+        assert!(e.contains(why), "{e}");
+    }
+    let out = buffer(4096, U::COPY_DST | U::MAP_READ);
+    session.attach_output(0, Some(&DeviceMemory::from_buffer(out.clone()))).unwrap();
+    session.set_input(0, &input).unwrap();
+    session.invoke().unwrap();
+    let read = || {
+        out.map_async(wgpu::MapMode::Read, .., |r| r.unwrap());
+        device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        let bytes = out.get_mapped_range(..).unwrap()[..want.len()].to_vec();
+        out.unmap();
+        bytes
+    };
+    assert_eq!(read(), want);
+    // Giving it back leaves it to the application.
+    gpu.close();
+    assert_eq!(read(), want);
+    assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+    assert_eq!(session.report().count(Target::Gpu), 0);
+}

@@ -162,6 +162,8 @@ pub struct Engine {
     options: EngineOptions,
     faults: Arc<Mutex<Faults>>,
     pipelines: Mutex<HashMap<KernelKey, Compiled>>,
+    /// The device is the application's as well.
+    shared: bool,
 }
 
 impl fmt::Debug for Engine {
@@ -211,8 +213,9 @@ fn describe(info: &wgpu::AdapterInfo) -> AdapterInfo {
     }
 }
 
-fn caps_of(adapter: &wgpu::Adapter, options: &EngineOptions) -> Caps {
-    let (info, has, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+/// `has`, `limits`: the device's, or what it may ask for.
+fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, options: &EngineOptions) -> Caps {
+    let info = adapter.get_info();
     let about = describe(&info);
     let f16 = has.contains(wgpu::Features::SHADER_F16) && !options.hide_f16 && options.half != HalfStorage::Packed;
     let subgroups = has.contains(wgpu::Features::SUBGROUP) || options.known_subgroups;
@@ -265,7 +268,7 @@ impl Engine {
 
     async fn open_on(instance: wgpu::Instance, options: EngineOptions) -> Result<Engine> {
         let adapter = pick(&instance, &options).await?;
-        let caps = caps_of(&adapter, &options);
+        let caps = caps_of(&adapter, adapter.features(), &adapter.limits(), &options);
         let (device, queue) = request(&adapter, &caps, options.known_subgroups).await?;
         let faults = Arc::new(Mutex::new(Faults::default()));
         let f = faults.clone();
@@ -285,7 +288,26 @@ impl Engine {
             options,
             faults,
             pipelines: Mutex::default(),
+            shared: false,
         })
+    }
+
+    /// An engine on a device that the application made and goes on to use, with what features and limits it was made
+    /// with. Handlers of errors and of loss stay the application's: when the device is lost, [`Engine::destroy`] says so.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn share(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, options: EngineOptions) -> Engine {
+        let has = device.features();
+        let caps = caps_of(&adapter, has, &device.limits(), &options);
+        Engine {
+            adapter,
+            device,
+            queue,
+            caps,
+            options,
+            faults: Arc::default(),
+            pipelines: Mutex::default(),
+            shared: true,
+        }
     }
 
     /// [`Engine::open`], blocking.
@@ -302,10 +324,13 @@ impl Engine {
         &self.caps
     }
 
-    /// Gives the device and all its memory back. What is loaded on it fails with `Lost` from now on.
+    /// Gives the device and all its memory back; a [shared](Engine::share) one is only no longer used. What is loaded on
+    /// it fails with `Lost` from now on.
     pub fn destroy(&self) {
         lock(&self.faults).lost.get_or_insert_with(|| "it was given back".into());
-        self.device.destroy();
+        if !self.shared {
+            self.device.destroy();
+        }
     }
 
     /// Memory on this device for [`Loaded::attach_input`] and [`Loaded::attach_output`].
@@ -865,6 +890,34 @@ fn check_faults(faults: &Mutex<Faults>) -> Result<()> {
 /// Bytes in a device's memory.
 #[derive(Debug, Clone)]
 pub struct DeviceMemory(wgpu::Buffer);
+
+impl DeviceMemory {
+    /// A buffer of the device that an engine [shares](Engine::share), with the usage `COPY_SRC` for operands and `COPY_DST`
+    /// for results, and as long as the port says.
+    pub fn from_buffer(buffer: wgpu::Buffer) -> DeviceMemory {
+        DeviceMemory(buffer)
+    }
+
+    /// Whether it can hold an operand, or with `result` a result, of so many bytes; or why not.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self, result: bool, bytes: u64) -> std::result::Result<(), String> {
+        let usage = if result { wgpu::BufferUsages::COPY_DST } else { wgpu::BufferUsages::COPY_SRC };
+        if self.0.size() < bytes {
+            return Err(format!("a buffer of {} bytes for {bytes}", self.0.size()));
+        }
+        match self.0.usage().contains(usage) {
+            true => Ok(()),
+            false => Err(format!("a buffer without the usage {usage:?}")),
+        }
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.0
+    }
+}
 
 struct Ready {
     node: NodeId,

@@ -41,3 +41,5 @@ pub use plan::{Device, Placement, Plan, PlanOptions, Step, plan};
 pub use program::{
     Access, Binding, Dispatch, Place, Port, Program, Slot, SlotId, padded_bytes, quads, row_quads, rows, tail,
 };
+/// The graphics interface, in the version that [`Engine::share`] takes devices of.
+pub use wgpu;
