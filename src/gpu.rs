@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
 use crate::report::{Memory, NodeTime, Target};
-use crate::session::{Device, Precision, StepPlan, Verdict};
+use crate::session::{Device, Precision, StepPlan, Verdict, has_nan};
 use litegpu_cpu::{Executor, Value};
 use litegpu_delegate as delegate;
 use litegpu_delegate::{Engine, EngineOptions, GpuError, GpuErrorKind, Loaded, PlanOptions};
@@ -256,6 +256,8 @@ pub(crate) enum Fault {
     Gone(String),
     /// Memory did not suffice.
     Memory(String),
+    /// A result holds NaN, where no operand does.
+    Nan(TensorId, String),
     /// Anything else.
     Error(Error),
 }
@@ -318,12 +320,14 @@ impl Part {
         }
     }
 
-    /// Runs the part on the executor's values. Times are filled when `times` is there.
+    /// Runs the part on the executor's values. Times are filled when `times` is there. With `guard`, results that hold NaN
+    /// are a fault, unless an operand does, or is in device memory; the executor's values are then as before.
     pub(crate) async fn run(
         &mut self,
         exec: &mut Executor,
         subgraph: usize,
         times: Option<&mut Vec<NodeTime>>,
+        guard: bool,
     ) -> Result<(), Fault> {
         let shapes: Vec<_> = self.loaded.outputs().map(|p| (p.tensor, p.shape.clone())).collect();
         for (v, (_, shape)) in self.outputs.iter_mut().zip(&shapes) {
@@ -346,6 +350,16 @@ impl Part {
                         target: Target::Gpu,
                         ms: t.time.as_secs_f64() * 1e3,
                     });
+                }
+            }
+        }
+        if guard && self.attached.is_empty() {
+            let here = self.outputs.iter().zip(&shapes).filter(|(_, (t, _))| !self.detoured.contains(t));
+            let mut wrong = here.filter(|(v, _)| has_nan(&v.view())).map(|(_, (t, _))| *t);
+            if let Some(t) = wrong.next() {
+                let mut operands = self.loaded.inputs().map(|p| exec.get(subgraph, p.tensor));
+                if !operands.any(|v| v.is_ok_and(|v| has_nan(&v))) {
+                    return Err(Fault::Nan(t, "the GPU made NaN of numbers".into()));
                 }
             }
         }

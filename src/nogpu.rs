@@ -28,6 +28,7 @@ pub(crate) struct DevicePort;
 pub(crate) enum Fault {
     Gone(String),
     Memory(String),
+    Nan(TensorId, String),
     Error(crate::Error),
 }
 
@@ -99,7 +100,13 @@ impl Part {
     pub(crate) fn attach(&mut self, _: TensorId, _: bool, _: Option<DeviceMemory>) {
         match self.0 {}
     }
-    pub(crate) async fn run(&mut self, _: &mut Executor, _: usize, _: Option<&mut Vec<NodeTime>>) -> Result<(), Fault> {
+    pub(crate) async fn run(
+        &mut self,
+        _: &mut Executor,
+        _: usize,
+        _: Option<&mut Vec<NodeTime>>,
+        _: bool,
+    ) -> Result<(), Fault> {
         match self.0 {}
     }
 }

@@ -125,6 +125,7 @@ pub struct Builder {
     gpu_options: GpuOptions,
     signature: Option<String>,
     require_gpu: bool,
+    nan_guard: bool,
     profile: bool,
     keep_all: bool,
     everything: bool,
@@ -218,6 +219,13 @@ impl Builder {
     /// With [`Device::Gpu`]: fail when there is no adapter, or when it is lost, instead of running on the CPU.
     pub fn require_gpu(mut self, require: bool) -> Self {
         self.require_gpu = require;
+        self
+    }
+    /// Whether a GPU part's NaN is looked into (it is unless this says no): where the CPU finds numbers, as with values
+    /// that only 16 bits cannot hold, the CPU's results count and it runs everything from then on, or a session that
+    /// [requires the GPU](Builder::require_gpu) fails. Results in [device memory](Session::attach_output) are not looked at.
+    pub fn nan_guard(mut self, guard: bool) -> Self {
+        self.nan_guard = guard;
         self
     }
     /// Takes the time of each operator (see [`Session::times`]).
@@ -322,6 +330,7 @@ impl Builder {
             wish,
             gpu,
             require_gpu: self.require_gpu,
+            nan_guard: self.nan_guard,
             profile: self.profile,
             planned: None,
             note,
@@ -450,6 +459,7 @@ pub struct Session {
     wish: Wish,
     gpu: Option<Gpu>,
     require_gpu: bool,
+    nan_guard: bool,
     profile: bool,
     planned: Option<Planned>,
     note: Option<String>,
@@ -474,6 +484,7 @@ impl Session {
             gpu_options: GpuOptions::default(),
             signature: None,
             require_gpu: false,
+            nan_guard: true,
             profile: false,
             keep_all: false,
             everything: false,
@@ -623,7 +634,7 @@ impl Session {
                     let start = Clock::now();
                     let before = self.gpu_times.len();
                     let times = self.profile.then_some(&mut self.gpu_times);
-                    if let Err(fault) = part.run(&mut self.exec, s, times).await {
+                    if let Err(fault) = part.run(&mut self.exec, s, times, self.nan_guard).await {
                         lost = Some((i, fault));
                         break;
                     }
@@ -639,10 +650,25 @@ impl Session {
                 }
             }
         }
-        if let Some((at, fault)) = lost {
-            self.give_up_gpu(fault)?;
-            self.rescue(at)?;
-            self.prepare_async().await?;
+        match lost {
+            // What the CPU makes NaN of as well is the model's own, and the GPU is right.
+            Some((at, Fault::Nan(t, why))) => {
+                let planned = self.rescue(at)?;
+                if self.exec.get(s, t).is_ok_and(|v| has_nan(&v)) {
+                    (self.planned, self.nan_guard) = (planned, false);
+                } else {
+                    let name = graph(&self.model, s)?.tensors.get(t).map(|t| t.name.clone()).unwrap_or_default();
+                    let why = format!("{why}, in tensor {t} '{name}'; in float32 precision it may not");
+                    self.give_up_gpu(Fault::Gone(why))?;
+                    self.prepare_async().await?;
+                }
+            }
+            Some((at, fault)) => {
+                self.give_up_gpu(fault)?;
+                self.rescue(at)?;
+                self.prepare_async().await?;
+            }
+            None => {}
         }
         let ms = start.ms();
         if self.timings.runs == 0 {
@@ -815,7 +841,7 @@ impl Session {
             Fault::Error(e) if e.kind != ErrorKind::Internal && e.kind != ErrorKind::Device => return Err(e),
             Fault::Error(e) if self.require_gpu => return Err(e),
             Fault::Error(e) => e.to_string(),
-            Fault::Gone(m) | Fault::Memory(m) => m,
+            Fault::Gone(m) | Fault::Memory(m) | Fault::Nan(_, m) => m,
         };
         if self.require_gpu {
             return Err(Error::new(ErrorKind::Device, why));
@@ -826,10 +852,11 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a run on the CPU that a GPU part could not end: what it was to compute, and all that follows.
-    fn rescue(&mut self, at: usize) -> Result<()> {
+    /// Ends a run on the CPU that a GPU part could not end: what it was to compute, and all that follows. Yields the plan,
+    /// which no longer is the session's.
+    fn rescue(&mut self, at: usize) -> Result<Option<Planned>> {
         let s = self.entry.subgraph;
-        let Some(planned) = self.planned.take() else { return Ok(()) };
+        let Some(planned) = self.planned.take() else { return Ok(None) };
         let graph = graph(&self.model, s)?;
         // What the plan had folded away is wanted now: known values are set, the rest (constants in another form) runs.
         for p in planned.placements.iter().filter(|p| p.partition.is_none()) {
@@ -855,7 +882,7 @@ impl Session {
             };
             self.exec.run_nodes(s, nodes.iter().copied())?;
         }
-        Ok(())
+        Ok(Some(planned))
     }
 
     /// How the GPU reads an input, if GPU parts alone read it. The session must be prepared.
@@ -1007,6 +1034,15 @@ impl Session {
         let mut all: Vec<NodeTime> = cpu.chain(gpu).collect();
         all.sort_by_key(|t| t.node);
         all
+    }
+}
+
+/// Whether float values hold NaN.
+pub(crate) fn has_nan(v: &View<'_>) -> bool {
+    match v.dtype {
+        DType::F32 => v.bytes.as_chunks::<4>().0.iter().any(|b| f32::from_le_bytes(*b).is_nan()),
+        DType::F16 => v.bytes.as_chunks::<2>().0.iter().any(|b| half::f16::from_le_bytes(*b).is_nan()),
+        _ => false,
     }
 }
 

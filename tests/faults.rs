@@ -143,3 +143,102 @@ fn a_shared_device_stays_the_applications() {
     assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
     assert_eq!(session.report().count(Target::Gpu), 0);
 }
+
+/// The difference of two pools of twice the operand: too much for 16 bits where the operand is above 32,752.
+fn doubled() -> Model {
+    use litegpu::graph::schema::{ActivationFunctionType, AddOptionsT, Padding, Pool2DOptionsT, SubOptionsT};
+    use litegpu::graph::{Graph, Node, Op, Tensor};
+    let none = ActivationFunctionType::NONE;
+    let pool = Pool2DOptionsT {
+        padding: Padding::VALID,
+        stride_h: 1,
+        stride_w: 1,
+        filter_height: 1,
+        filter_width: 1,
+        fused_activation_function: none,
+        ..Default::default()
+    };
+    let tensor = |name| Tensor::new(name, litegpu::DType::F32, &[1, 2, 2, 4]);
+    let graph = Graph {
+        tensors: ["x", "twice", "most", "mean", "y"].map(tensor).to_vec(),
+        nodes: vec![
+            Node::new(Op::Add(AddOptionsT { fused_activation_function: none, ..Default::default() }), &[0, 0], &[1]),
+            Node::new(Op::MaxPool2d(pool.clone()), &[1], &[2]),
+            Node::new(Op::AveragePool2d(pool), &[1], &[3]),
+            Node::new(Op::Sub(SubOptionsT { fused_activation_function: none, ..Default::default() }), &[2, 3], &[4]),
+        ],
+        inputs: vec![0],
+        outputs: vec![4],
+        ..Graph::default()
+    };
+    Model::from_graph(litegpu::graph::Model { subgraphs: vec![graph], ..Default::default() }).unwrap()
+}
+
+#[test]
+fn nan_that_only_the_gpu_makes_is_not_the_answer() {
+    if !common::gpu() {
+        return;
+    }
+    let model = doubled();
+    let options = GpuOptions { half: litegpu::HalfStorage::Native, ..GpuOptions::default() };
+    let build = |guard: bool, require: bool| {
+        let b = Session::builder(&model).device(Device::Gpu).precision(Precision::F16).everything_on_gpu(true);
+        b.gpu_options(options.clone()).nan_guard(guard).require_gpu(require).build().unwrap()
+    };
+    let input = |v: f32| [Tensor::new(&[1, 2, 2, 4], &[v; 16]).unwrap()];
+    let first = |s: &mut Session, v: f32| s.run(&input(v)).map(|o| o[0].view::<f32>().unwrap()[0]);
+    let mut blind = build(false, false);
+    assert!(first(&mut blind, 60000.0).unwrap().is_nan(), "the case is one");
+    let mut session = build(true, false);
+    assert_eq!(first(&mut session, 1.0).unwrap(), 0.0);
+    assert_eq!(session.report().count(Target::Gpu), 4);
+    assert_eq!(first(&mut session, 60000.0).unwrap(), 0.0);
+    let report = session.report();
+    assert_eq!(report.count(Target::Gpu), 0);
+    assert!(report.note.as_deref().unwrap_or_default().contains("'y'"), "{:?}", report.note);
+    assert_eq!(first(&mut build(true, true), 60000.0).unwrap_err().kind, ErrorKind::Device);
+    // NaN goes in, and infinity less infinity is NaN on the CPU too: the GPU goes on.
+    for v in [f32::NAN, f32::INFINITY] {
+        let mut session = build(true, true);
+        assert!(first(&mut session, v).unwrap().is_nan());
+        assert!(first(&mut session, v).unwrap().is_nan());
+        assert_eq!(session.report().count(Target::Gpu), 4);
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_or_a_queue_that_hangs_leaves_the_work_to_the_cpu() {
+    if !common::gpu() {
+        return;
+    }
+    use litegpu::wgpu;
+    let (model, input) = digits();
+    let want = on_cpu(&model, &input);
+    let mut about = wgpu::InstanceDescriptor::new_without_display_handle();
+    about.backends = wgpu::Backends::from_env().unwrap_or(about.backends);
+    let instance = wgpu::Instance::new(about);
+    let open = |limits: wgpu::Limits, options: GpuOptions| {
+        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+        let wish = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&wish)).unwrap();
+        Gpu::share(adapter, device, queue, options)
+    };
+    // A kernel with bindings is refused where there is no bind group; no time at all is too little for any run.
+    let small = wgpu::Limits { max_bind_groups: 0, ..Default::default() };
+    let hasty = GpuOptions { timeout: std::time::Duration::ZERO, ..GpuOptions::default() };
+    let cases = [(small, GpuOptions::default(), "kernel"), (wgpu::Limits::default(), hasty, "in time")];
+    for (limits, options, why) in cases {
+        let gpu = open(limits.clone(), options.clone());
+        let b = || Session::builder(&model).device(Device::Gpu).everything_on_gpu(true);
+        let mut session = b().gpu(&gpu).build().unwrap();
+        for _ in 0..2 {
+            assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+        }
+        let report = session.report();
+        assert_eq!(report.count(Target::Gpu), 0, "{why}");
+        assert!(report.note.as_deref().unwrap_or_default().contains(why), "{:?}", report.note);
+        let gpu = open(limits, options);
+        let failed = b().require_gpu(true).gpu(&gpu).build().and_then(|mut s| s.run(std::slice::from_ref(&input)));
+        assert!(failed.is_err());
+    }
+}

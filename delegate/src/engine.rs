@@ -1291,7 +1291,7 @@ impl Loaded {
         match self.device.poll(wgpu::PollType::Wait { submission_index, timeout: Some(self.timeout) }) {
             Ok(_) => check_faults(&self.faults),
             Err(wgpu::PollError::Timeout) => {
-                let message = format!("{:.0} s have passed", self.timeout.as_secs_f64());
+                let message = format!("the GPU has not answered for {:?}", self.timeout);
                 lock(&self.faults).lost.get_or_insert(message.clone());
                 Err(GpuError::new(GpuErrorKind::Timeout, message))
             }
