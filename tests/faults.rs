@@ -156,7 +156,6 @@ fn doubled() -> Model {
         filter_height: 1,
         filter_width: 1,
         fused_activation_function: none,
-        ..Default::default()
     };
     let tensor = |name| Tensor::new(name, litegpu::DType::F32, &[1, 2, 2, 4]);
     let graph = Graph {
