@@ -1,12 +1,14 @@
-"""Peak resident memory of a run: litegpu's whole process against what LiteRT adds to a Python that has loaded it.
+"""Peak resident memory of a run: what a model adds to litegpu's process, and to a Python that has loaded LiteRT.
 
     python tools/memory.py --ours target/release/litegpu MODEL...
 
-Needs ai-edge-litert and numpy. LiteRT's figure leaves out its library and the interpreter of Python: it is the peak of
-the process less what was resident before the model was opened. Both run the model ten times with one thread.
+Needs ai-edge-litert and numpy. A figure is the peak of the process that runs the model ten times with one thread, less
+what was resident before the model was opened: for LiteRT in the same process, for litegpu in one that only parses its
+command line (Linux).
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,17 +30,23 @@ for _ in range(10):
 print(status("VmHWM:") - before)
 """
 
-# The peak of a child is read by the shell's parent: the highest of all children, so each gets a parent of its own.
-OURS = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
+def theirs(model):
+    """In megabytes; None where LiteRT cannot run the model on zeros."""
+    out = subprocess.run([sys.executable, "-c", THEIRS, model], capture_output=True, text=True)
+    return int(out.stdout.split()[-1]) / 1024 if out.returncode == 0 else None
 
 
-def kilobytes(program, *args):
-    out = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True)
-    return int(out.stdout.split()[-1]) if out.returncode == 0 else None
+def ours(program, model):
+    """The whole process, by its own account."""
+    bench = [program, "bench", model, "--device", "cpu", "--threads", "1", "--runs", "10", "--json"]
+    out = subprocess.run(bench, capture_output=True, text=True)
+    return json.loads(out.stdout)["peak_bytes"] / 2**20 if out.returncode == 0 else None
+
+
+def idle(program):
+    """GNU time is small itself: a child that Python starts would be charged with Python's memory."""
+    out = subprocess.run(["/usr/bin/time", "-f", "%M", program, "bench", "--help"], capture_output=True, text=True)
+    return int(out.stderr.split()[-1]) / 1024
 
 
 def main():
@@ -46,12 +54,13 @@ def main():
     parser.add_argument("--ours", default="target/release/litegpu")
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
-    print("| model | litegpu | LiteRT |\n|---|---|---|")
+    base = idle(args.ours)
+    print("| model | litegpu | whole process | LiteRT |\n|---|---|---|---|")
     for model in args.models:
-        bench = [args.ours, "bench", model, "--device", "cpu", "--threads", "1", "--runs", "10"]
-        ours, theirs = kilobytes(OURS, *bench), kilobytes(THEIRS, model)
-        shown = ["failed" if kb is None else f"{kb / 1024:.1f}" for kb in (ours, theirs)]
-        print(f"| {Path(model).stem} | {shown[0]} | {shown[1]} |", flush=True)
+        whole, other = ours(args.ours, model), theirs(model)
+        shown = [None if whole is None else whole - base, whole, other]
+        cells = ["failed" if mb is None else f"{mb:.1f}" for mb in shown]
+        print(f"| {Path(model).stem} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ pub fn evaluate(
         pool: &Pool::default(),
         resources: &mut Resources::default(),
         then: Default::default(),
+        pads: Default::default(),
     };
     kernel(&mut call).ok()?;
     Some(outputs.iter().map(|v| Bytes::copy_from_slice(v.bytes())).collect())

@@ -7,7 +7,7 @@
 
 use crate::chain::{Applied, Chains, LONGEST, Link, Then, repeat, repeats};
 use crate::custom::{CustomOperator, CustomOperators};
-use crate::fixed::{self, Fixed};
+use crate::fixed::{self, Fixed, Padded};
 use crate::kernel::{Call, Kernel, Site};
 use crate::ops;
 use crate::pool::Pool;
@@ -194,6 +194,7 @@ impl Executor {
         let mut skipped = nodes.iter().zip(&frame.fixed.skip).filter(|(_, skip)| **skip);
         if skipped.any(|(node, _)| node.outputs.iter().any(|t| tensors.contains(t))) {
             frame.fixed.skip.fill(false);
+            frame.fixed.pads.clear();
         }
         Ok(())
     }
@@ -459,7 +460,7 @@ impl Executor {
             for (i, t) in node.inputs.iter().enumerate() {
                 let taken = variables.iter().any(|(at, _)| *at == i);
                 inputs.push(match t {
-                    Some(t) if !taken => Some(view(graph, &frame.slots, *t)?),
+                    Some(t) if !taken => Some(view(graph, &frame.slots, frame.source(n, i, *t))?),
                     _ => None,
                 });
             }
@@ -493,6 +494,7 @@ impl Executor {
                 pool: &self.pool,
                 resources: &mut self.resources,
                 then,
+                pads: frame.padded(n).map_or([[0; 2]; 2], |p| p.amounts),
             };
             match state.kernel.as_mut() {
                 Some(k) => k(&mut call)?,
@@ -777,7 +779,8 @@ impl Frame {
             let mut last: Vec<Option<NodeId>> = vec![None; graph.tensors.len()];
             for (n, node) in graph.nodes.iter().enumerate() {
                 // An output that nobody reads dies with its producer.
-                for &t in node.inputs.iter().flatten().chain(&node.outputs) {
+                let padded = fixed.pads.iter().find(|p| p.conv == n).map(|p| p.from);
+                for &t in node.inputs.iter().flatten().chain(&node.outputs).chain(&padded) {
                     if let Some(slot) = last.get_mut(t) {
                         *slot = Some(n);
                     }
@@ -798,6 +801,17 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// What a convolution pads itself, if it is one that does.
+    fn padded(&self, n: NodeId) -> Option<&Padded> {
+        self.fixed.pads.iter().find(|p| p.conv == n)
+    }
+    /// The tensor that the i-th operand is read from.
+    fn source(&self, n: NodeId, i: usize, t: TensorId) -> TensorId {
+        if i == 0 { self.padded(n).map_or(t, |p| p.from) } else { t }
+    }
+}
+
 /// Brings the output shapes of a node up to date.
 fn infer(
     graph: &Graph,
@@ -807,7 +821,10 @@ fn infer(
     custom: Option<&dyn CustomOperator>,
 ) -> Result<()> {
     let Some(node) = graph.nodes.get(n) else { return Ok(()) };
-    let operands = || node.inputs.iter().flatten().map(|&t| view(graph, &frame.slots, t));
+    let operands = || {
+        let given = node.inputs.iter().enumerate().filter_map(|(i, t)| Some((i, (*t)?)));
+        given.map(|(i, t)| view(graph, &frame.slots, frame.source(n, i, t)))
+    };
     if state.inferred && !state.by_value {
         let mut same = true;
         for (v, s) in operands().zip(&state.in_shapes) {
@@ -818,22 +835,32 @@ fn infer(
         }
     }
     let mut views: SmallVec<[Option<View<'_>>; 8]> = SmallVec::new();
-    for t in &node.inputs {
+    for (i, t) in node.inputs.iter().enumerate() {
         views.push(match t {
-            Some(t) => Some(view(graph, &frame.slots, *t)?),
+            Some(t) => Some(view(graph, &frame.slots, frame.source(n, i, *t))?),
             None => None,
         });
     }
+    // The rule for the output's shape is told of the padded image.
+    let padded: Option<Shape> = frame.padded(n).and_then(|p| {
+        let mut shape = Shape::from_slice(views.first()?.as_ref()?.shape);
+        for (d, amount) in shape.iter_mut().skip(1).zip(p.amounts) {
+            *d = d.saturating_add(amount[0]).saturating_add(amount[1]);
+        }
+        Some(shape)
+    });
     let outputs: SmallVec<[&Tensor; 2]> = node.outputs.iter().filter_map(|&t| graph.tensors.get(t)).collect();
     let ask = |known: bool| {
         let facts: SmallVec<[Option<Fact<'_>>; 8]> = node
             .inputs
             .iter()
             .zip(&views)
-            .map(|(t, v)| {
+            .enumerate()
+            .map(|(i, (t, v))| {
                 let v = (*v)?;
                 let constant = matches!(t.and_then(|t| frame.slots.get(t)), Some(Slot::Constant(_)));
-                Some(Fact { dtype: v.dtype, shape: v.shape, value: (known || constant).then_some(v.bytes) })
+                let shape = padded.as_deref().filter(|_| i == 0).unwrap_or(v.shape);
+                Some(Fact { dtype: v.dtype, shape, value: (known || constant).then_some(v.bytes) })
             })
             .collect();
         let site = litegpu_graph::ops::Site { op: &node.op, inputs: &facts, outputs: &outputs };

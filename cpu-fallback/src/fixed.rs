@@ -1,11 +1,13 @@
 //! What need not be computed in every run: constants that a graph stores in another form, and nodes whose operands are
 //! all constant.
 //!
+//! A PAD of zeros whose only reader is a convolution does not run either: the convolution pads.
+//!
 //! Converters put float16 and sparse weights behind DEQUANTIZE and DENSIFY. Convolutions and fully connected layers pack
 //! their weights anyway, from any form: they read the stored constant, and the conversion does not run at all. Tensors
 //! and nodes keep their numbers, so that callers need not know.
 
-use litegpu_graph::passes::{constants, exported};
+use litegpu_graph::passes::{constants, exported, pad};
 use litegpu_graph::{DType, Family, Graph, Model, NodeId, Op, TensorId};
 use std::sync::Arc;
 
@@ -18,13 +20,24 @@ pub(crate) struct Fixed {
     pub once: Vec<bool>,
     /// Tensors that stay what they are after the first run.
     pub kept: Vec<bool>,
+    /// Convolutions that pad for the PAD before them, which is skipped.
+    pub pads: Vec<Padded>,
+}
+
+/// A convolution that reads the operand of a PAD.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Padded {
+    pub conv: NodeId,
+    pub from: TensorId,
+    /// Rows and columns before and behind the image.
+    pub amounts: [[usize; 2]; 2],
 }
 
 impl Fixed {
     /// Every node runs every time.
     pub(crate) fn none(g: &Graph) -> Fixed {
         let nodes = vec![false; g.nodes.len()];
-        Fixed { skip: nodes.clone(), once: nodes, kept: vec![false; g.tensors.len()] }
+        Fixed { skip: nodes.clone(), once: nodes, kept: vec![false; g.tensors.len()], pads: Vec::new() }
     }
 }
 
@@ -138,6 +151,31 @@ fn plan(
             if let Some(slot) = fixed.kept.get_mut(t) {
                 *slot = true;
             }
+        }
+    }
+    for p in pad::opportunities(g) {
+        let node = g.nodes.get(p.pad);
+        let operand = node.and_then(|n| n.input(0));
+        let (Some(from), Some(&to)) = (operand, node.and_then(|n| n.outputs.first())) else { continue };
+        let changes = |t: TensorId| g.tensors.get(t).is_none_or(|t| t.is_variable);
+        let every_time = [p.pad, p.conv].iter().all(|&n| fixed.once.get(n) == Some(&false));
+        // More would be no padding, and numbers that nobody has checked.
+        let few = p.before.iter().chain(&p.after).all(|&n| n <= 1024);
+        // One pixel times a matrix needs no lines of an image laid out.
+        let filter = g.nodes.get(p.conv).and_then(|n| g.operand(n, 1)).map(|t| &t.shape[..]);
+        let wide = matches!(filter, Some([_, h, w, _]) if h * w > 1);
+        if every_time
+            && few
+            && wide
+            && p.pad < p.conv
+            && !leaves(to)
+            && !changes(from)
+            && !changes(to)
+            && let Some(skip) = fixed.skip.get_mut(p.pad)
+        {
+            *skip = true;
+            let amounts = [[p.before[0], p.after[0]], [p.before[1], p.after[1]]];
+            fixed.pads.push(Padded { conv: p.conv, from, amounts });
         }
     }
     fixed

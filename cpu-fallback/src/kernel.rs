@@ -67,6 +67,8 @@ pub struct Call<'a> {
     /// What follows on the first output's elements. A kernel that writes them all once may take it and apply it to each
     /// piece; what no kernel takes is applied when it has returned.
     pub(crate) then: Then<'a>,
+    /// Rows and columns of zeros before and behind the image that a convolution reads, which its operand does not hold.
+    pub(crate) pads: [[usize; 2]; 2],
 }
 
 impl<'a> Call<'a> {

@@ -65,21 +65,23 @@ impl Drop for Storage {
 }
 
 impl Storage {
-    /// Sets the length in bytes. Bytes that appear are zero or left over from earlier use.
+    /// Sets the length in bytes. The contents are unspecified afterwards.
     ///
     /// # Errors
     /// `Invalid` when the memory cannot be had or is beyond the executor's limit.
     pub fn resize(&mut self, len: usize) -> Result<()> {
         let lines = len.div_ceil(64);
         if lines > self.lines.len() {
-            let more = lines - self.lines.len();
             if let Some(b) = &self.budget {
-                b.grow(more.saturating_mul(64))?;
+                b.grow((lines - self.lines.len()).saturating_mul(64))?;
             }
-            if self.lines.try_reserve_exact(more).is_err() {
+            // The old memory goes before new is asked for: a run holds no more than it must.
+            self.lines = Vec::new();
+            if self.lines.try_reserve_exact(lines).is_err() {
                 if let Some(b) = &self.budget {
-                    b.shrink(more * 64);
+                    b.shrink(lines * 64);
                 }
+                self.len = 0;
                 return Err(Error::invalid(format!("cannot allocate {len} bytes for a tensor")));
             }
             self.lines.resize(lines, Line([0; 64]));

@@ -204,3 +204,64 @@ fn chains_break_where_they_must() {
     assert_eq!(exec.get(0, b).unwrap().as_slice::<f32>().unwrap(), [0.0, 2.0, 0.0, 4.0, 0.0, 6.0]);
     assert!(exec.get(0, a).is_err());
 }
+
+/// A PAD before a convolution, which then pads itself: the same bits, in every kind of arithmetic.
+#[test]
+fn convolutions_pad_for_the_pad_before_them() {
+    let mut r = Random(0x9E37_79B9_7F4A_7C15);
+    let mut folded = 0;
+    for round in 0..120 {
+        let (dtype, hybrid) = [(DType::F32, false), (DType::I8, false), (DType::F32, true)][round % 3];
+        let (h, w, c) = (1 + r.below(9), 1 + r.below(9), [1, 3, 4, 16, 20][r.below(5)]);
+        let mut d = Draft::new([1 + r.below(2), h, w, c], dtype);
+        let pads = [0, 0, r.below(3), r.below(4), r.below(4), r.below(3), 0, 0];
+        let data: Vec<u8> = pads.iter().flat_map(|&p| (p as i32).to_le_bytes()).collect();
+        let amounts = d.add(Tensor::constant("pads", DType::I32, &[4, 2], data));
+        let padded = d.node(Op::Pad, &[0, amounts]);
+        let (k, stride, dilation) = (2 + r.below(2), 1 + r.below(2) as i32, 1 + r.below(2) as i32);
+        let wide = r.below(2) == 0;
+        let (shape, op) = if wide {
+            let o =
+                Conv2DOptionsT { stride_h: stride, stride_w: stride, padding: Padding::VALID, ..Default::default() };
+            let o = Conv2DOptionsT { dilation_h_factor: dilation, dilation_w_factor: 1, ..o };
+            ([5, k, k, c], Op::Conv2d(o))
+        } else {
+            let o = DepthwiseConv2DOptionsT {
+                stride_h: stride,
+                stride_w: stride,
+                padding: Padding::VALID,
+                ..Default::default()
+            };
+            let o = DepthwiseConv2DOptionsT { dilation_h_factor: dilation, dilation_w_factor: 1, ..o };
+            ([1, k, k, c], Op::DepthwiseConv2d(DepthwiseConv2DOptionsT { depth_multiplier: 1, ..o }))
+        };
+        if h + pads[2] + pads[3] < (k - 1) * dilation as usize + 1 || w + pads[4] + pads[5] < k {
+            continue;
+        }
+        let mut filter = d.constant(&mut r, &shape);
+        if hybrid {
+            let n = shape.iter().product();
+            let t = Tensor::constant("filter", DType::I8, &shape, r.bytes(n));
+            filter = d.add(Tensor { quant: Some(Quant::scalar(0.01, 0)), ..t });
+        }
+        let y = d.node(op, &[padded, filter]);
+        let last = d.node(Op::Relu, &[y]);
+        d.graph.outputs = vec![last];
+        let n = d.graph.tensors[0].elements();
+        let input = if dtype == DType::F32 { r.floats(n) } else { r.bytes(n) };
+        let model = Arc::new(Model { subgraphs: vec![d.graph], ..Model::default() });
+        let alone = run(&model, &input, Options { keep_all: true, ..Options::default() });
+        let together = run(&model, &input, Options::default());
+        assert!(together == alone, "round {round}: {h}x{w}x{c}, pads {pads:?}, filter {shape:?}");
+        // The padded image is never there, unless another device wants it.
+        let mut exec = Executor::new(model.clone(), Options::default()).unwrap();
+        exec.write(0, 0, &model.subgraphs[0].tensors[0].shape).unwrap().bytes_mut().copy_from_slice(&input);
+        exec.run(0).unwrap();
+        folded += (exec.bytes() > 0 && exec.get(0, padded).is_err()) as usize;
+        exec.keep(0, &[padded]).unwrap();
+        exec.run(0).unwrap();
+        assert!(exec.get(0, padded).is_ok());
+        assert_eq!(exec.get(0, last).unwrap().bytes, &alone[0][..]);
+    }
+    assert!(folded > 60, "{folded}");
+}

@@ -36,6 +36,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 activation: o.fused_activation_function,
                 bias_type: o.quantized_bias_type,
                 form: Form::Conv2d,
+                pads: [[0; 2]; 2],
             };
             dense(site, frame, [0, 1, 2])
         }
@@ -47,6 +48,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 activation: o.fused_activation_function,
                 bias_type: o.quantized_bias_type,
                 form: Form::Transpose2d,
+                pads: [[0; 2]; 2],
             };
             dense(site, frame, [2, 1, 3])
         }
@@ -58,6 +60,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 activation: o.fused_activation_function,
                 bias_type: TensorType::FLOAT32,
                 form: Form::Conv3d,
+                pads: [[0; 2]; 2],
             };
             dense(site, frame, [0, 1, 2])
         }
@@ -69,6 +72,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 activation: o.fused_activation_function,
                 bias_type: TensorType::FLOAT32,
                 form: Form::Transpose3d,
+                pads: [[0; 2]; 2],
             };
             dense(site, frame, [2, 1, 3])
         }
@@ -80,6 +84,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 activation: o.fused_activation_function,
                 bias_type: TensorType::FLOAT32,
                 form: Form::Conv2d,
+                pads: [[0; 2]; 2],
             };
             depthwise::prepare(site, frame)
         }
@@ -97,6 +102,7 @@ pub(super) fn transpose_bias(site: &Site<'_>, options: &[u8]) -> Result<Kernel> 
         activation: ActivationFunctionType::NONE,
         bias_type: TensorType::FLOAT32,
         form: Form::Transpose2d,
+        pads: [[0; 2]; 2],
     };
     dense(site, frame, [0, 1, 2])
 }
@@ -123,6 +129,8 @@ struct Spatial {
     activation: ActivationFunctionType,
     bias_type: TensorType,
     form: Form,
+    /// Zeros before and behind the image's rows and columns, beside those that `padding` asks for.
+    pads: [[usize; 2]; 2],
 }
 
 /// Sizes of one convolution.
@@ -189,11 +197,12 @@ impl Spatial {
         let mut axes: [Vec<Axis>; 3] = Default::default();
         for d in 0..3 {
             let (stride, dilation) = (self.stride[d], self.dilation[d]);
-            let forward = if self.transposed() { s.output[d] } else { s.input[d] };
+            let [first, behind] = d.checked_sub(1).map_or([0; 2], |d| self.pads[d]);
+            let forward = if self.transposed() { s.output[d] } else { s.input[d] + first + behind };
             let before = match (d, self.form) {
                 (0, Form::Conv2d | Form::Transpose2d) => 0,
                 // The custom operator's VALID outputs are larger than any forward window: nothing hangs over.
-                _ => window(self.padding, forward, s.taps[d], stride, dilation)?.before as i64,
+                _ => (window(self.padding, forward, s.taps[d], stride, dilation)?.before + first) as i64,
             };
             let (stride, dilation) = (stride as i64, dilation as i64);
             let offset = |k: usize| k as i64 * dilation - before;
@@ -684,7 +693,8 @@ struct Layout {
 impl Layout {
     fn update(&mut self, spatial: &Spatial, x: &[usize], f: &[usize], out: &[usize]) -> Result<(Sizes, bool)> {
         let mut s = spatial.sizes(x, f, out)?;
-        let shapes: SmallVec<[usize; 16]> = x.iter().chain(f).chain(out).copied().collect();
+        let shapes: SmallVec<[usize; 16]> =
+            x.iter().chain(f).chain(out).chain(spatial.pads.as_flattened()).copied().collect();
         let changed = shapes != self.shapes;
         if changed {
             self.phases = spatial.phases(&s)?;
@@ -886,7 +896,7 @@ fn dense_float(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kern
     let mut state: State<PackedF32, FinishF32> = State::new(site, at, true)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
-        let x = call.input(at[0])?;
+        let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_float, |_, bias, s, finish| {
             let bias = bias_floats(bias, s.filters)?.map(|b| b.repeat(s.copies));
@@ -911,7 +921,7 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
     let mut state: State<PackedInt, Rounded> = State::new(site, at, false)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
-        let x = call.input(at[0])?;
+        let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
             let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
@@ -943,7 +953,7 @@ fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kerne
     let mut state: State<PackedInt, Wide> = State::new(site, at, false)?;
     let mut temp = Vec::new();
     Ok(Box::new(move |call| {
-        let x = call.input(at[0])?;
+        let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
             let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
@@ -984,7 +994,7 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
     let (mut temp, mut steps, mut pieces) = (Vec::new(), Vec::new(), Pieces::default());
     let mut one_scale = false;
     Ok(Box::new(move |call| {
-        let x = call.input(at[0])?;
+        let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let pack = |spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
             let w = w.signed();

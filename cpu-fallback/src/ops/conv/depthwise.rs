@@ -73,15 +73,16 @@ impl Depthwise {
         if c == 0 || n % c != 0 {
             return Err(Error::invalid(format!("a filter of shape {f:?} on an input of shape {x:?}")));
         }
-        let wy = window(spatial.padding, h, kh, spatial.stride[1], spatial.dilation[1])?;
-        let wx = window(spatial.padding, w, kw, spatial.stride[2], spatial.dilation[2])?;
+        let [[top, bottom], [left, right]] = spatial.pads;
+        let wy = window(spatial.padding, h + top + bottom, kh, spatial.stride[1], spatial.dilation[1])?;
+        let wx = window(spatial.padding, w + left + right, kw, spatial.stride[2], spatial.dilation[2])?;
         Ok(Depthwise {
             input: [h, w],
             output: [oh, ow],
             taps: [kh, kw],
             stride: [spatial.stride[1] as usize, spatial.stride[2] as usize],
             dilation: [spatial.dilation[1] as usize, spatial.dilation[2] as usize],
-            before: [wy.before, wx.before],
+            before: [wy.before + top, wx.before + left],
             channels: c,
             multiplier: n / c,
         })
@@ -498,7 +499,7 @@ fn float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
     let range = float_range(spatial.activation)?;
     let mut state: State<f32, FinishF32> = State::new(site)?;
     Ok(Box::new(move |call| {
-        let x = call.input(0)?;
+        let (x, spatial) = (call.input(0)?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
             let values = w.floats()?;
@@ -518,7 +519,7 @@ fn int<X: Quantized + Word>(site: &Site<'_>, spatial: Spatial) -> Result<Kernel>
     let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
     let mut state: State<i16, Rounded> = State::new(site)?;
     Ok(Box::new(move |call| {
-        let x = call.input(0)?;
+        let (x, spatial) = (call.input(0)?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
             pack_ints(w, d, lines)?;
@@ -538,7 +539,7 @@ fn wide(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
     let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
     let mut state: State<i16, Wide> = State::new(site)?;
     Ok(Box::new(move |call| {
-        let x = call.input(0)?;
+        let (x, spatial) = (call.input(0)?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
             pack_ints(w, d, lines)?;
@@ -557,7 +558,7 @@ fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
     let mut state: State<i16, Hybrid> = State::new(site)?;
     let (mut q, mut steps, mut zeros, mut pieces) = (Vec::new(), Vec::new(), Vec::new(), Pieces::default());
     Ok(Box::new(move |call| {
-        let x = call.input(0)?;
+        let (x, spatial) = (call.input(0)?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let d = state.update(call, &spatial, x.shape, &shape, |w, bias, d, lines, finish| {
             let w = w.signed();
