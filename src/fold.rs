@@ -14,7 +14,7 @@ pub(crate) fn propagate(
     inputs: &[(TensorId, Shape)],
     values: &[(TensorId, Bytes)],
 ) -> Result<Shapes> {
-    shapes::propagate_with(graph, inputs, values, Some(&mut evaluator(model, graph)))
+    shapes::propagate_in(model, graph, inputs, values, Some(&mut evaluator(model, graph)))
 }
 
 /// Evaluates nodes of a subgraph on known operands.

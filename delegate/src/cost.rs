@@ -24,6 +24,12 @@ fn size(scene: &Scene<'_>, t: TensorId) -> (u64, u64) {
 
 /// The work in a node, with the shapes of the plan.
 pub fn work(scene: &Scene<'_>, id: NodeId) -> Work {
+    if let Some(body) = scene.bodies.get(&id) {
+        return (0..body.graph.nodes.len()).map(|i| work(body, i)).fold(Work::default(), |a, b| Work {
+            flops: a.flops.saturating_add(b.flops),
+            bytes: a.bytes.saturating_add(b.bytes),
+        });
+    }
     let shape = |t| scene.shape(t).ok();
     scene.graph.nodes.get(id).map_or(Work::default(), |node| litegpu_graph::work(scene.graph, node, &shape))
 }

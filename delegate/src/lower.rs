@@ -8,11 +8,12 @@ use crate::convert;
 use crate::ops;
 use crate::program::*;
 use bytes::Bytes;
-use litegpu_graph::shapes::{Eval, Shapes};
+use litegpu_graph::shapes::{self, Eval, Shapes};
 use litegpu_graph::{
     DType, Error, Family, Graph, Model, Node, NodeId, Op, Quant, Shape, Tensor, TensorId, elements, passes,
 };
 use litegpu_shaders::{Elem, KernelKey};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// Why an operator stays on the CPU.
@@ -171,7 +172,7 @@ pub struct Scene<'a> {
     /// The subgraph.
     pub graph: &'a Graph,
     /// Shapes, and values known from shapes.
-    pub shapes: &'a Shapes,
+    pub shapes: Cow<'a, Shapes>,
     /// The adapter.
     pub caps: &'a Caps,
     /// How floats are kept.
@@ -182,6 +183,10 @@ pub struct Scene<'a> {
     pub dense: HashMap<TensorId, Bytes>,
     /// Floats that are kept in f32 whatever the precision: graph outputs, which f16 could round to zero.
     pub whole: HashSet<TensorId>,
+    /// By operator: the subgraph that it stands for.
+    pub bodies: HashMap<NodeId, Scene<'a>>,
+    /// It is such a subgraph.
+    nested: bool,
 }
 
 impl std::fmt::Debug for Scene<'_> {
@@ -198,6 +203,21 @@ impl<'a> Scene<'a> {
         shapes: &'a Shapes,
         caps: &'a Caps,
         precision: Precision,
+    ) -> Result<Scene<'a>, Error> {
+        let precision = match converts(model, subgraph) {
+            true => Precision::F32,
+            false => precision,
+        };
+        Scene::build(model, subgraph, Cow::Borrowed(shapes), caps, precision, 0)
+    }
+
+    fn build(
+        model: &'a Model,
+        subgraph: usize,
+        shapes: Cow<'a, Shapes>,
+        caps: &'a Caps,
+        precision: Precision,
+        depth: usize,
     ) -> Result<Scene<'a>, Error> {
         let graph = model.subgraphs.get(subgraph).ok_or_else(|| Error::invalid(format!("no subgraph {subgraph}")))?;
         let mut folded: HashMap<TensorId, TensorId> = HashMap::new();
@@ -225,7 +245,11 @@ impl<'a> Scene<'a> {
                 folded.insert(*to, origin);
             }
         }
-        let mut whole: HashSet<TensorId> = graph.outputs.iter().copied().collect();
+        let mut whole: HashSet<TensorId> = match depth {
+            0 => graph.outputs.iter().copied().collect(),
+            // Those of a body are copied to where the operator's are.
+            _ => HashSet::new(),
+        };
         for node in graph.nodes.iter().rev() {
             if let (Family::Reshape, Some(from)) = (node.op.family(), node.input(0))
                 && node.outputs.iter().any(|t| whole.contains(t))
@@ -233,20 +257,44 @@ impl<'a> Scene<'a> {
                 whole.insert(from);
             }
         }
-        // A graph that converts between floats and 8 bits keeps its floats whole: f16 would round before the
-        // conversion does, and integers would differ from the CPU's.
-        let converts = |node: &Node| {
-            let byte = |t: Option<TensorId>| {
-                t.and_then(|t| graph.tensors.get(t)).is_some_and(|t| matches!(t.dtype, DType::I8 | DType::U8))
-            };
-            match node.op {
-                Op::Quantize => byte(node.outputs.first().copied()),
-                Op::Dequantize => byte(node.input(0)),
-                _ => false,
-            }
+        let nested = depth > 0;
+        let mut scene = Scene {
+            model,
+            subgraph,
+            graph,
+            shapes,
+            caps,
+            precision,
+            folded,
+            dense,
+            whole,
+            bodies: HashMap::new(),
+            nested,
         };
-        let precision = if graph.nodes.iter().any(converts) { Precision::F32 } else { precision };
-        Ok(Scene { model, subgraph, graph, shapes, caps, precision, folded, dense, whole })
+        for (id, node) in graph.nodes.iter().enumerate() {
+            if depth < MAX_BODIES
+                && let Some((number, mut inner)) = shapes::body(model, graph, node, &scene.shapes)
+            {
+                scene.give(node, number, &mut inner);
+                let body = Scene::build(model, number, Cow::Owned(inner), caps, precision, depth + 1)?;
+                scene.bodies.insert(id, body);
+            }
+        }
+        Ok(scene)
+    }
+
+    /// Makes constant operands of a node values of its body's inputs.
+    fn give(&self, node: &Node, body: usize, shapes: &mut Shapes) {
+        let Some(graph) = self.model.subgraphs.get(body) else { return };
+        for (&to, from) in graph.inputs.iter().zip(&node.inputs) {
+            if let (Some(from), Some(tensor)) = (from, graph.tensors.get(to))
+                && let Ok(Some(c)) = self.constant(*from)
+                && c.dtype == tensor.dtype
+                && let Some(slot) = shapes.values.get_mut(to)
+            {
+                *slot = Some(c.bytes);
+            }
+        }
     }
 
     /// The tensor.
@@ -302,14 +350,42 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// Bodies within bodies that are lowered.
+const MAX_BODIES: usize = 4;
+
+/// Whether a graph, or a subgraph that one of its operators stands for, converts between floats and 8 bits: it keeps its
+/// floats whole, as f16 would round before the conversion does, and integers would differ from the CPU's.
+fn converts(model: &Model, subgraph: usize) -> bool {
+    let (mut open, mut seen) = (vec![subgraph], HashSet::new());
+    while let Some(graph) = open.pop().filter(|s| seen.insert(*s)).and_then(|s| model.subgraphs.get(s)) {
+        let byte = |t: Option<TensorId>| {
+            t.and_then(|t| graph.tensors.get(t)).is_some_and(|t| matches!(t.dtype, DType::I8 | DType::U8))
+        };
+        for node in &graph.nodes {
+            let found = match node.op {
+                Op::Quantize => byte(node.outputs.first().copied()),
+                Op::Dequantize => byte(node.input(0)),
+                _ => false,
+            };
+            if found {
+                return true;
+            }
+            open.extend(shapes::stands_for(&node.op).filter(|s| !seen.contains(s)));
+        }
+    }
+    false
+}
+
 /// Collects what the operators of one part emit.
 pub struct Lower<'a, 'e> {
     /// The subgraph.
     pub scene: &'a Scene<'a>,
     /// The operator being lowered.
     pub node: &'a Node,
-    /// Its number.
+    /// Its number, or that of the operator of the whole graph that it is a part of.
     pub id: NodeId,
+    /// Its number in its own graph.
+    local: NodeId,
     /// Evaluates small constant operators on the CPU; see [`crate::PlanOptions::eval`].
     pub(crate) eval: Option<&'e mut Eval<'e>>,
     /// Only ask whether the operators can be lowered: constants are not packed.
@@ -317,7 +393,8 @@ pub struct Lower<'a, 'e> {
     pub(crate) program: Program,
     kernels: HashMap<KernelKey, usize>,
     tensors: HashMap<TensorId, SlotId>,
-    constants: HashMap<(TensorId, Elem, &'static str), SlotId>,
+    /// By subgraph, tensor, storage and layout.
+    constants: HashMap<(usize, TensorId, Elem, &'static str), SlotId>,
     inputs: Vec<TensorId>,
     states: Vec<TensorId>,
 }
@@ -334,6 +411,7 @@ impl<'a, 'e> Lower<'a, 'e> {
             scene,
             node: scene.graph.nodes.first()?,
             id: 0,
+            local: 0,
             eval,
             dry,
             program: Program { subgraph: scene.subgraph, ..Program::default() },
@@ -349,16 +427,8 @@ impl<'a, 'e> Lower<'a, 'e> {
     pub(crate) fn node(&mut self, id: NodeId) -> Lowered {
         let node = self.scene.graph.nodes.get(id).ok_or_else(|| Unsupported::new(format!("no operator {id}")))?;
         self.node = node;
-        self.id = id;
-        for &t in &node.outputs {
-            let n = elements(&self.scene.shape(t)?);
-            if n == 0 {
-                return no("a result without elements");
-            }
-            if n > (i32::MAX / 4) as usize {
-                return no("a tensor that is too large");
-            }
-        }
+        (self.id, self.local) = (id, id);
+        self.check_results()?;
         let before = self.program.dispatches.len();
         let done = ops::lower(self);
         if done.is_err() {
@@ -367,6 +437,96 @@ impl<'a, 'e> Lower<'a, 'e> {
             self.program.nodes.push(id);
         }
         done
+    }
+
+    /// Refuses a node with results that no kernel could write.
+    fn check_results(&self) -> Lowered {
+        for &t in &self.node.outputs {
+            let n = elements(&self.scene.shape(t)?);
+            if n == 0 {
+                return no("a result without elements");
+            }
+            if n > (i32::MAX / 4) as usize {
+                return no("a tensor that is too large");
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of the node, if it has one whose shapes are known.
+    pub fn body(&self) -> Option<&'a Scene<'a>> {
+        self.scene.bodies.get(&self.local)
+    }
+
+    /// How many dispatches there are.
+    pub(crate) fn dispatches(&self) -> usize {
+        self.program.dispatches.len()
+    }
+
+    /// Takes back all dispatches but the first `count`.
+    pub(crate) fn take_back(&mut self, count: usize) {
+        self.program.dispatches.truncate(count);
+    }
+
+    /// Lowers the subgraph that the node stands for in its place.
+    pub fn inline(&mut self) -> Lowered {
+        let Some(body) = self.body() else { return no("shapes in its subgraph that are not known") };
+        let mut given = HashMap::new();
+        for (i, &t) in body.graph.inputs.iter().enumerate() {
+            if matches!(body.constant(t), Ok(Some(_))) {
+                continue;
+            }
+            let elem = body.elem(t)?;
+            let x = self.operand(i)?;
+            let x = self.stored(x, elem)?;
+            if x.elem != elem {
+                return no(format!("{} for {}", x.dtype, body.tensor(t)?.dtype));
+            }
+            given.insert(t, x.slot);
+        }
+        let results = (0..self.node.outputs.len()).map(|o| self.result(o)).collect::<Lowered<Vec<_>>>()?;
+        let (scene, node, local) = (self.scene, self.node, self.local);
+        let tensors = std::mem::replace(&mut self.tensors, given);
+        // Tables of 8-bit operators are made for operators of the graph itself.
+        let eval = self.eval.take();
+        let (inputs, states) = (self.inputs.len(), self.states.len());
+        self.scene = body;
+        let done = self.nodes_of(body, results.len());
+        (self.scene, self.node, self.local, self.tensors, self.eval) = (scene, node, local, tensors, eval);
+        let outside = self.inputs.len() > inputs || self.states.len() > states;
+        self.inputs.truncate(inputs);
+        self.states.truncate(states);
+        let made = done?;
+        if outside {
+            return no("a subgraph that reads what it does not compute");
+        }
+        for (made, result) in made.into_iter().zip(results) {
+            if made.shape != result.shape || made.dtype != result.dtype {
+                return no("a subgraph whose results are not the operator's");
+            }
+            if made.elem == result.elem && !made.constant {
+                self.tensors.insert(result.tensor, made.slot);
+            } else {
+                ops::convert(self, &made, &result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lowers all nodes of a body; its first results.
+    fn nodes_of(&mut self, body: &'a Scene<'a>, results: usize) -> Lowered<Vec<Operand<'a>>> {
+        for (i, node) in body.graph.nodes.iter().enumerate() {
+            let folded = !node.outputs.is_empty() && node.outputs.iter().all(|t| body.folded.contains_key(t));
+            if folded || body.shapes.is_known(node) {
+                continue;
+            }
+            (self.node, self.local) = (node, i);
+            let done = self.check_results().and_then(|()| ops::lower(self));
+            if let Err(e) = done {
+                return no(format!("{} in subgraph {}: {}", node.op.name(), body.subgraph, e.reason));
+            }
+        }
+        body.graph.outputs.iter().take(results).map(|&t| self.tensor_operand(t)).collect()
     }
 
     /// The i-th operand's tensor.
@@ -531,11 +691,15 @@ impl<'a, 'e> Lower<'a, 'e> {
         how: &'static str,
         pack: impl FnOnce() -> Lowered<Vec<u8>>,
     ) -> Lowered<SlotId> {
-        if let Some(&s) = self.constants.get(&(t, elem, how)) {
+        let key = (self.scene.subgraph, t, elem, how);
+        if let Some(&s) = self.constants.get(&key) {
             return Ok(s);
         }
         let s = self.weight(pack)?;
-        self.constants.insert((t, elem, how), s);
+        // What a body is given may be something else the next time.
+        if !(self.scene.nested && self.scene.graph.inputs.contains(&t)) {
+            self.constants.insert(key, s);
+        }
         Ok(s)
     }
 

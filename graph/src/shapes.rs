@@ -80,6 +80,86 @@ pub fn propagate_with(
     graph: &Graph,
     inputs: &[(TensorId, Shape)],
     values: &[(TensorId, Bytes)],
+    eval: Option<&mut Eval<'_>>,
+) -> Result<Shapes> {
+    walk(None, graph, inputs, values, eval)
+}
+
+/// [`propagate_with`] for a graph of `model`: what CALL and composites make of their operands is followed into the
+/// subgraphs that they stand for.
+///
+/// # Errors
+/// As [`propagate`].
+pub fn propagate_in(
+    model: &Model,
+    graph: &Graph,
+    inputs: &[(TensorId, Shape)],
+    values: &[(TensorId, Bytes)],
+    eval: Option<&mut Eval<'_>>,
+) -> Result<Shapes> {
+    walk(Some(&mut Bodies { model, depth: 0, left: MAX_WORK }), graph, inputs, values, eval)
+}
+
+/// The subgraph that an operator stands for: that of CALL, and the decomposition of a composite.
+pub fn stands_for(op: &Op) -> Option<usize> {
+    match op {
+        Op::Call(o) => Some(o.subgraph as usize),
+        Op::StablehloComposite(o) => usize::try_from(o.decomposition_subgraph_index).ok(),
+        _ => None,
+    }
+}
+
+/// The subgraph that a node of `graph` stands for, and its shapes for the node's operands; `None` where there is none, or
+/// where these do not fit or are not known.
+pub fn body(model: &Model, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<(usize, Shapes)> {
+    Bodies { model, depth: 0, left: MAX_WORK }.of(graph, node, shapes)
+}
+
+/// Subgraphs within subgraphs that are followed.
+const MAX_DEPTH: usize = 4;
+/// Operators and tensors of bodies that are followed in all: a file may have few of them that call each other often.
+const MAX_WORK: usize = 1 << 20;
+
+/// What following operators into their subgraphs takes.
+struct Bodies<'m> {
+    model: &'m Model,
+    depth: usize,
+    left: usize,
+}
+
+impl Bodies<'_> {
+    fn of(&mut self, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<(usize, Shapes)> {
+        let number = stands_for(&node.op)?;
+        let body = self.model.subgraphs.get(number)?;
+        if self.depth >= MAX_DEPTH || body.inputs.len() != node.inputs.len() || body.outputs.len() < node.outputs.len()
+        {
+            return None;
+        }
+        self.left = self.left.checked_sub(body.nodes.len().saturating_add(body.tensors.len()))?;
+        let (mut inputs, mut values) = (Vec::new(), Vec::new());
+        for (&to, from) in body.inputs.iter().zip(&node.inputs) {
+            let (from, tensor) = ((*from)?, graph.tensors.get((*from)?)?);
+            if body.tensors.get(to)?.dtype != tensor.dtype {
+                return None;
+            }
+            inputs.push((to, shapes.get(from)?.clone()));
+            let own = tensor.data.as_ref().filter(|_| !tensor.is_variable && tensor.sparsity.is_none());
+            if let Some(v) = shapes.values.get(from).and_then(Option::as_ref).or(own) {
+                values.push((to, v.clone()));
+            }
+        }
+        self.depth = self.depth.saturating_add(1);
+        let done = walk(Some(self), body, &inputs, &values, None);
+        self.depth = self.depth.saturating_sub(1);
+        Some((number, done.ok()?))
+    }
+}
+
+fn walk(
+    mut bodies: Option<&mut Bodies<'_>>,
+    graph: &Graph,
+    inputs: &[(TensorId, Shape)],
+    values: &[(TensorId, Bytes)],
     mut eval: Option<&mut Eval<'_>>,
 ) -> Result<Shapes> {
     let n = graph.tensors.len();
@@ -109,6 +189,17 @@ pub fn propagate_with(
         }
     }
     for (i, node) in graph.nodes.iter().enumerate() {
+        if let Some(bodies) = bodies.as_deref_mut()
+            && let Some((number, inner)) = bodies.of(graph, node, &out)
+        {
+            let results = bodies.model.subgraphs.get(number).map_or(&[][..], |g| &g.outputs);
+            for (&t, &r) in node.outputs.iter().zip(results) {
+                if let Some(slot) = out.shapes.get_mut(t) {
+                    *slot = inner.get(r).cloned();
+                }
+            }
+            continue;
+        }
         let done = step(graph, node, &mut out, &mut eval).map_err(|e| e.at(format!("operator {i}")));
         match done {
             Err(e) if e.kind == crate::ErrorKind::Unsupported => {}

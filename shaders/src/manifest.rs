@@ -65,6 +65,9 @@ kernels! {
         ],
         functions: &["i_requant"],
     }
+    "attention" {
+        roles: &[("q", FLOAT), ("k", FLOAT), ("v", FLOAT), ("mask", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
+    }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "diagonal" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
@@ -77,6 +80,7 @@ kernels! {
         roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)],
     }
     "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
+    "rms" { roles: &[("in0", FLOAT), ("in1", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "rnn" { functions: &["f_tanh", "f_snap"], roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
     "svdf" { roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }

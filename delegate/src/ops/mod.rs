@@ -1,6 +1,7 @@
 //! Lowering, one file per operator family: the same stems as in the other crates.
 
 mod binary;
+mod control;
 mod conv;
 mod fill;
 mod gather;
@@ -70,7 +71,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Matmul => matmul::lower(cx),
         Family::Sort => sort::lower(cx),
         Family::Recurrent => recurrent::lower(cx),
-        Family::Control => no("control flow and variables are driven from the CPU"),
+        Family::Control => control::lower(cx),
         Family::Signal => no("complex numbers stay on the CPU"),
         Family::Text => no("text operators stay on the CPU"),
         Family::Stablehlo => no("StableHLO operators stay on the CPU"),

@@ -9,7 +9,7 @@ use half::f16;
 use litegpu_cpu::{Executor, Options, View, evaluate};
 use litegpu_delegate::*;
 use litegpu_graph::ops::Fact;
-use litegpu_graph::shapes::{Shapes, propagate};
+use litegpu_graph::shapes::{Shapes, propagate_in};
 use litegpu_graph::{DType, Graph, Model, Node, Op, Quant, Shape, Tensor, TensorId, elements};
 use std::sync::{Arc, Mutex};
 
@@ -293,7 +293,7 @@ pub fn infer(model: &mut Model) -> Result<Shapes, litegpu_graph::Error> {
         let graph = &model.subgraphs[0];
         let mut eval =
             |node: &Node, facts: &[Option<Fact<'_>>], shapes: &[Shape]| evaluate(model, graph, node, facts, shapes);
-        propagate(graph, &[], Some(&mut eval))?
+        propagate_in(model, graph, &[], &[], Some(&mut eval))?
     };
     for (t, s) in model.subgraphs[0].tensors.iter_mut().zip(&shapes.shapes) {
         if let Some(s) = s {

@@ -1,0 +1,139 @@
+// softmax(q k^T * scale + mask) v without the matrix of scores: a workgroup takes four queries of one head and walks the
+// keys, a block of as many as it has invocations at a time. What was summed up for a smaller maximum is scaled down when a
+// block has a greater one. Tensors are [batch, position, head, element].
+
+override WG: u32 = 32u;
+override MASK: u32 = 0u;
+// Quads of four queries.
+override QUERIES: u32 = 4u;
+
+struct Params {
+    groups: u32,
+    // Queries of an image, groups of four of them, keys, heads of queries, and how many of these share keys.
+    queries: u32,
+    tiles: u32,
+    keys: u32,
+    heads: u32,
+    share: u32,
+    // Quads of a query, quads of a value and elements of it.
+    q_row: u32,
+    v_row: u32,
+    width: u32,
+    scale: f32,
+    // Distances in elements of the mask: of images, heads, queries.
+    mask_image: u32,
+    mask_head: u32,
+    mask_query: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<q_Elem4>;
+@group(0) @binding(2) var<storage, read> k: array<k_Elem4>;
+@group(0) @binding(3) var<storage, read> v: array<v_Elem4>;
+@group(0) @binding(4) var<storage, read> mask: array<mask_Elem4>;
+@group(0) @binding(5) var<storage, read_write> out: array<out_Elem4>;
+
+var<workgroup> query: array<vec4<f32>, QUERIES>;
+// Of each key in the block: its scores with the four queries, then their exponentials.
+var<workgroup> scores: array<vec4<f32>, WG>;
+
+const LOWEST: f32 = -3.4028234e38;
+
+fn hidden(image: u32, head: u32, row: u32, key: u32) -> f32 {
+    let at = image * p.mask_image + head * p.mask_head + row * p.mask_query + key;
+    return mask_unpack(mask[at / 4u])[at % 4u];
+}
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let g = linear_group(wg, count);
+    if (g >= p.groups) {
+        return;
+    }
+    let first = g % p.tiles * 4u;
+    let head = g / p.tiles % p.heads;
+    let image = g / p.tiles / p.heads;
+    let last = p.queries - 1u;
+    let kv_heads = p.heads / p.share;
+    for (var i = local; i < 4u * p.q_row; i += WG) {
+        let row = min(first + i / p.q_row, last);
+        query[i] = q_unpack(q[((image * p.queries + row) * p.heads + head) * p.q_row + i % p.q_row]) * p.scale;
+    }
+    workgroupBarrier();
+    var top = vec4<f32>(LOWEST);
+    var total = vec4<f32>();
+    // Each invocation sums up to four quads of the results, for four queries.
+    var sums: array<mat4x4<f32>, 4>;
+    for (var s = 0u; s < p.keys; s += WG) {
+        let key = s + local;
+        var d = vec4<f32>(LOWEST);
+        if (key < p.keys) {
+            let base = ((image * p.keys + key) * kv_heads + head / p.share) * p.q_row;
+            d = vec4<f32>();
+            for (var c = 0u; c < p.q_row; c++) {
+                let e = k_unpack(k[base + c]);
+                d += vec4<f32>(
+                    dot(query[c], e),
+                    dot(query[p.q_row + c], e),
+                    dot(query[2u * p.q_row + c], e),
+                    dot(query[3u * p.q_row + c], e),
+                );
+            }
+            if (MASK == 1u) {
+                d += vec4<f32>(
+                    hidden(image, head, first, key),
+                    hidden(image, head, min(first + 1u, last), key),
+                    hidden(image, head, min(first + 2u, last), key),
+                    hidden(image, head, min(first + 3u, last), key),
+                );
+            }
+        }
+        workgroupBarrier();
+        scores[local] = d;
+        workgroupBarrier();
+        let n = min(WG, p.keys - s);
+        var most = top;
+        for (var j = 0u; j < n; j++) {
+            most = max(most, scores[j]);
+        }
+        workgroupBarrier();
+        scores[local] = exp(d - most);
+        workgroupBarrier();
+        let less = exp(top - most);
+        top = most;
+        total *= less;
+        for (var i = 0u; i < 4u; i++) {
+            sums[i][0] *= less.x;
+            sums[i][1] *= less.y;
+            sums[i][2] *= less.z;
+            sums[i][3] *= less.w;
+        }
+        for (var j = 0u; j < n; j++) {
+            let e = scores[j];
+            total += e;
+            let base = ((image * p.keys + s + j) * kv_heads + head / p.share) * p.v_row;
+            for (var i = 0u; i < 4u; i++) {
+                let c = local + i * WG;
+                if (c < p.v_row) {
+                    let x = v_unpack(v[base + c]);
+                    sums[i][0] += e.x * x;
+                    sums[i][1] += e.y * x;
+                    sums[i][2] += e.z * x;
+                    sums[i][3] += e.w * x;
+                }
+            }
+        }
+    }
+    for (var i = 0u; i < 4u; i++) {
+        let c = local + i * WG;
+        for (var r = 0u; r < 4u; r++) {
+            if (c < p.v_row && first + r < p.queries) {
+                let at = ((image * p.queries + first + r) * p.heads + head) * p.v_row + c;
+                out[at] = out_pack(out_mask(finish(sums[i][r] / total[r], at), min(4u, p.width - c * 4u)));
+            }
+        }
+    }
+}
