@@ -738,8 +738,10 @@ where
     if count == 0 || width == 0 {
         return Ok(());
     }
-    let parallel = pool.threads() > 1 && out.len().saturating_mul(depth) >= PARALLEL;
-    let per = if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count };
+    let work = out.len().saturating_mul(depth);
+    let parallel = pool.threads() > 1 && work >= PARALLEL;
+    let share = if work < 16 * PARALLEL { 1 } else { 3 };
+    let per = if parallel { count.div_ceil(pool.threads() * share).max(1) } else { count };
     let failed = OnceLock::new();
     pool.chunks(out, per * width, parallel, |i, out| {
         keep(&failed, dispatch(LinesTask { images, panels, columns, first: i * per, out, then }));
@@ -932,7 +934,9 @@ impl<U: Sum, O: Pod, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O
         let mut scratch = Scratch::<i16>::new(if direct.is_some() { 0 } else { step * stride })?;
         let buffer = scratch.get();
         // An odd depth leaves the last element of each row unwritten.
-        buffer.fill(0);
+        if b.depth < stride {
+            buffer.fill(0);
+        }
         for r in (0..self.rows).step_by(step) {
             let count = step.min(self.rows - r);
             let a = match direct {

@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 /// Pixels computed at once.
 const PIXELS: usize = 4;
 
+/// Multiplications from which work is split over threads.
+const PARALLEL: usize = 60_000;
+
 /// Rows to a batch, as finishes count them: no fewer than pixels finished at once.
 const PIECE: usize = 16;
 
@@ -328,11 +331,10 @@ impl<X: Word, O: Pod, U: Sum, F: Finish<U, O>> Task for StripTask<'_, X, O, F, U
         let count = self.out.len() / (ow * c).max(1);
         let fit = STRIP_BYTES / pitch.saturating_mul(2).max(1);
         let step = (fit.saturating_sub(d.reach(0, 1)) / d.stride[0].max(1) + 1).min(count).min(oh).max(1);
-        // The last channels of the last pixel are read 16 at a time.
+        // The last channels of the last pixel are read 16 at a time; what lies there does not matter.
         let room = d.reach(0, step).checked_mul(pitch).and_then(|n| n.checked_add(NR));
         let mut scratch = Scratch::<i16>::new(room.ok_or_else(large)?)?;
         let buffer = scratch.get();
-        buffer.fill(0);
         let mut taps = Taps::default();
         let list = (0..d.taps[0]).flat_map(|y| {
             let line = y * d.dilation[0] * pitch;
@@ -411,8 +413,10 @@ fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
 fn pieces(pool: &Pool, d: &Depthwise, outputs: usize) -> (usize, bool) {
     let count = outputs / (d.output[1] * d.filters()).max(1);
     let work = outputs.saturating_mul(d.taps[0] * d.taps[1]);
-    let parallel = pool.threads() > 1 && work > 30_000;
-    (if parallel { count.div_ceil(pool.threads() * 3).max(1) } else { count }, parallel)
+    let parallel = pool.threads() > 1 && work > PARALLEL;
+    // Pieces share lines of their input: little work is split once for each thread.
+    let share = if work < 16 * PARALLEL { 1 } else { 3 };
+    (if parallel { count.div_ceil(pool.threads() * share).max(1) } else { count }, parallel)
 }
 
 /// Runs all rows, in parallel where it pays.
