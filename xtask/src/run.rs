@@ -4,9 +4,11 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The repository's root.
+/// The repository's root: that of the present `cargo run`, which need not be the one this was built in where two clones
+/// share a target folder.
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(here).join("..")
 }
 
 /// Runs a command in the repository's root and fails if it fails.
