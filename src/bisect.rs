@@ -147,7 +147,7 @@ impl Search<'_> {
         let Some(&last) = on_gpu.last() else { return Ok(done) };
         (self.options.progress)("each operator's result");
         let seen: HashSet<NodeId> = on_gpu.iter().copied().collect();
-        let results: Vec<TensorId> = seen_outputs(self.graph, &on_gpu);
+        let results: Vec<TensorId> = results_of(self.graph, &on_gpu);
         let all = self.piece(0..last + 1, &results)?;
         done.departures = self.try_piece(&all)?.1;
         done.departures.retain(|d| seen.contains(&d.node));
@@ -201,7 +201,7 @@ impl Search<'_> {
 
     /// What an operator makes, but for variables.
     fn results(&self, node: NodeId) -> Vec<TensorId> {
-        seen_outputs(self.graph, &[node])
+        results_of(self.graph, &[node])
     }
 
     /// The CPU's value of a tensor.
@@ -290,7 +290,8 @@ impl Search<'_> {
     }
 }
 
-fn seen_outputs(g: &Graph, nodes: &[NodeId]) -> Vec<TensorId> {
+/// What operators make, but for variables.
+fn results_of(g: &Graph, nodes: &[NodeId]) -> Vec<TensorId> {
     let made = nodes.iter().filter_map(|&n| g.nodes.get(n)).flat_map(|n| n.outputs.iter().copied());
     made.filter(|&t| g.tensors.get(t).is_some_and(|t| !t.is_variable)).collect()
 }

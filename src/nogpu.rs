@@ -97,9 +97,6 @@ impl Part {
     pub(crate) fn port(&self, _: TensorId, _: bool) -> Option<DevicePort> {
         match self.0 {}
     }
-    pub(crate) fn attach(&mut self, _: TensorId, _: bool, _: Option<DeviceMemory>) {
-        match self.0 {}
-    }
     pub(crate) async fn run(
         &mut self,
         _: &mut Executor,

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Time each operator of a model.
 ///
-/// On a GPU every dispatch is timed by itself, which is slower than a run without --profile; an adapter without
+/// On a GPU every dispatch is timed by itself, which is slower than a run that is not timed; an adapter without
 /// timestamps gives one time for each part of the graph. GFLOP/s and GB/s are an operator's work (of the textbook
 /// algorithm; operands and results as the file has them) in its time; `of ceiling` is how long that work would take at
 /// least, by what the adapter was measured to do, in the time it took. What is fused into a kernel is not in its work.
