@@ -40,7 +40,8 @@ pub fn equalize(model: &Model, ranges: Option<&Ranges>) -> (Model, usize) {
     (m, done)
 }
 
-fn activation(op: &Op) -> Option<Activation> {
+/// What is fused to an operator with a weighted sum.
+pub(crate) fn activation(op: &Op) -> Option<Activation> {
     match op {
         Op::Conv2d(o) => Some(o.fused_activation_function),
         Op::DepthwiseConv2d(o) => Some(o.fused_activation_function),

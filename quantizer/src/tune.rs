@@ -2,14 +2,16 @@
 //! decided by what layers see, and each decision is kept only where the model's outputs on the samples come nearer to the
 //! float model's.
 
-use crate::calibrate::{Channels, Sample};
+use crate::calibrate::Sample;
 use crate::compare::{feed, real};
+use crate::equalize::activation;
 use crate::moments::{BUDGET, Moments, Operand, operands};
 use crate::params::{Grouping, Rounding, Weights, floats};
 use crate::rules::{Kind, rule};
 use crate::{Form, Options, QuantReport, Ranges, Scheme, WeightRange, as_float, build, finish, weights};
 use bytes::Bytes;
 use litegpu_cpu::{Executor, Options as CpuOptions};
+use litegpu_graph::schema::ActivationFunctionType as Activation;
 use litegpu_graph::{DType, Error, Graph, Model, NodeId, Op, Result, TensorId};
 use std::collections::HashMap;
 use std::fmt;
@@ -67,6 +69,8 @@ struct Target {
     operands: Vec<(Operand, Grouping, Rounding, u32)>,
     /// The result, where the bias is to be corrected.
     result: Option<TensorId>,
+    /// Its activation lets results between these through as they are.
+    limits: (f32, f32),
     name: String,
 }
 
@@ -91,7 +95,50 @@ struct Trial {
     /// Per sample: error of the outputs against the float model's, squared, as a share of all that they hold.
     noise: Vec<f64>,
     /// Per target: sums over the channels of its result.
-    channels: Vec<Channels>,
+    channels: Vec<Means>,
+}
+
+/// Sums over a tensor's channels.
+#[derive(Debug, Clone, Default)]
+struct Means {
+    sum: Vec<f64>,
+    /// How many values the fused activation lets through as they are.
+    open: Vec<u64>,
+    count: u64,
+}
+
+impl Means {
+    /// `limits`: what the activation lets through lies between them.
+    fn add(&mut self, values: &[f32], channels: usize, limits: (f32, f32)) {
+        if self.sum.is_empty() {
+            (self.sum, self.open) = (vec![0.0; channels], vec![0; channels]);
+        }
+        // The innermost dimension of a tensor may change from sample to sample: then channels mean nothing.
+        if self.sum.len() != channels || channels == 0 {
+            return;
+        }
+        for row in values.chunks_exact(channels) {
+            for ((s, o), v) in self.sum.iter_mut().zip(&mut self.open).zip(row) {
+                *s += f64::from(*v);
+                *o += u64::from(limits.0 < *v && *v < limits.1);
+            }
+            self.count += 1;
+        }
+    }
+
+    /// What biases must gain for these means to become the `wanted` ones: a step of Newton's method, since a mean
+    /// behind an activation moves by the share of values that the activation lets through when the bias moves by one.
+    fn step(&self, wanted: &Means) -> Option<Vec<f32>> {
+        /// The step is at most so many times the difference: what few values say is not taken further.
+        const MOST: f64 = 10.0;
+        if self.sum.is_empty() || self.sum.len() != wanted.sum.len() {
+            return None;
+        }
+        let (count, of) = (self.count.max(1) as f64, wanted.count.max(1) as f64);
+        let one = |((s, o), w): ((&f64, &u64), &f64)| ((w / of - s / count) * (count / *o as f64).min(MOST)) as f32;
+        let all: Vec<f32> = self.sum.iter().zip(&self.open).zip(&wanted.sum).map(one).collect();
+        all.iter().all(|v| v.is_finite()).then_some(all)
+    }
 }
 
 impl Trial {
@@ -108,9 +155,9 @@ impl Trial {
 }
 
 /// As [`crate::quantize_to_bytes`], with samples: `weights: Mse` then weighs the error of each weight by what the layer
-/// sees, and ends ranges before SOFTMAX where its results end; `correct_bias` makes the mean of each channel of a layer's
-/// results what it is in the float model, layer after layer. A layer is changed only where that brings the outputs on the
-/// samples nearer to the float model's, by more than chance.
+/// sees; `correct_bias` makes the mean of each channel of a layer's results what it is in the float model, layer after layer.
+/// With either, ranges before SOFTMAX end where its results end. A layer is changed only where that brings the outputs on
+/// the samples nearer to the float model's, by more than chance.
 ///
 /// # Errors
 /// As [`crate::quantize`]; what a sample's run yields.
@@ -165,6 +212,12 @@ fn targets(float: &Model, options: &Options, report: &QuantReport) -> Vec<Target
             node: r.node,
             operands: list,
             result,
+            limits: match activation(&node.op) {
+                Some(Activation::RELU) => (0.0, f32::INFINITY),
+                Some(Activation::RELU6) => (0.0, 6.0),
+                Some(Activation::RELU_N1_TO_1) => (-1.0, 1.0),
+                _ => (f32::NEG_INFINITY, f32::INFINITY),
+            },
             name: r.output.clone(),
         })
     };
@@ -187,9 +240,10 @@ fn logits(float: &Model, options: &Options, calibration: Option<&Ranges>) -> Vec
             let alone =
                 consumers.get(t).is_some_and(|c| *c == [n]) && !g.outputs.contains(&t) && !g.inputs.contains(&t);
             let seen = ranges.get(s, t).is_some();
-            let fitted = node_that_makes(g, t).is_some_and(|m| options.weight_range(g, m) == WeightRange::Mse);
+            let mse = || node_that_makes(g, t).is_some_and(|m| options.weight_range(g, m) == WeightRange::Mse);
+            let tuned = options.correct_bias || mse();
             let whole = alone && seen && last > 0 && o.beta == 1.0;
-            if whole && fitted && options.scheme(g, n) == Scheme::Int8 {
+            if whole && tuned && options.scheme(g, n) == Scheme::Int8 {
                 out.push((s, t, last, f32::INFINITY));
             }
         }
@@ -286,7 +340,7 @@ struct Search<'a, 'd> {
     /// Per subgraph and gauge: the squares of all that the float model yields.
     signal: Vec<Vec<f64>>,
     /// Per target: what the channels of its result hold.
-    channels: Vec<Channels>,
+    channels: Vec<Means>,
     done: usize,
     passes: usize,
 }
@@ -305,7 +359,7 @@ impl<'a, 'd> Search<'a, 'd> {
         let count = |of: fn(&Target) -> bool| targets.iter().filter(|t| of(t)).count();
         let fitted = count(|t| !t.operands.is_empty());
         let passes = 2 + fitted + usize::from(fitted > 1) + count(|t| t.result.is_some());
-        let channels = vec![Channels::default(); targets.len()];
+        let channels = vec![Means::default(); targets.len()];
         let signal = float.subgraphs.iter().map(|g| vec![0.0; g.outputs.len()]).collect();
         let gauges = float.subgraphs.iter().enumerate().map(|(s, g)| {
             let found = |name: &str| find(float, base, s, name).is_some();
@@ -367,11 +421,10 @@ impl<'a, 'd> Search<'a, 'd> {
             };
             of_biases += 1;
             let (Some(want), Some(got)) = (self.channels.get(i), now.channels.get(i)) else { continue };
-            let add: Vec<f32> = want.means().iter().zip(got.means()).map(|(w, g)| (w - g) as f32).collect();
-            if add.is_empty() || add.iter().any(|v| !v.is_finite()) || want.sum.len() != got.sum.len() {
+            let Some(add) = got.step(want) else {
                 self.pass();
                 continue;
-            }
+            };
             let mut other = tuning.clone();
             other.bias.insert(at, Arc::new(add));
             let t = self.attempt(&other)?;
@@ -442,7 +495,7 @@ impl<'a, 'd> Search<'a, 'd> {
                 if let Some(v) = t.result.and_then(|r| exec.get(s, r).ok())
                     && let Some(&last) = v.shape.last()
                 {
-                    channels.add(&floats(v.bytes), last);
+                    channels.add(&floats(v.bytes), last, t.limits);
                 }
             }
         }
@@ -518,7 +571,7 @@ impl<'a, 'd> Search<'a, 'd> {
             exec.keep(s, &all)?;
             gauges.push(all);
         }
-        let mut out = Trial { noise: Vec::new(), channels: vec![Channels::default(); self.targets.len()] };
+        let mut out = Trial { noise: Vec::new(), channels: vec![Means::default(); self.targets.len()] };
         for (n, (sample, (_, wanted))) in (self.data.samples)().zip(&self.wanted).enumerate() {
             let place = |e: Error| e.at(format!("sample {n}, the quantized model"));
             if !self.data.keep_state {
@@ -539,7 +592,7 @@ impl<'a, 'd> Search<'a, 'd> {
                 if let (true, Some(at)) = (t.subgraph == s, *at)
                     && let Some(&last) = exec.get(s, at).ok().and_then(|v| v.shape.last())
                 {
-                    channels.add(&real(&exec, s, at).map_err(place)?, last);
+                    channels.add(&real(&exec, s, at).map_err(place)?, last, t.limits);
                 }
             }
         }
