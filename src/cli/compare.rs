@@ -206,11 +206,14 @@ impl Compare {
             format!("{} samples; the best class of the first output is the same in {}", c.same_top.1, c.same_top.0),
             format!("{a} -> {b} bytes ({:.2}x smaller)", a as f64 / b.max(1) as f64),
             format!(
-                "{:.3} -> {:.3} ms a run, device {} ({:.2}x faster)",
+                "{:.3} -> {:.3} ms a run, device {} ({})",
                 times[0],
                 times[1],
                 device_name(&self.device)?,
-                times[0] / times[1].max(1e-9)
+                match times[0] / times[1].max(1e-9) {
+                    ratio if ratio < 1.0 => format!("{:.2}x slower", 1.0 / ratio.max(1e-9)),
+                    ratio => format!("{ratio:.2}x faster"),
+                }
             ),
         ])
     }
