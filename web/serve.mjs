@@ -23,7 +23,8 @@ export function serve(port = 0, extra = {}) {
     try {
       if (file !== folder && !file.startsWith(folder + sep)) throw new Error('outside');
       const { size } = await stat(file);
-      response.writeHead(200, { 'content-type': types[extname(file)] ?? 'application/octet-stream', 'content-length': size });
+      const type = types[extname(file)] ?? 'application/octet-stream';
+      response.writeHead(200, { 'content-type': type, 'content-length': size, 'access-control-allow-origin': '*' });
       createReadStream(file).pipe(response);
     } catch {
       response.writeHead(404).end('not found');

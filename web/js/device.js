@@ -1,5 +1,6 @@
 // WebGPU devices, the runtime's or the page's own, and tensors in their memory.
 
+import { failure } from './failure.js';
 import { Gpu } from './litegpu_web.js';
 
 const opened = new WeakMap();
@@ -106,7 +107,7 @@ const sameLayout = (tensor, port) => innerOf(port) % 4 === 0 && !(tensor.dtype =
 export function fromDense(gpu, buffer, tensor, port, room) {
   if (!forms[tensor.dtype]?.includes(port.elem)) return false;
   const need = denseBytes(tensor, port);
-  if (buffer.size < need) throw Object.assign(new Error(`input '${tensor.name}': a buffer of ${buffer.size} bytes, ${need} are needed`), { code: 'invalid' });
+  if (buffer.size < need) throw failure(`input '${tensor.name}': a buffer of ${buffer.size} bytes, ${need} are needed`, 'invalid');
   if (sameLayout(tensor, port) && buffer.size >= port.bytes && buffer.usage & GPUBufferUsage.COPY_SRC) return true;
   if (!(buffer.usage & GPUBufferUsage.STORAGE)) return false;
   convert(gpu, port, buffer, room(), 'in');
@@ -117,7 +118,7 @@ export function fromDense(gpu, buffer, tensor, port, room) {
 export function toDense(gpu, from, to, tensor, port) {
   if (!forms[tensor.dtype]?.includes(port.elem)) return false;
   const need = denseBytes(tensor, port);
-  if (to.size < need) throw Object.assign(new Error(`output '${tensor.name}': a buffer of ${to.size} bytes, ${need} are needed`), { code: 'invalid' });
+  if (to.size < need) throw failure(`output '${tensor.name}': a buffer of ${to.size} bytes, ${need} are needed`, 'invalid');
   const copy = sameLayout(tensor, port) && Boolean(to.usage & GPUBufferUsage.COPY_DST);
   if (!copy && !(to.usage & GPUBufferUsage.STORAGE)) return false;
   if (!from) return true;

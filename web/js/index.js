@@ -1,19 +1,18 @@
 // litegpu: LiteRT (.tflite) models in the page, on WebGPU where it pays and on wasm where it must.
 
-import init, { Network, Upload } from './litegpu_web.js';
-import { adopt, fromDense, gpuFor, lent, toDense, toHost } from './device.js';
-import { isPicture, pixels, uploadPicture } from './picture.js';
+import { arrays } from './arrays.js';
+import { hostFor } from './host.js';
+import { isPicture, sizeOf } from './kinds.js';
 
-let ready;
+export { arrays };
 
 /** Loads the runtime ahead of the first model. `wasm` may name another place for the module. */
-export function initialize(wasm = new URL('./litegpu_web_bg.wasm', import.meta.url)) {
-  ready ??= init({ module_or_path: wasm }).catch((e) => {
-    ready = undefined;
-    // The one thing that every browser with WebGPU has and an old one may lack.
-    throw new LiteGpuError(`the wasm module does not load (it needs fixed-width SIMD): ${e?.message ?? e}`, 'unsupported', e);
-  });
-  return ready;
+export async function initialize(wasm, { worker } = {}) {
+  try {
+    await hostFor({ wasm, worker });
+  } catch (e) {
+    throw wrap(e);
+  }
 }
 
 /** What went wrong; `code` is 'invalid', 'unsupported', 'device', 'internal', 'network' or 'closed'. */
@@ -27,51 +26,40 @@ export class LiteGpuError extends Error {
   }
 }
 
-/** The typed array of each element type. Types that JavaScript lacks come as bits, packed ones as bytes. */
-export const arrays = {
-  float32: Float32Array,
-  float64: Float64Array,
-  int8: Int8Array,
-  uint8: Uint8Array,
-  int16: Int16Array,
-  uint16: Uint16Array,
-  int32: Int32Array,
-  uint32: Uint32Array,
-  int64: BigInt64Array,
-  uint64: BigUint64Array,
-  bool: Uint8Array,
-  float16: globalThis.Float16Array ?? Uint16Array,
-  bfloat16: Uint16Array,
-  complex64: Float32Array,
-  complex128: Float64Array,
-  int4: Uint8Array,
-  uint4: Uint8Array,
-};
-
+const codes = ['invalid', 'unsupported', 'device', 'network', 'closed'];
 const wrap = (e) =>
-  e instanceof LiteGpuError || e?.name === 'AbortError' ? e : new LiteGpuError(e?.message ?? String(e), e?.code ?? 'internal', e);
+  e instanceof LiteGpuError || e?.name === 'AbortError' || e?.name === 'TimeoutError'
+    ? e
+    : new LiteGpuError(e?.message ?? String(e), codes.includes(e?.code) ? e.code : 'internal', e);
 
 /** Loads a model from a URL, a Request, a Response, a Blob, an ArrayBuffer or a typed array. */
 export async function load(source, options = {}) {
-  const { device = 'auto', precision, strict = false, signal, onProgress, wasm, gpuDevice, cache } = options;
+  const { device = 'auto', precision, strict = false, signal, onProgress, gpuDevice, cache } = options;
   signal?.throwIfAborted();
   try {
     if (!['auto', 'gpu', 'cpu'].includes(device)) throw new LiteGpuError(`device '${device}': auto, gpu or cpu`, 'invalid');
-    // The module, the GPU and the file come side by side.
-    const gpu = device === 'cpu' ? undefined : gpuFor(gpuDevice).catch((e) => ({ reason: e?.message ?? String(e) }));
-    await initialize(wasm);
-    const [file, opened] = await Promise.all([receive(source, signal, onProgress, cache), gpu]);
-    signal?.throwIfAborted();
-    if (strict && opened && !opened.device) throw new LiteGpuError(opened.reason, 'device');
-    const ready = opened?.device ? await lent(opened) : undefined;
-    const half = precision ?? (opened?.software && !opened.half ? 'f32' : 'f16');
-    const network = await Network.open(file, device, half, strict, ready?.share(), 8);
+    // The runtime, the GPU and the file come side by side.
+    const coming = stream(source, signal, cache);
+    coming.catch(() => {});
+    const host = await hostFor({ ...options, device });
+    const file = await coming;
+    const id = await host.call('begin', [file.total, device, gpuDevice]);
+    let state;
+    try {
+      await receive(file, host, id, signal, onProgress);
+      state = await host.call('open', [id, { device, precision, strict }]);
+    } catch (e) {
+      host.call('drop', [id]).catch(() => {});
+      throw e;
+    }
+    const model = new Model(host, id, state);
     if (signal?.aborted) {
-      network.free();
+      model.close();
       signal.throwIfAborted();
     }
-    return new Model(network, opened?.device ? opened : undefined);
+    return model;
   } catch (e) {
+    if (signal?.aborted && e === signal.reason) throw e;
     throw wrap(e);
   }
 }
@@ -79,44 +67,58 @@ export async function load(source, options = {}) {
 /** Forgets models that `load` has kept with `cache`. */
 export const clearCache = (name = 'litegpu') => globalThis.caches?.delete(name);
 
-/** Brings a file into the module's memory, chunk by chunk as it arrives. */
-async function receive(source, signal, onProgress, cache) {
+/** Chunks of a file: `{ name, total, chunks, own }`; `own`: the chunks' memory may be given away. */
+async function stream(source, signal, cache) {
   if (source instanceof ArrayBuffer || ArrayBuffer.isView(source)) {
     const bytes = ArrayBuffer.isView(source)
       ? new Uint8Array(source.buffer, source.byteOffset, source.byteLength)
       : new Uint8Array(source);
-    const file = new Upload(bytes.length);
-    file.push(bytes);
-    onProgress?.(bytes.length, bytes.length);
-    return file;
+    return { name: 'the bytes', total: bytes.length, chunks: (function* () { yield bytes; })(), own: false };
   }
   let response;
   if (source instanceof Blob) response = new Response(source, { headers: { 'content-length': source.size } });
   else if (source instanceof Response) response = source;
   else response = await request(source, signal, cache);
-  if (!response.ok) {
-    throw new LiteGpuError(`cannot fetch ${response.url || source}: HTTP ${response.status}`, 'network');
-  }
+  const name = response.url || String(source);
+  if (!response.ok) throw new LiteGpuError(`cannot fetch ${name}: HTTP ${response.status}`, 'network');
   const total = Number(response.headers.get('content-length')) || 0;
-  const file = new Upload(total);
+  return { name, total, chunks: read(response, name, signal), own: true };
+}
+
+async function* read(response, name, signal) {
+  const reader = response.body.getReader();
   try {
-    let done = 0;
-    const reader = response.body.getReader();
     for (;;) {
       signal?.throwIfAborted();
-      const { done: end, value } = await reader.read();
-      if (end) break;
-      file.push(value);
-      done += value.length;
-      onProgress?.(done, total);
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
     }
   } catch (e) {
-    file.free();
-    if (e?.name === 'AbortError' || e?.code) throw e;
-    throw new LiteGpuError(`the download of ${response.url || source} broke off: ${e?.message ?? e}`, 'network', e);
+    if (e?.name === 'AbortError' || e?.code || signal?.aborted) throw e;
+    throw new LiteGpuError(`the download of ${name} broke off: ${e?.message ?? e}`, 'network', e);
   }
-  return file;
 }
+
+/** Brings a file into the module's memory, chunk by chunk as it arrives. */
+async function receive(file, host, id, signal, onProgress) {
+  let done = 0;
+  let pushed;
+  for await (const chunk of file.chunks) {
+    signal?.throwIfAborted();
+    await pushed;
+    done += chunk.length;
+    const given = host.local ? chunk : file.own ? whole(chunk) : chunk.slice();
+    pushed = host.call('push', [id, given], host.local ? [] : [given.buffer]);
+    // It is awaited before the next one.
+    pushed.catch(() => {});
+    onProgress?.(done, file.total);
+  }
+  await pushed;
+}
+
+/** The chunk in memory of its own. */
+const whole = (chunk) => (chunk.byteLength === chunk.buffer.byteLength ? chunk : chunk.slice());
 
 /** A response from the network, or from the page's store of models. */
 async function request(source, signal, cache) {
@@ -124,7 +126,7 @@ async function request(source, signal, cache) {
     try {
       return await fetch(source, { signal });
     } catch (e) {
-      if (e?.name === 'AbortError') throw e;
+      if (e?.name === 'AbortError' || signal?.aborted) throw e;
       throw new LiteGpuError(`cannot fetch ${source?.url ?? source}: ${e?.message ?? e}`, 'network', e);
     }
   };
@@ -151,18 +153,26 @@ async function request(source, signal, cache) {
 
 /** A model ready to run. Runs are queued: a second `run` starts when the first has ended. */
 export class Model {
-  #network;
-  #gpu;
+  #host;
+  #id;
   #queue = Promise.resolve();
   #signature;
   #info;
-  /** Device memory that stands for an input or output: 'i0' or 'o0' -> { buffer, own }. */
-  #attached = new Map();
+  /** The report as text, and what has changed since. */
+  #report = '{}';
+  #news = '{}';
 
-  constructor(network, gpu) {
-    this.#network = network;
-    this.#gpu = gpu;
-    this.#info = JSON.parse(network.describe());
+  constructor(host, id, state) {
+    this.#host = host;
+    this.#id = id;
+    this.#learn(state);
+  }
+
+  #learn({ info, news }) {
+    if (info) this.#info = info;
+    // Only a plan that is new comes with every field.
+    if (news.includes('"placements":')) [this.#report, this.#news] = [news, '{}'];
+    else this.#news = news;
   }
 
   /** Inputs: `{ name, dtype, shape, quantization: [scale, zeroPoint] | null }`. */
@@ -179,11 +189,12 @@ export class Model {
   }
   /** Placements with reasons, parts, memory and timings. */
   get report() {
-    return JSON.parse(this.#open().report());
+    this.#open();
+    return { ...JSON.parse(this.#report), ...JSON.parse(this.#news) };
   }
-  /** The WebGPU device that the model's GPU parts run on; none when the CPU runs everything. */
+  /** The WebGPU device that the model's GPU parts run on; none in a worker, or when the CPU runs everything. */
   get device() {
-    return this.report.adapter ? this.#gpu?.device : undefined;
+    return this.report.adapter ? this.#host.local?.device(this.#id) : undefined;
   }
   /** Where each operator runs, and why. */
   plan() {
@@ -198,28 +209,21 @@ export class Model {
    */
   run(inputs, { signature, signal, range, outputs } = {}) {
     return this.#enqueue(signal, async () => {
-      const network = this.#select(signature);
-      const list = this.#ordered(inputs);
-      for (const [i, value] of list.entries()) await this.#set(i, value, range);
+      await this.#select(signature);
+      const { list, transfer } = await this.#given(inputs);
       const wanted = this.#wanted(outputs);
-      for (const [i, buffer] of wanted.entries()) await this.#direct(i, buffer);
-      await network.invoke();
-      return this.#results(network, wanted);
+      const result = await this.#call('run', [list, range, wanted], transfer);
+      return this.#results(result.outputs);
     });
   }
 
   /** Runs once with each operator timed: `[{ node, op, kernel, target, ms }]`. */
   profile(inputs, { signature, signal, range } = {}) {
     return this.#enqueue(signal, async () => {
-      const network = this.#select(signature);
-      for (const [i, value] of this.#ordered(inputs).entries()) await this.#set(i, value, range);
-      network.set_profile(true);
-      try {
-        await network.invoke();
-        return JSON.parse(network.times());
-      } finally {
-        network.set_profile(false);
-      }
+      await this.#select(signature);
+      const { list, transfer } = await this.#given(inputs);
+      const { times } = await this.#call('profile', [list, range], transfer);
+      return JSON.parse(times);
     });
   }
 
@@ -227,28 +231,20 @@ export class Model {
   resize(input, shape) {
     return this.#enqueue(undefined, async () => {
       const i = typeof input === 'number' ? input : this.#info.inputs.findIndex((t) => t.name === input);
-      const network = this.#open();
-      network.resize(i < 0 ? this.#info.inputs.length : i, new Uint32Array(shape));
-      this.#attached.clear();
-      this.#info = JSON.parse(network.describe());
+      await this.#call('resize', [i < 0 ? this.#info.inputs.length : i, Array.from(shape)]);
     });
   }
 
   /** Forgets state between runs (variables). */
   reset() {
-    return this.#enqueue(undefined, async () => this.#open().reset());
+    return this.#enqueue(undefined, async () => void (await this.#call('reset', [])));
   }
 
   /** Frees the model's memory on both sides, when the runs under way have ended. */
   close() {
-    const network = this.#network;
-    this.#network = undefined;
-    if (network) {
-      this.#queue = this.#queue.then(() => {
-        for (const { buffer, own } of this.#attached.values()) if (own) buffer.destroy();
-        network.free();
-      });
-    }
+    const host = this.#host;
+    this.#host = undefined;
+    if (host) this.#queue = this.#queue.then(() => host.call('close', [this.#id])).catch(() => {});
   }
 
   /** Runs `job` after those before it. An abort answers at once; a run that has begun ends in the background. */
@@ -273,19 +269,20 @@ export class Model {
   }
 
   #open() {
-    if (!this.#network) throw new LiteGpuError('the model is closed', 'closed');
-    return this.#network;
+    if (!this.#host) throw new LiteGpuError('the model is closed', 'closed');
+    return this.#host;
   }
 
-  #select(signature) {
-    const network = this.#open();
-    if (signature !== this.#signature) {
-      network.select(signature);
-      this.#signature = signature;
-      this.#attached.clear();
-      this.#info = JSON.parse(network.describe());
-    }
-    return network;
+  async #call(method, given, transfer) {
+    const result = await this.#open().call(method, [this.#id, ...given], transfer);
+    if (result?.news) this.#learn(result);
+    return result;
+  }
+
+  async #select(signature) {
+    if (signature === this.#signature) return;
+    await this.#call('select', [signature]);
+    this.#signature = signature;
   }
 
   #ordered(inputs) {
@@ -307,111 +304,51 @@ export class Model {
     });
   }
 
+  /** Inputs as the runtime takes them, and what of them leaves this thread for good. */
+  async #given(inputs) {
+    const { local } = this.#open();
+    const list = [];
+    const transfer = [];
+    for (const [i, value] of this.#ordered(inputs).entries()) {
+      const tensor = this.#info.inputs[i];
+      if (isBuffer(value)) {
+        if (!local) throw new LiteGpuError(`input '${tensor.name}': a GPUBuffer ${elsewhere}`, 'invalid');
+        list.push({ buffer: value });
+      } else if (isPicture(value)) {
+        const picture = local ? value : await portable(value, tensor);
+        if (picture !== value) transfer.push(picture);
+        list.push({ picture });
+      } else {
+        const given = bytesOf(value, tensor);
+        const bytes = local ? given : await copied(given);
+        if (!local) transfer.push(bytes.buffer);
+        list.push({ bytes });
+      }
+    }
+    return { list, transfer };
+  }
+
   /** Buffers for outputs, by position. */
   #wanted(outputs) {
     const all = this.#info.outputs;
     if (!outputs) return all.map(() => undefined);
     if (isBuffer(outputs)) outputs = [outputs];
-    return Array.isArray(outputs) ? all.map((_, i) => outputs[i]) : all.map((t) => outputs[t.name]);
+    return all.map((t, i) => {
+      const buffer = Array.isArray(outputs) ? outputs[i] : outputs[t.name];
+      if (!buffer) return undefined;
+      if (!isBuffer(buffer)) throw new LiteGpuError(`output '${t.name}': a GPUBuffer is needed`, 'invalid');
+      if (!this.#open().local) throw new LiteGpuError(`output '${t.name}': a GPUBuffer ${elsewhere}`, 'invalid');
+      return buffer;
+    });
   }
 
-  async #set(i, value, range) {
-    const network = this.#open();
-    const tensor = this.#info.inputs[i];
-    const onDevice = isBuffer(value) || isPicture(value);
-    if (onDevice) await network.prepare();
-    const text = onDevice && this.#gpu ? network.input_port(i) : undefined;
-    const port = text && JSON.parse(text);
-    if (isBuffer(value)) {
-      if (!this.#gpu) throw new LiteGpuError(`input '${tensor.name}': a GPUBuffer for a model without a GPU`, 'invalid');
-      if (port && fromDense(this.#gpu, value, tensor, port, () => this.#room(`i${i}`, port.bytes))) {
-        return this.#attach('i', i, this.#attached.get(`i${i}`)?.own ? undefined : value);
-      }
-      const bytes = await toHost(this.#gpu, value, tensor);
-      this.#detach('i', i);
-      return network.set(i, bytes);
-    }
-    if (isPicture(value)) {
-      if (port && uploadPicture(this.#gpu, value, tensor, port, range, () => this.#room(`i${i}`, port.bytes), LiteGpuError)) {
-        return this.#attach('i', i);
-      }
-      value = pixels(value, tensor, range, arrays, LiteGpuError);
-    }
-    this.#detach('i', i);
-    network.set(i, bytesOf(value, tensor));
-  }
-
-  /** Asks for an output in device memory. */
-  async #direct(i, buffer) {
-    if (!buffer) return this.#detach('o', i);
-    const network = this.#open();
-    const tensor = this.#info.outputs[i];
-    if (!isBuffer(buffer)) throw new LiteGpuError(`output '${tensor.name}': a GPUBuffer is needed`, 'invalid');
-    if (!this.#gpu) throw new LiteGpuError(`output '${tensor.name}': a GPUBuffer for a model without a GPU`, 'invalid');
-    await network.prepare();
-    const text = network.output_port(i);
-    const port = text && JSON.parse(text);
-    if (!port || !toDense(this.#gpu, undefined, buffer, tensor, port)) return this.#detach('o', i);
-    this.#room(`o${i}`, port.bytes);
-    this.#attach('o', i);
-  }
-
-  /** A buffer of the model's own for a port. */
-  #room(key, bytes) {
-    let kept = this.#attached.get(key);
-    if (!kept?.own || kept.buffer.size < bytes) {
-      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      kept = { buffer: this.#gpu.device.createBuffer({ size: Math.max(32, bytes), usage }), own: true, fresh: true };
-      this.#attached.set(key, kept);
-    }
-    return kept.buffer;
-  }
-
-  #attach(kind, i, given) {
-    const key = `${kind}${i}`;
-    let kept = this.#attached.get(key);
-    if (given && kept?.buffer !== given) {
-      kept = { buffer: given, own: false, fresh: true };
-      this.#attached.set(key, kept);
-    }
-    if (!kept.fresh) return;
-    const memory = adopt(this.#gpu, kept.buffer);
-    if (kind === 'i') this.#network.attach_input(i, memory);
-    else this.#network.attach_output(i, memory);
-    kept.fresh = false;
-  }
-
-  #detach(kind, i) {
-    const key = `${kind}${i}`;
-    const kept = this.#attached.get(key);
-    if (!kept) return;
-    this.#attached.delete(key);
-    if (kept.own) kept.buffer.destroy();
-    if (kind === 'i') this.#network.attach_input(i, undefined);
-    else this.#network.attach_output(i, undefined);
-  }
-
-  #results(network, wanted) {
-    const list = this.#info.outputs.map((t, i) => {
-      const kept = this.#attached.get(`o${i}`);
-      // Nothing when the device was lost on the way and the CPU has the result.
-      const text = wanted[i] && kept ? network.output_port(i) : undefined;
-      if (text) {
-        const port = JSON.parse(text);
-        toDense(this.#gpu, kept.buffer, wanted[i], t, port);
-        return { name: t.name, dtype: t.dtype, shape: port.shape, buffer: wanted[i] };
-      }
-      const bytes = network.output(i);
-      const shape = Array.from(network.shape(i));
-      if (wanted[i]) {
-        const whole = new Uint8Array(Math.ceil(bytes.length / 4) * 4);
-        whole.set(bytes);
-        this.#gpu.device.queue.writeBuffer(wanted[i], 0, whole);
-        return { name: t.name, dtype: t.dtype, shape, buffer: wanted[i] };
-      }
-      const Type = arrays[t.dtype] ?? Uint8Array;
+  #results(outputs) {
+    const list = outputs.map(({ shape, bytes, buffer }, i) => {
+      const { name, dtype } = this.#info.outputs[i];
+      if (buffer) return { name, dtype, shape, buffer };
+      const Type = arrays[dtype] ?? Uint8Array;
       const data = new Type(bytes.buffer, bytes.byteOffset, bytes.byteLength / Type.BYTES_PER_ELEMENT);
-      return { name: t.name, dtype: t.dtype, shape, data };
+      return { name, dtype, shape, data };
     });
     for (const t of [...list]) if (t.name && !(t.name in list)) list[t.name] = t;
     return list;
@@ -420,6 +357,37 @@ export class Model {
 if (Symbol.dispose) Model.prototype[Symbol.dispose] = Model.prototype.close;
 
 const isBuffer = (v) => globalThis.GPUBuffer !== undefined && v instanceof GPUBuffer;
+const elsewhere = 'cannot be passed to the worker that the model is in: load it with `gpuDevice`, the device of the buffer';
+
+/** The picture as something that can be sent to a worker; the caller keeps its own. */
+async function portable(picture, tensor) {
+  if (globalThis.ImageData && picture instanceof ImageData) return picture;
+  if (globalThis.VideoFrame && picture instanceof VideoFrame) return picture.clone();
+  if (!sizeOf(picture).every(Boolean)) throw new LiteGpuError(`input '${tensor.name}': the picture is empty or has not been loaded`, 'invalid');
+  return createImageBitmap(picture);
+}
+
+/** Bytes that are copied before the page gets a turn. */
+const PIECE = 1 << 21;
+
+/** A copy, to be given away. */
+async function copied(bytes) {
+  if (bytes.length <= PIECE) return bytes.slice();
+  const copy = new Uint8Array(bytes.length);
+  for (let at = 0; at < bytes.length; at += PIECE) {
+    copy.set(bytes.subarray(at, at + PIECE), at);
+    await turn();
+  }
+  return copy;
+}
+
+/** Resolves in a later task. */
+const turn = () =>
+  new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => resolve(port1.close());
+    port2.postMessage(0);
+  });
 
 /** The bytes of one input value. */
 function bytesOf(value, tensor) {

@@ -3,16 +3,10 @@
 // Both ways compute the same: each output pixel is the mean of the source over a box as wide as the pixel (at least one
 // source pixel wide: enlarging is bilinear), in the picture's own 8-bit values.
 
+import { arrays } from './arrays.js';
 import { dispatch } from './device.js';
-
-const kinds = ['ImageData', 'ImageBitmap', 'HTMLCanvasElement', 'OffscreenCanvas', 'HTMLImageElement', 'HTMLVideoElement', 'VideoFrame'];
-
-export const isPicture = (v) => kinds.some((n) => globalThis[n] && v instanceof globalThis[n]);
-
-const sizeOf = (v) => [
-  v.displayWidth ?? (v.videoWidth || v.naturalWidth || v.width),
-  v.displayHeight ?? (v.videoHeight || v.naturalHeight || v.height),
-];
+import { failure } from './failure.js';
+import { sizeOf } from './kinds.js';
 
 const limitsOf = { int8: [-128, 127], uint8: [0, 255], int16: [-32768, 32767] };
 
@@ -32,22 +26,22 @@ function scaling(tensor, range) {
   return { factor: (high - low) / 255 / scale, offset: low / scale + zero, limits };
 }
 
-function check(picture, tensor, Failure) {
+function check(picture, tensor) {
   const [n, height, width, channels] = tensor.shape;
   if (tensor.shape.length !== 4 || n !== 1 || ![1, 3, 4].includes(channels)) {
-    throw new Failure(`input '${tensor.name}' of shape [${tensor.shape}] takes no picture`, 'invalid');
+    throw failure(`input '${tensor.name}' of shape [${tensor.shape}] takes no picture`, 'invalid');
   }
   if (!['float32', 'int8', 'uint8', 'int16'].includes(tensor.dtype)) {
-    throw new Failure(`input '${tensor.name}' of type ${tensor.dtype} takes no picture`, 'invalid');
+    throw failure(`input '${tensor.name}' of type ${tensor.dtype} takes no picture`, 'invalid');
   }
   const [w, h] = sizeOf(picture);
-  if (!w || !h) throw new Failure(`input '${tensor.name}': the picture is empty or has not been loaded`, 'invalid');
+  if (!w || !h) throw failure(`input '${tensor.name}': the picture is empty or has not been loaded`, 'invalid');
   return { height, width, channels, w, h };
 }
 
 /** The picture as elements of the input. */
-export function pixels(picture, tensor, range, arrays, Failure) {
-  const { height, width, channels, w, h } = check(picture, tensor, Failure);
+export function pixels(picture, tensor, range) {
+  const { height, width, channels, w, h } = check(picture, tensor);
   let data;
   if (globalThis.ImageData && picture instanceof ImageData) ({ data } = picture);
   else {
@@ -128,8 +122,8 @@ const stores = {
 stores.u8 = stores.i8;
 
 /** Writes the picture into a port's memory; false where the port has another form. */
-export function uploadPicture(gpu, picture, tensor, port, range, room, Failure) {
-  const { height, width, channels, w, h } = check(picture, tensor, Failure);
+export function uploadPicture(gpu, picture, tensor, port, range, room) {
+  const { height, width, channels, w, h } = check(picture, tensor);
   const store = stores[port.elem];
   const { device } = gpu;
   if (!store || Math.max(w, h) > device.limits.maxTextureDimension2D) return false;

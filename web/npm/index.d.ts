@@ -49,8 +49,13 @@ export interface LoadOptions {
   onProgress?: (done: number, total: number) => void;
   /** Keep the model in the browser's Cache API (in a cache of that name; `true`: 'litegpu') and read it from there. */
   cache?: boolean | string;
-  /** Another place for the wasm module. */
-  wasm?: string | URL | Response | Promise<Response> | BufferSource;
+  /**
+   * Whether the runtime lives in a worker of the package's own. Default: in a page, unless `gpuDevice` is given or the
+   * page cannot have one. GPUBuffers need the thread of their device: false.
+   */
+  worker?: boolean;
+  /** Another place for the wasm module, or the module. */
+  wasm?: string | URL | Response | Promise<Response> | BufferSource | WebAssembly.Module;
 }
 
 export interface RunOptions {
@@ -127,7 +132,7 @@ export declare class Model {
   readonly outputs: TensorInfo[];
   readonly signatures: string[];
   readonly report: Report;
-  /** The device of the GPU parts; undefined when the CPU runs everything. */
+  /** The device of the GPU parts; undefined in a worker, and when the CPU runs everything. */
   readonly device: GPUDevice | undefined;
   plan(): Placement[];
   run(inputs: Input | Input[] | Record<string, Input>, options?: RunOptions): Promise<Output[] & Record<string, Output>>;
@@ -144,7 +149,7 @@ export declare class Model {
 export declare const arrays: Record<string, { from(values: ArrayLike<any>): Data; new (length: number): Data }>;
 
 /** Loads the runtime ahead of the first model. */
-export declare function initialize(wasm?: LoadOptions['wasm']): Promise<unknown>;
+export declare function initialize(wasm?: LoadOptions['wasm'], options?: Pick<LoadOptions, 'worker'>): Promise<void>;
 
 /** Loads a model. */
 export declare function load(

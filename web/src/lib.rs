@@ -2,7 +2,8 @@
 //! (`npm/index.js`) turns bytes into typed arrays and queues calls; nothing here blocks.
 
 use litegpu::{
-    DType, Device, DeviceMemory, DevicePort, Error, ErrorKind, GpuOptions, Model, Precision, Session, TensorInfo,
+    DType, Device, DeviceMemory, DevicePort, Error, ErrorKind, GpuOptions, Model, Precision, Report, Session,
+    TensorInfo,
 };
 use serde_json::{Value as Json, json};
 use std::pin::Pin;
@@ -62,6 +63,8 @@ pub struct Memory(DeviceMemory);
 pub struct Network {
     model: Model,
     session: Session,
+    /// The report that the page has.
+    told: Option<Report>,
 }
 
 #[wasm_bindgen]
@@ -87,7 +90,7 @@ impl Network {
             builder = builder.gpu(&gpu.0);
         }
         let session = builder.build_async().await.map_err(js)?;
-        Ok(Network { model, session })
+        Ok(Network { model, session, told: None })
     }
 
     /// Inputs, outputs and signatures, as JSON.
@@ -159,9 +162,19 @@ impl Network {
         Ok(self.session.output(output).map_err(js)?.shape.to_vec())
     }
 
-    /// Placements with reasons, parts, memory and timings, as JSON.
-    pub fn report(&self) -> Result<String, JsValue> {
-        serde_json::to_string(&self.session.report()).map_err(|e| js(Error::internal(e.to_string())))
+    /// Placements with reasons, parts, memory and timings, as JSON; only the timings when nothing else is new since
+    /// the last call.
+    pub fn news(&mut self) -> Result<String, JsValue> {
+        let mut report = self.session.report();
+        let timings = std::mem::take(&mut report.timings);
+        let text = if self.told.as_ref() == Some(&report) {
+            serde_json::to_string(&json!({ "timings": timings }))
+        } else {
+            self.told = Some(report.clone());
+            report.timings = timings;
+            serde_json::to_string(&report)
+        };
+        text.map_err(|e| js(Error::internal(e.to_string())))
     }
 
     /// Whether later runs are timed operator by operator.

@@ -1,12 +1,12 @@
 // A graph with an operator in the middle that has no GPU kernel: four element-wise operators, FAKE_QUANT, four more.
 import { Builder } from 'flatbuffers';
 
-const codes = { LOGISTIC: 14, TANH: 28, EXP: 47, NEG: 59, FAKE_QUANT: 80, ABS: 101, HARD_SWISH: 117 };
-const chain = ['HARD_SWISH', 'TANH', 'NEG', 'ABS', 'FAKE_QUANT', 'LOGISTIC', 'EXP', 'TANH', 'NEG'];
+const codes = { LOGISTIC: 14, TANH: 28, EXP: 47, NEG: 59, SIN: 66, FAKE_QUANT: 80, ABS: 101, HARD_SWISH: 117 };
+const usual = ['HARD_SWISH', 'TANH', 'NEG', 'ABS', 'FAKE_QUANT', 'LOGISTIC', 'EXP', 'TANH', 'NEG'];
 const FAKE_QUANT_OPTIONS = 58;
 
 /** The model's bytes; its input and output have the shape `shape`. */
-export function mixed(shape) {
+export function mixed(shape, chain = usual) {
   const b = new Builder(4096);
   // A table from [slot, kind, value]; offsets have been made before.
   const table = (size, fields) => {

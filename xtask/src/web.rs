@@ -81,9 +81,14 @@ fn build() -> Result<()> {
         "-o",
         "web/npm/litegpu_web_bg.wasm",
     ]))?;
-    // One file to fetch.
-    let bundle = ["--bundle", "--minify", "--format=esm", "--log-level=warning", "--outfile=web/npm/index.js"];
-    run(Command::new("web/node_modules/.bin/esbuild").arg("web/js/index.js").args(bundle))?;
+    // What the application imports, and what runs in the package's own worker.
+    for file in ["index.js", "runtime.js"] {
+        let mut esbuild = Command::new("web/node_modules/.bin/esbuild");
+        esbuild.arg(format!("web/js/{file}")).arg(format!("--outfile=web/npm/{file}"));
+        let bundle = ["--bundle", "--minify", "--format=esm", "--target=es2022", "--log-level=warning"];
+        // Of the two, only the first knows the other.
+        run(esbuild.args(bundle).args((file == "index.js").then_some("--external:./runtime.js")))?;
+    }
     sizes()
 }
 
@@ -98,7 +103,7 @@ fn node_packages() -> Result<()> {
 
 fn sizes() -> Result<()> {
     let mut total = (0, 0);
-    for name in ["litegpu_web_bg.wasm", "index.js"] {
+    for name in ["litegpu_web_bg.wasm", "runtime.js", "index.js"] {
         let path = root().join("web/npm").join(name);
         let raw = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
         let packed = output(Command::new("sh").arg("-c").arg("gzip -9 -c \"$0\" | wc -c").arg(&path))?;

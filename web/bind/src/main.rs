@@ -12,6 +12,6 @@ fn main() -> Result<()> {
         .web(true)?
         .typescript(false)
         .remove_producers_section(true)
-        .omit_default_module_path(false)
+        .omit_default_module_path(true)
         .generate(folder)
 }
