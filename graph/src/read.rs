@@ -176,13 +176,20 @@ impl<'a> Reader<'a> {
             // Buffer 0 is the empty one by definition; a file without buffers has no constants.
             .or(if t.buffer() == 0 { Some(None) } else { None })
             .ok_or_else(|| Error::invalid(format!("no buffer {}", t.buffer())))?;
+        let mut quant = t.quantization().map(|q| quant(q, self.file)).transpose()?.flatten();
+        // Older converters gave biases the axis of their filters. A vector has one axis alone.
+        if let (Some(q), [n]) = (&mut quant, shape.as_slice())
+            && q.scale.len() == *n
+        {
+            q.axis = 0;
+        }
         Ok(Tensor {
             name: name.to_string(),
             dtype,
             shape,
             signature,
             has_rank: t.has_rank(),
-            quant: t.quantization().map(|q| quant(q, self.file)).transpose()?.flatten(),
+            quant,
             data,
             is_variable: t.is_variable(),
             sparsity: t.sparsity().map(|s| Box::new(s.unpack())),

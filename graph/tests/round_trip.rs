@@ -54,6 +54,28 @@ fn by_hand() {
     );
 }
 
+/// As older converters wrote biases: scales along the filter's axis.
+#[test]
+fn scales_of_a_vector_lie_along_it() {
+    let with = |shape: &[usize]| {
+        let mut t = Tensor::new("bias", DType::I32, shape);
+        t.quant = Some(Quant { scale: vec![0.5, 0.25], zero_point: vec![0, 0], ..Quant::default() });
+        t.data = Some(vec![0u8; 4 * shape.iter().product::<usize>()].into());
+        let g = Graph { tensors: vec![t], outputs: vec![0], ..Graph::default() };
+        let bytes = Model { subgraphs: vec![g], ..Model::default() }.write().unwrap();
+        let mut m = schema::root_as_model(&bytes).unwrap().unpack();
+        let tensors = m.subgraphs.as_mut().unwrap()[0].tensors.as_mut().unwrap();
+        tensors[0].quantization.as_mut().unwrap().quantized_dimension = 3;
+        let mut b = flatbuffers::FlatBufferBuilder::new();
+        let root = m.pack(&mut b);
+        schema::finish_model_buffer(&mut b, root);
+        Model::read(b.finished_data().to_vec())
+    };
+    assert_eq!(with(&[2]).unwrap().subgraphs[0].tensors[0].quant.as_ref().unwrap().axis, 0);
+    let e = with(&[2, 2]).unwrap_err().to_string();
+    assert!(e.contains("'bias'") && e.contains("axis 3"), "{e}");
+}
+
 #[test]
 fn data_after_the_flatbuffer() {
     let model = common::everything();
