@@ -16,6 +16,7 @@ struct Params {
     out_zero: i32,
     low: Limit,
     high: Limit,
+    swish: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -26,12 +26,12 @@ struct Params {
     pad_x: i32,
     taps: u32,
     chan_rows: u32,
-    k: u32,
     x_zero: i32,
     w_zero: i32,
     out_zero: i32,
     low: Limit,
     high: Limit,
+    swish: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -95,17 +95,13 @@ fn main(
             }
             lo[K - 1u] = acc_Val4();
             hi[K - 1u] = acc_Val4();
-            var raw: array<x_Raw, K>;
-            for (var ky = 0u; ky < p.k; ky++) {
-                let y = u32(iy + i32(ky));
-                if (u32(ix) < p.w && y < p.h) {
-                    let at = ((n * p.h + y) * p.w + u32(ix)) * p.nq;
-                    raw[min(ky, K - 1u)] = x_raw(at + quad, at + second);
-                }
-            }
+            // What is outside is read from the front, and counts for nothing: a branch would cost more than the words.
+            let across = u32(ix) < p.w;
             for (var ky = 0u; ky < K; ky++) {
-                let v = x_open(raw[ky]);
-                let inside = u32(ix) < p.w && u32(iy + i32(ky)) < p.h;
+                let y = u32(iy + i32(ky));
+                let inside = across && y < p.h;
+                let at = select(0u, ((n * p.h + y) * p.w + u32(ix)) * p.nq, inside);
+                let v = x_load8(at + quad, at + second);
                 let a = select(acc_Val4(), x_value(v.lo), inside);
                 let b = select(acc_Val4(), x_value(v.hi), inside);
                 for (var j = 0u; j < K; j++) {

@@ -11,7 +11,7 @@ use litegpu_graph::shapes::Shapes;
 use litegpu_graph::{Graph, Model, NodeId, TensorId};
 use std::sync::Arc;
 
-pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, HalfStorage, wgpu};
+pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, HalfStorage, Tune, wgpu};
 
 /// A tensor that a GPU part reads or writes, as it lies in device memory: rows of the innermost dimension, each padded
 /// with zeros to a multiple of four elements.
@@ -111,6 +111,18 @@ impl Gpu {
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.caps().name
+    }
+
+    /// What was found by measuring about which kernels are fastest on this adapter ([`Tune`]), for
+    /// [`Gpu::set_tuned`]. Outside a browser it is kept on disk as well.
+    pub fn tuned(&self) -> Vec<u8> {
+        self.0.tuned()
+    }
+
+    /// Takes over what was measured before. What was measured on another adapter, or with another driver or version, or
+    /// is damaged, counts for nothing.
+    pub fn set_tuned(&self, bytes: &[u8]) {
+        self.0.set_tuned(bytes);
     }
 
     /// Gives the device and all its memory back. Sessions on it go on on the CPU, as if it had been lost.

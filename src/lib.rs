@@ -40,7 +40,9 @@ pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
-pub use gpu::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, DevicePort, Gpu, GpuOptions, HalfStorage, wgpu};
+pub use gpu::{
+    AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemory, DevicePort, Gpu, GpuOptions, HalfStorage, Tune, wgpu,
+};
 pub use litegpu_cpu as cpu;
 pub use litegpu_cpu::{CustomOperator, CustomOperators};
 pub use litegpu_graph as graph;

@@ -56,6 +56,7 @@ impl Engine {
                 limits: None,
                 appends: None,
                 groups: line(quads.div_ceil(wg)),
+                others: Vec::new(),
             });
         }
         plan_memory(&mut program, u64::from(caps.storage_align).max(16), caps.max_buffer);

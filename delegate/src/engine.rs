@@ -3,6 +3,7 @@
 use crate::caps::{AdapterClass, Caps};
 use crate::convert;
 use crate::program::{Access, Dispatch, LEAST_BINDING, Place, Port, Program, SlotId};
+use crate::tune::{self, Tune, Tuned};
 use litegpu_graph::NodeId;
 use litegpu_shaders::KernelKey;
 use std::collections::HashMap;
@@ -113,6 +114,13 @@ pub struct EngineOptions {
     pub timeout: Duration,
     /// Threads that compile pipelines; 0 means one per core.
     pub compile_threads: usize,
+    /// Whether the fastest kernels are found by measuring.
+    pub tune: Tune,
+    /// How long a part is measured at most when it is loaded, but for the measurement that is under way then.
+    pub tune_time: Duration,
+    /// The folder in which choices are kept, in a file for each adapter, driver and version; empty for none. `None` is
+    /// `litegpu` in the user's folder for caches.
+    pub tuned: Option<std::path::PathBuf>,
 }
 
 impl Default for EngineOptions {
@@ -128,6 +136,9 @@ impl Default for EngineOptions {
             half: HalfStorage::Auto,
             timeout: Duration::from_secs(120),
             compile_threads: 0,
+            tune: Tune::Auto,
+            tune_time: tune::TIME,
+            tuned: None,
         }
     }
 }
@@ -162,6 +173,7 @@ pub struct Engine {
     options: EngineOptions,
     faults: Arc<Mutex<Faults>>,
     pipelines: Mutex<HashMap<KernelKey, Compiled>>,
+    tuned: Mutex<Tuned>,
     /// The device is the application's as well.
     shared: bool,
 }
@@ -249,6 +261,21 @@ fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, 
     }
 }
 
+#[cfg(not(target_family = "wasm"))]
+fn tuned_folder(options: &EngineOptions) -> Option<std::path::PathBuf> {
+    options.tuned.clone().or_else(tune::folder).filter(|f| !f.as_os_str().is_empty())
+}
+
+/// What is known from before about which kernels are fastest.
+fn tuned(caps: &Caps, options: &EngineOptions) -> Tuned {
+    #[cfg(not(target_family = "wasm"))]
+    if let Some(folder) = tuned_folder(options).filter(|_| options.tune != Tune::Never) {
+        return Tuned::load(caps, &folder);
+    }
+    let _ = options;
+    Tuned::new(caps)
+}
+
 impl Engine {
     /// The adapters of this machine.
     pub async fn adapters() -> Vec<AdapterInfo> {
@@ -279,6 +306,7 @@ impl Engine {
         device.set_device_lost_callback(move |reason, message| {
             lock(&f).lost = Some(format!("{reason:?} {message}"));
         });
+        let tuned = Mutex::new(tuned(&caps, &options));
         Ok(Engine {
             #[cfg(not(target_family = "wasm"))]
             adapter,
@@ -288,6 +316,7 @@ impl Engine {
             options,
             faults,
             pipelines: Mutex::default(),
+            tuned,
             shared: false,
         })
     }
@@ -298,6 +327,7 @@ impl Engine {
     pub fn share(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, options: EngineOptions) -> Engine {
         let has = device.features();
         let caps = caps_of(&adapter, has, &device.limits(), &options);
+        let tuned = Mutex::new(tuned(&caps, &options));
         Engine {
             adapter,
             device,
@@ -306,6 +336,7 @@ impl Engine {
             options,
             faults: Arc::default(),
             pipelines: Mutex::default(),
+            tuned,
             shared: true,
         }
     }
@@ -324,6 +355,21 @@ impl Engine {
         &self.caps
     }
 
+    pub(crate) fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// What was chosen by measuring.
+    pub(crate) fn choices(&self) -> MutexGuard<'_, Tuned> {
+        lock(&self.tuned)
+    }
+
+    /// Where that is kept, if anywhere.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn tuned_folder(&self) -> Option<std::path::PathBuf> {
+        tuned_folder(&self.options)
+    }
+
     /// Gives the device and all its memory back; a [shared](Engine::share) one is only no longer used. What is loaded on
     /// it fails with `Lost` from now on.
     pub fn destroy(&self) {
@@ -339,12 +385,23 @@ impl Engine {
         DeviceMemory(self.buffer("attached", bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST))
     }
 
-    /// Makes a program ready to run: compiles what is not compiled yet, uploads its constants, makes its buffers and
+    /// Makes a program ready to run: measures which forms of its dispatches are fastest where the options ask for it
+    /// ([`Tune`]) and that is not known yet, compiles what is not compiled yet, uploads its constants, makes its buffers and
     /// bind groups.
     ///
     /// # Errors
     /// `OutOfMemory`, `Lost`, or `Internal` when the driver rejects a shader.
     pub async fn load(&self, program: &Program) -> Result<Loaded> {
+        if !self.tunes() || program.dispatches.iter().all(|d| d.others.is_empty()) {
+            return self.load_as_is(program).await;
+        }
+        let mut tuned = program.clone();
+        self.tune(&mut tuned).await?;
+        self.load_as_is(&tuned).await
+    }
+
+    /// [`Engine::load`] with every dispatch in the form that it has.
+    pub(crate) async fn load_as_is(&self, program: &Program) -> Result<Loaded> {
         check_faults(&self.faults)?;
         self.compile(program).await?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);

@@ -50,24 +50,41 @@ fn role(key: &KernelKey, name: &str) -> Option<Elem> {
     key.roles.iter().find(|(r, _)| *r == name).map(|(_, e)| *e)
 }
 
-/// Fuses what can be fused. `pinned` slots are read by the host.
-pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers: u32) {
+/// A dispatch and its kernel.
+type Work = (Dispatch, KernelKey);
+
+/// A merge that could be taken back: the numbers of both dispatches, and what they were.
+struct Merge {
+    into: usize,
+    at: usize,
+    producer: Work,
+    merged: Work,
+}
+
+/// Fuses what can be fused. `pinned` slots are read by the host. `slow_compiler`: pipelines take the adapter so long to
+/// compile that a merge is not worth one.
+pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers: u32, slow_compiler: bool) {
     let mut dispatches: Vec<Option<Dispatch>> = program.dispatches.drain(..).map(Some).collect();
     let mut keys: Vec<Option<KernelKey>> =
         dispatches.iter().map(|d| d.as_ref().and_then(|d| program.kernels.get(d.kernel).cloned())).collect();
     let mut at = 0;
+    let mut merges: Vec<Merge> = Vec::new();
     while at < dispatches.len() {
         let table = uses(&dispatches, program.slots.len());
         match merge(&dispatches, &keys, &table, pinned, at, max_storage_buffers) {
             Some((into, key, dispatch)) => {
-                dispatches[at] = None;
-                keys[at] = None;
-                dispatches[into] = Some(dispatch);
-                keys[into] = Some(key);
+                let merged = dispatches[at].take().zip(keys[at].take());
+                let producer = dispatches[into].replace(dispatch).zip(keys[into].replace(key));
+                if let (Some(merged), Some(producer)) = (merged, producer) {
+                    merges.push(Merge { into, at, producer, merged });
+                }
                 // The merged dispatch may itself be fusable into its own producer only as it was before: go on.
             }
             None => at += 1,
         }
+    }
+    if slow_compiler {
+        divide(program, &mut dispatches, &mut keys, &mut merges);
     }
     // Copies that nobody reads any more.
     let table = uses(&dispatches, program.slots.len());
@@ -103,6 +120,61 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
         }
     }
     program.kernels = kernels;
+}
+
+/// Runs of a network that a first result may be late by, to come sooner.
+const RUNS: f64 = 100.0;
+/// What a byte of a shader's text takes to compile on an adapter that runs shaders on the CPU, a byte of a tensor to be
+/// read or written, and a dispatch: microseconds, by measurement.
+const TEXT_US: f64 = 35.0;
+const BYTE_US: f64 = 0.7e-3;
+const DISPATCH_US: f64 = 15.0;
+
+/// Takes back the last merge of all dispatches of a kernel, where both kernels that they then need are there anyway and
+/// the pipeline that is saved takes longer to compile than the separate dispatches take in [`RUNS`] runs.
+fn divide(
+    program: &Program,
+    dispatches: &mut [Option<Dispatch>],
+    keys: &mut [Option<KernelKey>],
+    merges: &mut Vec<Merge>,
+) {
+    let mut tried: Vec<KernelKey> = Vec::new();
+    while let Some(key) = keys.iter().flatten().find(|k| !k.epilogue.is_empty() && !tried.contains(k)).cloned() {
+        tried.push(key.clone());
+        let users: Vec<usize> = (0..keys.len()).filter(|&i| keys.get(i) == Some(&Some(key.clone()))).collect();
+        let last: Vec<usize> = users.iter().filter_map(|&u| merges.iter().rposition(|m| m.into == u)).collect();
+        let back: Vec<&Merge> = last.iter().filter_map(|&i| merges.get(i)).collect();
+        let here = |k: &KernelKey| *k != key && keys.iter().flatten().any(|other| other == k);
+        if back.len() != users.len() || !back.iter().all(|m| here(&m.producer.1) && here(&m.merged.1)) {
+            continue;
+        }
+        let table = uses(dispatches, program.slots.len());
+        // Whoever reads the result must still come after it.
+        let later = |m: &&Merge| {
+            slots(&m.merged.0, Access::Write).all(|s| table.get(s).is_some_and(|u| u.readers.iter().all(|&r| r > m.at)))
+        };
+        if !back.iter().all(|m| later(&m)) {
+            continue;
+        }
+        let bytes = |m: &&Merge| {
+            slots(&m.producer.0, Access::Write).filter_map(|s| Some(program.slots.get(s)?.bytes)).sum::<u64>()
+        };
+        let runs: f64 = back.iter().map(|m| DISPATCH_US + BYTE_US * 2.0 * bytes(m) as f64).sum();
+        let text = litegpu_shaders::source(&key).map_or(0, |s| s.len());
+        if runs * RUNS > text as f64 * TEXT_US {
+            continue;
+        }
+        let mut last = last;
+        last.sort_unstable();
+        while let Some(i) = last.pop() {
+            let Merge { into, at, producer, merged } = merges.remove(i);
+            for (n, (d, k)) in [(into, producer), (at, merged)] {
+                if let (Some(dispatch), Some(slot)) = (dispatches.get_mut(n), keys.get_mut(n)) {
+                    (*dispatch, *slot) = (Some(d), Some(k));
+                }
+            }
+        }
+    }
 }
 
 /// The key with the first operand of the epilogue that is read as the output is read by rows, if these are known.
@@ -236,19 +308,31 @@ fn merge(
     None
 }
 
-/// Makes a clamp part of the limits that the producer's uniform already has: one pipeline less, and no step.
+/// Makes a clamp part of the limits that the producer's uniform already has, or HARD_SWISH stand in for them: one pipeline
+/// less, and no step.
 fn narrow(d: &mut Dispatch, step: Option<&Step>) -> bool {
-    let (low, high) = match step {
-        Some(Step { f: "f_relu", operand: None, .. }) => (0.0, f32::INFINITY),
+    let limits = match step {
+        Some(Step { f: "f_relu", operand: None, .. }) => Some((0.0, f32::INFINITY)),
         Some(Step { f: "f_clamp", operand: None, args, .. }) => match args.as_slice() {
-            [Lit::F(low), Lit::F(high)] => (f32::from_bits(*low), f32::from_bits(*high)),
+            [Lit::F(low), Lit::F(high)] => Some((f32::from_bits(*low), f32::from_bits(*high))),
             _ => return false,
         },
+        Some(Step { f: "f_hard_swish", operand: None, .. }) => None,
         _ => return false,
     };
-    let Some([a, b]) = d.limits.and_then(|at| d.params.get_mut(at..at + 2)) else { return false };
-    for word in [a, b] {
-        *word = f32::from_bits(*word).max(low).min(high).to_bits();
+    let Some([a, b, swish]) = d.limits.and_then(|at| d.params.get_mut(at..at + 3)) else { return false };
+    if *swish != 0 {
+        return false;
+    }
+    match limits {
+        Some((low, high)) => {
+            for word in [a, b] {
+                *word = f32::from_bits(*word).max(low).min(high).to_bits();
+            }
+        }
+        // Limits that are already there come first.
+        None if (*a, *b) == (f32::NEG_INFINITY.to_bits(), f32::INFINITY.to_bits()) => *swish = 1,
+        None => return false,
     }
     true
 }

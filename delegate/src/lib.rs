@@ -28,6 +28,7 @@ mod lower;
 mod ops;
 mod plan;
 mod program;
+mod tune;
 
 pub use caps::{AdapterClass, Caps, Precision};
 pub use ceiling::Ceiling;
@@ -39,7 +40,8 @@ pub use litegpu_shaders::Elem;
 pub use lower::{Const, Lower, Lowered, Operand, Params, Scene, Unsupported, line, no};
 pub use plan::{Device, Placement, Plan, PlanOptions, Step, plan};
 pub use program::{
-    Access, Binding, Dispatch, Place, Port, Program, Slot, SlotId, padded_bytes, quads, row_quads, rows, tail,
+    Access, Binding, Dispatch, Form, Place, Port, Program, Slot, SlotId, padded_bytes, quads, row_quads, rows, tail,
 };
+pub use tune::{Tune, Tuned};
 /// The graphics interface, in the version that [`Engine::share`] takes devices of.
 pub use wgpu;

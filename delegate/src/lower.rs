@@ -3,7 +3,7 @@
 //! `lower` is the support test too: the planner calls it for every operator, and what it answers instead of dispatches
 //! is the reason that is shown. There is no second list of supported operators.
 
-use crate::caps::{Caps, Precision};
+use crate::caps::{AdapterClass, Caps, Precision};
 use crate::convert;
 use crate::ops;
 use crate::program::*;
@@ -123,10 +123,11 @@ impl Params {
         self.0.push(v.to_bits());
         self
     }
-    /// Limits of float results, as bits: the least and the greatest. A clamp that follows can be merged into them.
+    /// Limits of float results, as bits: the least and the greatest, and whether HARD_SWISH stands in their place: it does
+    /// not. A clamp or a HARD_SWISH that follows can be merged into them.
     pub fn limits(mut self, low: i32, high: i32) -> Params {
         self.1 = Some(self.0.len());
-        self.i(low).i(high)
+        self.i(low).i(high).i(0)
     }
     /// Zeros up to the next row.
     pub fn row(mut self) -> Params {
@@ -773,8 +774,16 @@ impl<'a, 'e> Lower<'a, 'e> {
             limits,
             appends: None,
             groups,
+            others: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Names other ways to do the last dispatch.
+    pub(crate) fn or(&mut self, forms: impl IntoIterator<Item = Form>) {
+        if let Some(d) = self.program.dispatches.last_mut() {
+            d.others.extend(forms);
+        }
     }
 
     /// Says that the last dispatch only appends zeros to its operand's rows.
@@ -802,7 +811,9 @@ impl<'a, 'e> Lower<'a, 'e> {
         }
         if fuse {
             let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).collect();
-            crate::fuse::fuse(&mut self.program, &pinned, self.scene.caps.max_storage_buffers);
+            let caps = self.scene.caps;
+            let slow = caps.class == AdapterClass::Software;
+            crate::fuse::fuse(&mut self.program, &pinned, caps.max_storage_buffers, slow);
         }
         let caps = self.scene.caps;
         plan_memory(&mut self.program, u64::from(caps.storage_align).max(16), caps.max_buffer);

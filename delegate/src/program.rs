@@ -47,6 +47,19 @@ pub struct Binding {
     pub access: Access,
 }
 
+/// Another way to do what a dispatch does, as far as it differs: bindings and results are the same, to the last bit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Form {
+    /// Override constants with other values.
+    pub constants: Vec<(&'static str, i32)>,
+    /// Parts in the place of others.
+    pub parts: Vec<(&'static str, &'static str)>,
+    /// Words of the uniform with other values.
+    pub params: Vec<(usize, u32)>,
+    /// Workgroups.
+    pub groups: [u32; 3],
+}
+
 /// One kernel invocation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
@@ -61,12 +74,40 @@ pub struct Dispatch {
     /// For each operand of the epilogue, how its rows are found ([`litegpu_shaders::row_sizes`]); zeros where it has no
     /// rows, or too many.
     pub sizes: Vec<[u32; 4]>,
-    /// The word of the uniform that holds the f32 that results are at least; the next holds what they are at most.
+    /// The word of the uniform that holds the f32 that results are at least; the next holds what they are at most, and the
+    /// third whether they are HARD_SWISH of what was computed instead.
     pub limits: Option<usize>,
     /// Set by a dispatch that only appends zeros to its operand's rows: (quads of its rows, of the operand's).
     pub appends: Option<(u32, u32)>,
     /// Workgroups.
     pub groups: [u32; 3],
+    /// Other ways to do it: which is fastest is measured where that is asked for.
+    pub others: Vec<Form>,
+}
+
+impl Form {
+    /// The dispatch, with its kernel, in this form.
+    pub(crate) fn of(&self, d: &Dispatch, key: &KernelKey) -> (KernelKey, Dispatch) {
+        let (mut key, mut d) = (key.clone(), d.clone());
+        for (name, value) in &self.constants {
+            for (_, old) in key.constants.iter_mut().filter(|(n, _)| n == name) {
+                *old = *value;
+            }
+        }
+        for (this, that) in &self.parts {
+            for (_, old) in key.parts.iter_mut().filter(|(_, p)| p == this) {
+                *old = that;
+            }
+        }
+        for &(at, value) in &self.params {
+            if let Some(word) = d.params.get_mut(at) {
+                *word = value;
+            }
+        }
+        d.groups = self.groups;
+        d.others.clear();
+        (key, d)
+    }
 }
 
 impl Dispatch {
@@ -131,6 +172,21 @@ pub struct Program {
 }
 
 impl Program {
+    /// Puts the dispatch of that number in another form.
+    pub fn choose(&mut self, dispatch: usize, form: &Form) {
+        let Some(d) = self.dispatches.get_mut(dispatch) else { return };
+        let Some(key) = self.kernels.get(d.kernel) else { return };
+        let (key, mut other) = form.of(d, key);
+        other.kernel = match self.kernels.iter().position(|k| *k == key) {
+            Some(k) => k,
+            None => {
+                self.kernels.push(key);
+                self.kernels.len() - 1
+            }
+        };
+        *d = other;
+    }
+
     /// Bytes of constants.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.iter().map(|w| w.len() as u64).sum()
@@ -351,6 +407,7 @@ mod tests {
                     limits: None,
                     appends: None,
                     groups: [1; 3],
+                    others: Vec::new(),
                 })
                 .collect(),
             ..Program::default()

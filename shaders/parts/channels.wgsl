@@ -12,6 +12,11 @@ alias acc_Val4 = vec4<f32>;
 alias acc_Val = f32;
 alias Limit = f32;
 alias Chan4 = vec4<f32>;
+// A clamp, or HARD_SWISH: data, so that layers which differ in it share a kernel.
+fn activated(x: vec4<f32>) -> vec4<f32> {
+    let swish = x * clamp(x + 3.0, vec4<f32>(), vec4<f32>(6.0)) * (1.0 / 6.0);
+    return select(clamp(x, vec4<f32>(p.low), vec4<f32>(p.high)), swish, p.swish != 0u);
+}
 fn x_value(v: x_Val4) -> acc_Val4 {
     return v;
 }
@@ -19,7 +24,7 @@ fn w_value(v: w_Val4) -> acc_Val4 {
     return v;
 }
 fn result(v: acc_Val4, c: Chan4) -> acc_Val4 {
-    return clamp(v + c, vec4<f32>(p.low), vec4<f32>(p.high));
+    return activated(v + c);
 }
 
 //@ chan_scaled
@@ -31,6 +36,11 @@ struct Chan4 {
     bias: vec4<f32>,
     scale: vec4<f32>,
 }
+// A clamp, or HARD_SWISH: data, so that layers which differ in it share a kernel.
+fn activated(x: vec4<f32>) -> vec4<f32> {
+    let swish = x * clamp(x + 3.0, vec4<f32>(), vec4<f32>(6.0)) * (1.0 / 6.0);
+    return select(clamp(x, vec4<f32>(p.low), vec4<f32>(p.high)), swish, p.swish != 0u);
+}
 fn x_value(v: x_Val4) -> acc_Val4 {
     return v;
 }
@@ -38,7 +48,7 @@ fn w_value(v: w_Val4) -> acc_Val4 {
     return vec4<f32>(v);
 }
 fn result(v: acc_Val4, c: Chan4) -> acc_Val4 {
-    return clamp(v * c.scale + c.bias, vec4<f32>(p.low), vec4<f32>(p.high));
+    return activated(v * c.scale + c.bias);
 }
 
 //@ chan_int

@@ -39,6 +39,7 @@ struct Params {
     out_zero: i32,
     low: Limit,
     high: Limit,
+    swish: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -56,7 +57,7 @@ struct Origin {
 
 // a / d for a / d below 2^22: the float quotient is off by one at most.
 fn divide(a: u32, d: u32, per: f32) -> u32 {
-    let q = u32(f32(a) * per);
+    let q = u32(i32(f32(i32(a)) * per));
     let r = i32(a - q * d);
     return select(select(q, q + 1u, r >= i32(d)), q - 1u, r < 0i);
 }

@@ -119,6 +119,10 @@ pub(crate) struct DeviceArgs {
     /// How 16-bit floats are stored on the GPU
     #[arg(long, default_value = "auto", value_parser = ["auto", "native", "packed"])]
     half: String,
+    /// Whether the fastest GPU kernels are found by measuring, once for each adapter: auto measures on GPUs, but not on
+    /// adapters that run shaders on the CPU
+    #[arg(long, default_value = "auto", value_parser = ["auto", "always", "never"])]
+    tune: String,
     /// With --device gpu: fail where no GPU can be had, instead of running on the CPU
     #[arg(long)]
     require_gpu: bool,
@@ -149,6 +153,11 @@ impl DeviceArgs {
                 "native" => litegpu::HalfStorage::Native,
                 "packed" => litegpu::HalfStorage::Packed,
                 _ => litegpu::HalfStorage::Auto,
+            },
+            tune: match self.tune.as_str() {
+                "always" => litegpu::Tune::Always,
+                "never" => litegpu::Tune::Never,
+                _ => litegpu::Tune::Auto,
             },
             ..litegpu::GpuOptions::default()
         })

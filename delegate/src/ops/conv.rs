@@ -4,9 +4,9 @@ mod volume;
 
 use super::activation;
 use super::layout::{Copy, Dim, Outside};
-use crate::caps::AdapterClass;
+use crate::caps::{AdapterClass, Caps};
 use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
-use crate::program::{SlotId, tail};
+use crate::program::{Form, SlotId, tail};
 use half::f16;
 use litegpu_graph::fixed::{Multiplier, float_range, quantized_range};
 use litegpu_graph::ops::{transpose_bias_options, window};
@@ -229,7 +229,7 @@ impl Arithmetic {
         let p = p.i(self.x_zero).i(self.w_zero).i(self.out_zero);
         match self.class {
             Class::Float | Class::Scaled(_) => p.limits(self.low, self.high),
-            Class::Rounded(_) | Class::Real(_) => p.i(self.low).i(self.high),
+            Class::Rounded(_) | Class::Real(_) => p.i(self.low).i(self.high).i(0),
         }
     }
 
@@ -637,8 +637,35 @@ impl Product {
             .u(batch.1)
             .u(batch.2);
         let groups = [gx as u32, across as u32, gz as u32];
-        cx.dispatch(key, &[x, w, chans], &[y.slot], &[], a.params(params), groups)
+        cx.dispatch(key, &[x, w, chans], &[y.slot], &[], a.params(params), groups)?;
+        if !fours {
+            let matrices = self.matrices.is_some();
+            let form = |wg: usize| {
+                let tiles = pixels.div_ceil(wg * 2);
+                let gx = if matrices { tiles } else { tiles.min(max) };
+                let gz = if matrices { gz } else { tiles.div_ceil(max) };
+                Form {
+                    constants: vec![("WG", wg as i32)],
+                    // Workgroups of another size are no single subgroup.
+                    parts: vec![("share_subgroup", "share_none")],
+                    params: vec![(MORE_TILES, if matrices { 0 } else { gx as u32 })],
+                    groups: [gx as u32, across as u32, gz as u32],
+                }
+            };
+            cx.or(workgroups(caps, wg).map(form).filter(|f| f.groups.iter().all(|&g| g as usize <= max)));
+        }
+        Ok(())
     }
+}
+
+/// The place of `more_tiles` in the uniform of conv.wgsl.
+const MORE_TILES: usize = 23;
+
+/// Other sizes of workgroups worth a try, beside `wg`.
+fn workgroups(caps: &Caps, wg: usize) -> impl Iterator<Item = usize> {
+    let sizes: &[usize] = if caps.class == AdapterClass::Software { &[8, 16] } else { &[32, 64, 128, 256] };
+    let most = caps.max_invocations as usize;
+    sizes.iter().copied().filter(move |&s| s != wg && s <= most)
 }
 
 /// Rows of a product so few that an invocation for every four channels of every row is better.
@@ -665,8 +692,11 @@ pub(super) fn few(
         .set("WG", wg as i32);
     let key = a.parts(cx, key, false);
     let params = Params::new().u(rows).u(cq).u(depth.div_ceil(OCT)).u(nq).u(tail(&[channels]));
-    let groups = [nq.div_ceil(wg) as u32, rows as u32, 1];
-    cx.dispatch(key, &[x.slot, w, chans], &[y.slot], &[], a.params(params), groups)
+    let groups = |wg: usize| [nq.div_ceil(wg) as u32, rows as u32, 1];
+    cx.dispatch(key, &[x.slot, w, chans], &[y.slot], &[], a.params(params), groups(wg))?;
+    let form = |wg: usize| Form { constants: vec![("WG", wg as i32)], groups: groups(wg), ..Form::default() };
+    cx.or(workgroups(cx.scene.caps, wg).map(form));
+    Ok(())
 }
 
 fn dense(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
@@ -883,18 +913,22 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
         let key = a.parts(cx, key("depthwise_rows").part("", if kw == 3 { "taps_3" } else { "taps_5" }), false);
         // Long strips read less; there must be enough of them to go round.
         let enough = if software { 256 } else { 16_384 };
-        let (mut rows, mut span) = (oh, ow);
         let items = |rows: usize, span: usize| n * oh.div_ceil(rows) * ow.div_ceil(span) * octs;
-        while items(rows, span) < enough && rows > 1 {
-            rows = rows.div_ceil(2);
-        }
-        while items(rows, span) < enough && span > 8 {
-            span = span.div_ceil(2);
-        }
+        let strips = |enough: usize| {
+            let (mut rows, mut span) = (oh, ow);
+            while items(rows, span) < enough && rows > 1 {
+                rows = rows.div_ceil(2);
+            }
+            while items(rows, span) < enough && span > 8 {
+                span = span.div_ceil(2);
+            }
+            (rows, span)
+        };
+        let (rows, span) = strips(enough);
         let across = ow.div_ceil(span);
-        let items = items(rows, span);
+        let count = items(rows, span);
         let params = Params::new()
-            .u(items)
+            .u(count)
             .u(octs)
             .u(oh.div_ceil(rows) * across)
             .u(across)
@@ -915,9 +949,24 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
                 Class::Float => 1,
                 Class::Scaled(_) => 2,
                 _ => 3,
-            })
-            .u(kw);
-        return cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line(items.div_ceil(wg)));
+            });
+        cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line(count.div_ceil(wg)))?;
+        let mut forms: Vec<Form> = Vec::new();
+        for enough in [enough / 8, enough / 2, enough * 4] {
+            let (r, s) = strips(enough);
+            let (count, across) = (items(r, s), ow.div_ceil(s));
+            let words = [(0, count), (2, oh.div_ceil(r) * across), (3, across), (4, s), (5, r)];
+            let form = Form {
+                params: words.map(|(at, v)| (at, v as u32)).to_vec(),
+                groups: line(count.div_ceil(wg)),
+                ..Form::default()
+            };
+            if (r, s) != (rows, span) && !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+        cx.or(forms);
+        return Ok(());
     }
     let key = a.parts(cx, key("depthwise"), false);
     let params = Params::new()
