@@ -153,7 +153,7 @@ fn divide(
         let later = |m: &&Merge| {
             slots(&m.merged.0, Access::Write).all(|s| table.get(s).is_some_and(|u| u.readers.iter().all(|&r| r > m.at)))
         };
-        if !back.iter().all(|m| later(&m)) {
+        if !back.iter().all(&later) {
             continue;
         }
         let bytes = |m: &&Merge| {

@@ -2,8 +2,8 @@
 
 mod common;
 use common::{Case, Tolerance, gpu_plan, infer};
-use litegpu_delegate::{Caps, Device, Plan, PlanOptions, Step};
-use litegpu_graph::schema::{Conv2DOptionsT, FakeQuantOptionsT};
+use litegpu_delegate::{AdapterClass, Caps, Device, Plan, PlanOptions, Precision, Step};
+use litegpu_graph::schema::{Conv2DOptionsT, FakeQuantOptionsT, FullyConnectedOptionsT};
 use litegpu_graph::{DType, Model, Op};
 
 /// NEG, an operator that only the CPU has, NEG; and EXP of the input beside them.
@@ -134,4 +134,62 @@ fn element_wise_chains_are_one_dispatch() {
     let p = gpu_plan(&c.model, &shapes, &Caps::baseline(), &options).unwrap();
     let program = p.programs().next().unwrap();
     assert_eq!(program.dispatches.len(), 1, "{:?}", program.kernels);
+}
+
+/// The kernels of a network's only part, on an adapter of that class.
+fn kernels(c: Case, class: AdapterClass) -> Vec<String> {
+    let mut m = c.model;
+    let shapes = infer(&mut m).unwrap();
+    let caps = Caps { class, ..Caps::baseline() };
+    let options = PlanOptions { force_gpu: true, precision: Precision::F32, ..PlanOptions::default() };
+    let plan = gpu_plan(&m, &shapes, &caps, &options).unwrap();
+    let mut labels: Vec<String> = plan.programs().flat_map(|p| p.kernels.iter().map(|k| k.label())).collect();
+    labels.sort();
+    labels
+}
+
+#[test]
+fn hard_swish_is_no_other_kernel() {
+    let mut c = Case::new("swish", Tolerance::Exact);
+    let mut x = c.input(DType::F32, &[1, 8, 8, 8], -1.0, 1.0);
+    for activation in [None, Some(Op::HardSwish), Some(Op::Relu6), Some(Op::Tanh)] {
+        let w = c.weights(DType::F32, &[8, 3, 3, 8], -1.0, 1.0, None);
+        let b = c.weights(DType::F32, &[8], -1.0, 1.0, None);
+        let o = Conv2DOptionsT { stride_w: 1, stride_h: 1, ..Default::default() };
+        x = c.op(Op::Conv2d(o), &[x, w, b], DType::F32, None);
+        if let Some(op) = activation {
+            x = c.op(op, &[x], DType::F32, None);
+        }
+    }
+    c.graph().outputs = vec![x];
+    assert_eq!(kernels(c, AdapterClass::Discrete), ["conv_f32_f32_f32", "conv_f32_f32_f32+f_tanh"]);
+}
+
+/// A product with and one without LOGISTIC, and a LOGISTIC of its own: where compiling is slow, two kernels do for all.
+#[test]
+fn slow_compilers_get_fewer_kernels() {
+    let network = |rows: usize| {
+        let mut c = Case::new("fewer", Tolerance::Exact);
+        let x = c.input(DType::F32, &[rows, 16], -1.0, 1.0);
+        c.op(Op::Logistic, &[x], DType::F32, None);
+        let product = |c: &mut Case, x: usize| {
+            let w = c.weights(DType::F32, &[16, 16], -1.0, 1.0, None);
+            let b = c.weights(DType::F32, &[16], -1.0, 1.0, None);
+            let y = c.op(Op::FullyConnected(FullyConnectedOptionsT::default()), &[x, w, b], DType::F32, None);
+            c.graph().outputs.retain(|&t| t != y);
+            y
+        };
+        let y = product(&mut c, x);
+        let y = c.op(Op::Logistic, &[y], DType::F32, None);
+        let y = product(&mut c, y);
+        c.graph().outputs.push(y);
+        c
+    };
+    let unary = "unary_f32_f32_f32+f_logistic";
+    let matvec = ["matvec_f32_f32_f32", "matvec_f32_f32_f32+f_logistic", unary];
+    assert_eq!(kernels(network(1), AdapterClass::Discrete), matvec);
+    assert_eq!(kernels(network(1), AdapterClass::Software), ["matvec_f32_f32_f32", unary]);
+    // Where the separate pass is long, it is not worth it.
+    let many = kernels(network(1 << 16), AdapterClass::Software);
+    assert!(many.contains(&"conv_f32_f32_f32+f_logistic".to_string()), "{many:?}");
 }
