@@ -61,9 +61,12 @@ fn main(
     var c = 0u;
     for (var s = 0u; s < p.steps; s++) {
         var c1 = c + 1u;
-        let wrap = c1 == p.tap;
-        let kx1 = select(kx, kx + 1u, wrap);
-        c1 = select(c1, 0u, wrap);
+        var kx1 = kx;
+        if (POINT == 0u) {
+            let wrap = c1 == p.tap;
+            kx1 = select(kx, kx + 1u, wrap);
+            c1 = select(c1, 0u, wrap);
+        }
         let dx0 = i32(kx) * p.dilation_x;
         let dx1 = i32(kx1) * p.dilation_x;
         let ok1 = kx1 < p.kw && c1 < p.cq;
@@ -85,13 +88,16 @@ fn main(
         s3 = add(s3, factors(o3, dy, dx0, c, dx1, c1, ok1), r);
         // On to the next step.
         c1 += 1u;
-        let next = c1 == p.tap;
-        c = select(c1, 0u, next);
-        kx = select(kx1, kx1 + 1u, next);
-        let down = kx >= p.kw;
-        kx = select(kx, 0u, down);
-        c = select(c, 0u, down);
-        dy = select(dy, dy + p.dilation_y, down);
+        c = c1;
+        if (POINT == 0u) {
+            let next = c1 == p.tap;
+            c = select(c1, 0u, next);
+            kx = select(kx1, kx1 + 1u, next);
+            let down = kx >= p.kw;
+            kx = select(kx, 0u, down);
+            c = select(c, 0u, down);
+            dy = select(dy, dy + p.dilation_y, down);
+        }
     }
     let low = chan4(chan(channel), chan(channel + 1u), chan(channel + 2u), chan(channel + 3u));
     let high = chan4(chan(channel + 4u), chan(channel + 5u), chan(channel + 6u), chan(channel + 7u));

@@ -1,5 +1,9 @@
 // What conv.wgsl and conv_four.wgsl begin with: parameters, where a pixel lies, and how its results are written.
 
+// A product of matrices, as a convolution of one tap is: pixels lie one behind the other, and no window reaches outside.
+// 2 where a pixel has an even number of quads, 1 where it has an odd one.
+override POINT: u32 = 0u;
+
 struct Params {
     // Output pixels, pixels in an image, in a row, and their reciprocals.
     pixels: u32,
@@ -64,6 +68,9 @@ fn divide(a: u32, d: u32, per: f32) -> u32 {
 
 fn origin(pixel: u32) -> Origin {
     let m = min(pixel, p.pixels - 1u);
+    if (POINT != 0u) {
+        return Origin(m * p.cq, 0, 0, p.to + m);
+    }
     let n = divide(m, p.image, p.per_image);
     let r = m - n * p.image;
     let y = divide(r, p.width, p.per_width);
@@ -89,6 +96,14 @@ fn weights(step: u32) -> Factors {
 
 // Quad c0 of the tap at (dy, dx0), and quad c1 of the tap at (dy, dx1); zeros outside.
 fn factors(o: Origin, dy: i32, dx0: i32, c0: u32, dx1: i32, c1: u32, ok1: bool) -> Factors {
+    if (POINT == 2u) {
+        let v = x_load8(o.base + c0, o.base + c1);
+        return Factors(x_value(v.lo), x_value(v.hi));
+    }
+    if (POINT == 1u) {
+        let v = x_load8(o.base + c0, o.base + select(c0, c1, ok1));
+        return Factors(x_value(v.lo), select(acc_Val4(), x_value(v.hi), ok1));
+    }
     let y = u32(o.y + dy);
     let x0 = u32(o.x + dx0);
     let x1 = u32(o.x + dx1);

@@ -561,6 +561,13 @@ pub(super) fn reciprocal(n: usize) -> f32 {
 }
 
 impl Product {
+    /// Whether it is a product of matrices: one tap, and pixels that lie one behind the other as they are read and written.
+    fn is_matrix(&self) -> bool {
+        let rows = self.batch == 1 && self.h == 1 && self.oh == 1 && self.w == self.ow;
+        let taps = self.kw == 1 && self.steps == self.cq.div_ceil(2) && self.tap == self.steps * 2;
+        rows && taps && self.stride == [1, 1] && self.pad == [0, 0] && self.to_column == 1
+    }
+
     pub(super) fn emit(
         &self,
         cx: &mut Lower<'_, '_>,
@@ -592,6 +599,10 @@ impl Product {
         .part("w", oct(cx, a.weights, true))
         .part("out", put(cx, y.elem, nq % 2 == 0))
         .set("WG", wg as i32);
+        let key = match self.is_matrix() {
+            true => key.set("POINT", if self.cq % 2 == 0 { 2 } else { 1 }),
+            false => key,
+        };
         let key = match (fours, teams) {
             (true, _) => key,
             (_, true) => key.part("", "share_subgroup"),
