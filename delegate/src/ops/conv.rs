@@ -657,8 +657,9 @@ impl Product {
                 let gz = if matrices { gz } else { tiles.div_ceil(max) };
                 Form {
                     constants: vec![("WG", wg as i32)],
-                    // Workgroups of another size are no single subgroup.
-                    parts: vec![("share_subgroup", "share_none")],
+                    // Where subgroups are vectors of a CPU a larger workgroup is several of them, in order; a GPU promises
+                    // no order.
+                    parts: if software { Vec::new() } else { vec![("share_subgroup", "share_none")] },
                     params: vec![(MORE_TILES, if matrices { 0 } else { gx as u32 })],
                     groups: [gx as u32, across as u32, gz as u32],
                 }
@@ -674,7 +675,7 @@ const MORE_TILES: usize = 23;
 
 /// Other sizes of workgroups worth a try, beside `wg`.
 fn workgroups(caps: &Caps, wg: usize) -> impl Iterator<Item = usize> {
-    let sizes: &[usize] = if caps.class == AdapterClass::Software { &[8, 16] } else { &[32, 64, 128, 256] };
+    let sizes: &[usize] = if caps.class == AdapterClass::Software { &[8, 16, 32] } else { &[32, 64, 128, 256] };
     let most = caps.max_invocations as usize;
     sizes.iter().copied().filter(move |&s| s != wg && s <= most)
 }
