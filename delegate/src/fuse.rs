@@ -85,6 +85,7 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
     }
     if slow_compiler {
         divide(program, &mut dispatches, &mut keys, &mut merges);
+        share(program, &dispatches, &mut keys);
     }
     // Copies that nobody reads any more.
     let table = uses(&dispatches, program.slots.len());
@@ -171,6 +172,91 @@ fn divide(
             for (n, (d, k)) in [(into, producer), (at, merged)] {
                 if let (Some(dispatch), Some(slot)) = (dispatches.get_mut(n), keys.get_mut(n)) {
                     (*dispatch, *slot) = (Some(d), Some(k));
+                }
+            }
+        }
+    }
+}
+
+/// What a step of a workgroup of conv.wgsl takes longer by where it reads single quads, or knows of windows, without need,
+/// and a byte of a depthwise result: microseconds.
+const STEP_US: f64 = 0.03;
+const QUAD_US: f64 = 0.1e-3;
+
+/// How much longer a dispatch takes with kernel `other` than with its own; `None` where it cannot.
+fn longer(program: &Program, d: &Dispatch, key: &KernelKey, other: &KernelKey) -> Option<f64> {
+    let mut differences = 0.0;
+    // Pairs of quads may be read and written one by one.
+    for ((role, a), (_, b)) in key.parts.iter().zip(&other.parts) {
+        if a == b {
+            continue;
+        }
+        let single = matches!(
+            (*a, *b),
+            ("oct_f32_u64", "oct_f32_u64_odd")
+                | ("oct_f16_u64", "oct_f16_u64_odd")
+                | ("oct_b8_u32" | "oct_f16_u32", "oct_quads")
+                | ("put_b8_u32" | "put_f16_u32", "put_quads")
+        );
+        if !single || *role == "w" {
+            return None;
+        }
+        differences += 1.0;
+    }
+    let point = |k: &KernelKey| constant(k, "POINT");
+    // A product of matrices is a convolution as well.
+    match (point(key), point(other)) {
+        (a, b) if a == b => {}
+        (2, 1) => {}
+        (_, 0) => differences += 1.0,
+        _ => return None,
+    }
+    let rest = |k: &KernelKey| {
+        let constants = k.constants.iter().filter(|(n, _)| *n != "POINT").copied().collect();
+        KernelKey { parts: Vec::new(), constants, ..k.clone() }
+    };
+    if key.parts.len() != other.parts.len() || rest(key) != rest(other) {
+        return None;
+    }
+    let us = match key.kernel {
+        "conv" => {
+            let steps = d.params.get(CONV_STEPS).copied().unwrap_or(0);
+            STEP_US * d.groups.iter().map(|&g| f64::from(g)).product::<f64>() * f64::from(steps)
+        }
+        "depthwise_rows" => {
+            let bytes = slots(d, Access::Write).filter_map(|s| Some(program.slots.get(s)?.bytes)).sum::<u64>();
+            QUAD_US * bytes as f64
+        }
+        _ => return None,
+    };
+    Some(us * differences)
+}
+
+/// The place of `steps` in the uniform of conv.wgsl.
+const CONV_STEPS: usize = 16;
+
+/// Lets dispatches of a kernel run as a more general one that is there anyway, where the pipeline that is saved takes
+/// longer to compile than that costs in [`RUNS`] runs.
+fn share(program: &Program, dispatches: &[Option<Dispatch>], keys: &mut [Option<KernelKey>]) {
+    let mut distinct: Vec<KernelKey> = Vec::new();
+    for key in keys.iter().flatten() {
+        if !distinct.contains(key) {
+            distinct.push(key.clone());
+        }
+    }
+    for key in distinct {
+        let users: Vec<usize> = (0..keys.len()).filter(|&i| keys.get(i) == Some(&Some(key.clone()))).collect();
+        let cost = |other: &KernelKey| {
+            let each = users.iter().map(|&u| longer(program, dispatches.get(u)?.as_ref()?, &key, other));
+            each.sum::<Option<f64>>()
+        };
+        let others = keys.iter().flatten().filter(|k| **k != key);
+        let best = others.filter_map(|k| Some((cost(k)?, k.clone()))).min_by(|a, b| a.0.total_cmp(&b.0));
+        let text = litegpu_shaders::source(&key).map_or(0, |s| s.len()) as f64;
+        if let Some((_, other)) = best.filter(|(us, _)| us * RUNS <= text * TEXT_US) {
+            for &u in &users {
+                if let Some(slot) = keys.get_mut(u) {
+                    *slot = Some(other.clone());
                 }
             }
         }

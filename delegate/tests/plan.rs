@@ -193,3 +193,24 @@ fn slow_compilers_get_fewer_kernels() {
     let many = kernels(network(1 << 16), AdapterClass::Software);
     assert!(many.contains(&"conv_f32_f32_f32+f_logistic".to_string()), "{many:?}");
 }
+
+/// Layers whose pixels have odd and even numbers of quads: where compiling is slow they share a kernel.
+#[test]
+fn slow_compilers_get_the_general_kernel() {
+    let network = |size: usize| {
+        let mut c = Case::new("general", Tolerance::Exact);
+        let mut x = c.input(DType::F32, &[1, size, size, 4], -1.0, 1.0);
+        for (from, to, k) in [(4, 8, 3), (8, 16, 1), (16, 4, 1), (4, 8, 1)] {
+            let w = c.weights(DType::F32, &[to, k, k, from], -1.0, 1.0, None);
+            let b = c.weights(DType::F32, &[to], -1.0, 1.0, None);
+            let o = Conv2DOptionsT { stride_w: 1, stride_h: 1, ..Default::default() };
+            x = c.op(Op::Conv2d(o), &[x, w, b], DType::F32, None);
+        }
+        c.graph().outputs = vec![x];
+        c
+    };
+    assert_eq!(kernels(network(8), AdapterClass::Discrete).len(), 3);
+    assert_eq!(kernels(network(8), AdapterClass::Software).len(), 1);
+    // Much work is worth a kernel; that for odd numbers of quads does even ones by the same loads here.
+    assert_eq!(kernels(network(1400), AdapterClass::Software).len(), 2);
+}
