@@ -1170,7 +1170,7 @@ fn outlive(graph: &Graph, steps: &[StepPlan]) -> Vec<TensorId> {
             *latest = n.max(*latest);
         }
     }
-    out.sort_unstable();
+    litegpu_graph::order(&mut out, &mut |a, b| a.cmp(&b));
     out.dedup();
     out
 }

@@ -10,7 +10,7 @@ use crate::fixed::Fixed;
 use crate::kernel::Site;
 use crate::ops;
 use crate::pool::Pool;
-use crate::strided::{Line, Line2, PARALLEL};
+use crate::strided::{InPlace, Line2, PARALLEL};
 use litegpu_graph::passes::exported;
 use litegpu_graph::{Family, Graph, Model, NodeId, TensorId};
 use smallvec::SmallVec;
@@ -19,7 +19,8 @@ use smallvec::SmallVec;
 pub(crate) const LONGEST: usize = 6;
 /// Bytes that go through all steps of a chain before the next ones.
 const BLOCK: usize = 4096;
-const FLOATS: usize = BLOCK / 4;
+/// Floats that a step with two operands copies before it writes over them: often all of a block of rows.
+const COPY: usize = 128;
 /// Bytes that the executor gives a thread at a time.
 const CHUNK: usize = 1 << 14;
 /// Elements that a row is repeated to which other rows all meet.
@@ -27,7 +28,7 @@ const ROW: usize = 256;
 
 /// An element-wise operator on float32 or on bytes.
 pub(crate) enum Step {
-    Real(Box<Line<f32, f32>>),
+    Real(Box<InPlace>),
     Pair(Box<Line2<f32, f32, f32>>),
     Bytes(Box<[u8; 256]>),
 }
@@ -188,18 +189,17 @@ impl Then<'_> {
 
     #[inline(never)]
     fn go(&self, at: usize, from: Option<&[u8]>, piece: &mut [u8]) {
-        let mut copy = [0f32; FLOATS];
         for (i, block) in piece.chunks_mut(BLOCK).enumerate() {
             let mut from = from.map(|f| &f[i * BLOCK..][..block.len()]);
             for step in self.steps {
-                step.go(at + i * BLOCK, from.take(), block, &mut copy);
+                step.go(at + i * BLOCK, from.take(), block);
             }
         }
     }
 }
 
 impl Applied<'_> {
-    fn go(&self, at: usize, from: Option<&[u8]>, block: &mut [u8], copy: &mut [f32; FLOATS]) {
+    fn go(&self, at: usize, from: Option<&[u8]>, block: &mut [u8]) {
         if let Step::Bytes(table) = self.step {
             match from {
                 Some(from) => block.iter_mut().zip(from).for_each(|(b, &v)| *b = table[v as usize]),
@@ -207,34 +207,45 @@ impl Applied<'_> {
             }
             return;
         }
-        let n = block.len() / 4;
         // Storage is aligned, and blocks begin at whole elements.
         let Ok(block) = bytemuck::try_cast_slice_mut::<u8, f32>(block) else { return };
-        let from = match from.map(bytemuck::try_cast_slice::<u8, f32>) {
-            Some(Ok(from)) => from,
-            _ => {
-                copy[..n].copy_from_slice(block);
-                &copy[..n]
-            }
-        };
+        let from = from.and_then(|from| bytemuck::try_cast_slice::<u8, f32>(from).ok());
         match self.step {
-            Step::Real(f) => f(from, block),
-            Step::Pair(f) => {
-                let steps = if self.second { [1, 0] } else { [0, 1] };
-                if self.other.len() == 1 {
-                    let [a, b] = if self.second { [from, self.other] } else { [self.other, from] };
-                    return f(a, b, steps, block);
+            Step::Real(f) => {
+                if let Some(from) = from {
+                    block.copy_from_slice(from);
                 }
-                let (mut done, mut at) = (0, at / 4 % self.other.len().max(1));
-                while done < n {
-                    let m = (n - done).min(self.other.len() - at);
-                    let (from, other) = (&from[done..done + m], &self.other[at..at + m]);
-                    let [a, b] = if self.second { [from, other] } else { [other, from] };
-                    f(a, b, [1, 1], &mut block[done..done + m]);
-                    (done, at) = (done + m, 0);
+                f(block);
+            }
+            Step::Pair(f) => {
+                if let Some(from) = from {
+                    return self.pair(f, at / 4, from, block);
+                }
+                let mut copy = [0f32; COPY];
+                for (i, part) in block.chunks_mut(COPY).enumerate() {
+                    let copy = &mut copy[..part.len()];
+                    copy.copy_from_slice(part);
+                    self.pair(f, at / 4 + i * COPY, copy, part);
                 }
             }
             Step::Bytes(_) => {}
+        }
+    }
+
+    /// The elements from `at` on.
+    fn pair(&self, f: &Line2<f32, f32, f32>, at: usize, from: &[f32], out: &mut [f32]) {
+        let steps = if self.second { [1, 0] } else { [0, 1] };
+        if self.other.len() == 1 {
+            let [a, b] = if self.second { [from, self.other] } else { [self.other, from] };
+            return f(a, b, steps, out);
+        }
+        let (n, mut done, mut at) = (out.len(), 0, at % self.other.len().max(1));
+        while done < n {
+            let m = (n - done).min(self.other.len() - at);
+            let (from, other) = (&from[done..done + m], &self.other[at..at + m]);
+            let [a, b] = if self.second { [from, other] } else { [other, from] };
+            f(a, b, [1, 1], &mut out[done..done + m]);
+            (done, at) = (done + m, 0);
         }
     }
 }

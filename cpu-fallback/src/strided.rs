@@ -46,6 +46,24 @@ impl<A: Copy, B, F: Fn(A) -> B> Task for Each<'_, A, B, F> {
     }
 }
 
+/// A function of floats that takes each one's place.
+pub(crate) type InPlace = dyn Fn(&mut [f32]) + Send + Sync;
+
+/// `f` in place.
+pub(crate) fn in_place(f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Box<InPlace> {
+    Box::new(move |x| dispatch(EachInPlace(x, &f)))
+}
+
+struct EachInPlace<'a, F>(&'a mut [f32], &'a F);
+
+impl<F: Fn(f32) -> f32> Task for EachInPlace<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        self.0.iter_mut().for_each(|v| *v = (self.1)(*v));
+    }
+}
+
 /// Applies `f` to `x` piece by piece.
 pub(crate) fn map<A: Copy + Sync, B: Send>(pool: &Pool, x: &[A], out: &mut [B], f: &Line<A, B>) {
     let parallel = out.len() >= PARALLEL;

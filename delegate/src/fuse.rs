@@ -296,11 +296,12 @@ fn merge(
         _ => None,
     };
     // What only appends zeros comes last: the other operand's producer can do without it.
-    order.sort_by_key(|&i| {
+    let rank = |i: usize| {
         let slot = operands.get(i).copied();
         let last = slot.and_then(|s| table.get(s)?.writers.last().copied());
         (slot.is_some_and(|s| appended(s).is_some()), std::cmp::Reverse(last.map_or(0, |w| w + 1)))
-    });
+    };
+    litegpu_graph::order(&mut order, &mut |i, j| rank(i).cmp(&rank(j)));
     for i in order {
         let slot = *operands.get(i)?;
         let (Some([into]), Some(readers)) =
@@ -312,7 +313,7 @@ fn merge(
             continue;
         }
         let (Some(p), Some(pk)) = (dispatches.get(*into)?.as_ref(), keys.get(*into)?.as_ref()) else { continue };
-        if !kernel(pk.kernel).is_some_and(|k| k.text.contains("finish(")) {
+        if !kernel(pk.kernel).is_some_and(|k| k.text().contains("finish(")) {
             continue;
         }
         // Parts that write several quads at a time know how these are stored.

@@ -263,7 +263,7 @@ fn schedule(graph: &Graph, on_gpu: &[bool], folded: &[bool]) -> Vec<Group> {
             after.extend(last_effect);
             last_effect = Some(id);
         }
-        after.sort_unstable();
+        litegpu_graph::order(&mut after, &mut |a, b| a.cmp(&b));
         after.dedup();
         waits[id] = after.len();
         for p in after {

@@ -14,56 +14,30 @@
 //! - `finish(v, at)` is applied to the four values `v` of output quad `at` before they are packed; padding is masked
 //!   after it.
 
-/// The text of a file of this crate as it is compiled: without comments and indentation, which would only be shipped.
-macro_rules! wgsl {
-    ($($file:expr),+) => {{
-        const TEXT: &str = concat!($(include_str!($file)),+);
-        const PADDED: ([u8; TEXT.len()], usize) = $crate::squeeze(TEXT);
-        const BYTES: &[u8] = PADDED.0.split_at(PADDED.1).0;
-        const SHORT: &str = match std::str::from_utf8(BYTES) {
-            Ok(text) => text,
-            Err(_) => TEXT,
-        };
-        SHORT
-    }};
-}
-
 mod manifest;
 
 pub use manifest::{KERNELS, Kernel, kernel};
 
-/// Leaves comments, indentation and empty lines out, but for the lines `//@` that divide a file into sections. What is
-/// left, and how long it is.
-const fn squeeze<const N: usize>(text: &str) -> ([u8; N], usize) {
-    let from = text.as_bytes();
-    let (mut to, mut n, mut i) = ([0; N], 0, 0);
-    let mut begun = false;
-    while i < from.len() {
-        let byte = from[i];
-        let comment = byte == b'/' && i + 1 < from.len() && from[i + 1] == b'/';
-        if comment && !(i + 2 < from.len() && from[i + 2] == b'@') {
-            while i < from.len() && from[i] != b'\n' {
-                i += 1;
-            }
-            while n > 0 && to[n - 1] == b' ' {
-                n -= 1;
-            }
-            continue;
-        }
-        if begun || (byte != b' ' && byte != b'\n') {
-            to[n] = byte;
-            n += 1;
-            begun = byte != b'\n';
-        }
-        i += 1;
-        if comment {
-            // The marker of a section: its second slash is none of another comment.
-            to[n] = b'/';
-            n += 1;
-            i += 1;
-        }
-    }
-    (to, n)
+use std::sync::OnceLock;
+
+/// Where the text of each file lies in [`texts`], by name: `conv`, `parts/common`.
+const INDEX: &[(&str, usize, usize)] = include!(concat!(env!("OUT_DIR"), "/index.rs"));
+
+/// All files, one after another, without comments and indentation. They are a third of what the browser package would
+/// hold beside code, were they not packed.
+fn texts() -> &'static str {
+    static TEXTS: OnceLock<String> = OnceLock::new();
+    TEXTS.get_or_init(|| {
+        let packed = include_bytes!(concat!(env!("OUT_DIR"), "/texts.deflate"));
+        let text = miniz_oxide::inflate::decompress_to_vec(packed).unwrap_or_default();
+        String::from_utf8(text).unwrap_or_default()
+    })
+}
+
+/// The text of a file; empty where there is none.
+fn file(name: &str) -> &'static str {
+    let place = INDEX.iter().find(|(n, ..)| *n == name);
+    place.and_then(|&(_, start, end)| texts().get(start..end)).unwrap_or_default()
 }
 
 /// The first binding of the epilogue's operands.
@@ -125,14 +99,14 @@ impl Elem {
 
     fn part(self) -> &'static str {
         match self {
-            Elem::F32 => wgsl!("../parts/elem_f32.wgsl"),
-            Elem::F16 => wgsl!("../parts/elem_f16.wgsl"),
-            Elem::F16Packed => wgsl!("../parts/elem_f16p.wgsl"),
-            Elem::I8 => wgsl!("../parts/elem_i8.wgsl"),
-            Elem::U8 => wgsl!("../parts/elem_u8.wgsl"),
-            Elem::Bool => wgsl!("../parts/elem_bool.wgsl"),
-            Elem::I32 => wgsl!("../parts/elem_i32.wgsl"),
-            Elem::I4 => wgsl!("../parts/elem_i4.wgsl"),
+            Elem::F32 => file("parts/elem_f32"),
+            Elem::F16 => file("parts/elem_f16"),
+            Elem::F16Packed => file("parts/elem_f16p"),
+            Elem::I8 => file("parts/elem_i8"),
+            Elem::U8 => file("parts/elem_u8"),
+            Elem::Bool => file("parts/elem_bool"),
+            Elem::I32 => file("parts/elem_i32"),
+            Elem::I4 => file("parts/elem_i4"),
         }
     }
 }
@@ -290,7 +264,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     if key.needs_f16() {
         text.push_str("enable f16;\n");
     }
-    text.push_str(wgsl!("../parts/common.wgsl"));
+    text.push_str(file("parts/common"));
     for (role, elem) in &key.roles {
         text.push_str(&elem.part().replace("ROLE_", &format!("{role}_")));
     }
@@ -299,11 +273,12 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         text.push_str(&section.replace("ROLE_", &format!("{role}_")).replace("ROLE[", &format!("{role}[")));
     }
     let mut wanted: Vec<&str> = kernel.functions.to_vec();
-    let own = |f: &str| kernel.text.contains(&format!("fn {f}("));
+    let mut body = kernel.text();
+    let own = |f: &str| body.contains(&format!("fn {f}("));
     wanted.extend(key.functions.iter().map(|(_, f)| *f).filter(|f| !own(f)));
     wanted.extend(key.epilogue.iter().map(|s| s.f));
     library(&wanted, &mut text)?;
-    let mut body = kernel.text.to_string();
+    let finishes = body.contains("finish(");
     for (alias, f) in &key.functions {
         // A kernel may also define the alternatives itself.
         body = body.replace(&format!("{alias}("), &format!("{f}("));
@@ -315,7 +290,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         text.push_str(ROW_OF);
     }
     text.push_str(&body);
-    if kernel.text.contains("finish(") {
+    if finishes {
         finish(&key.epilogue, &mut text);
     }
     Ok(text)
@@ -323,8 +298,8 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
 
 /// A section of the part files whose text depends on a role.
 fn section(name: &str) -> Option<&'static str> {
-    const FILES: [&str; 2] = [wgsl!("../parts/octs.wgsl"), wgsl!("../parts/channels.wgsl")];
-    FILES.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
+    let files = [file("parts/octs"), file("parts/channels")];
+    files.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
         Some((head, body)) if head == name => Some(body),
         _ => None,
     })
@@ -384,14 +359,14 @@ fn finish(steps: &[Step], text: &mut String) {
 /// Appends the library sections of `wanted` and of what they need, each once. A section starts with
 /// `//@ name: needed needed`.
 fn library(wanted: &[&str], text: &mut String) -> Result<(), String> {
-    const LIBRARY: &str = wgsl!("../parts/functions.wgsl");
+    let library = file("parts/functions");
     let mut open: Vec<String> = wanted.iter().map(|s| s.to_string()).collect();
     let mut done: Vec<String> = Vec::new();
     while let Some(name) = open.pop() {
         if done.contains(&name) {
             continue;
         }
-        let section = LIBRARY
+        let section = library
             .split("//@ ")
             .skip(1)
             .find(|s| s.split(':').next() == Some(name.as_str()))
@@ -406,6 +381,5 @@ fn library(wanted: &[&str], text: &mut String) -> Result<(), String> {
 
 /// The names of every function in the library, for tests and documentation.
 pub fn functions() -> Vec<&'static str> {
-    const LIBRARY: &str = wgsl!("../parts/functions.wgsl");
-    LIBRARY.split("//@ ").skip(1).filter_map(|s| s.split(':').next()).collect()
+    file("parts/functions").split("//@ ").skip(1).filter_map(|s| s.split(':').next()).collect()
 }

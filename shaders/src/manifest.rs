@@ -7,8 +7,8 @@ use crate::Elem::{self, *};
 pub struct Kernel {
     /// The file stem.
     pub name: &'static str,
-    /// The text.
-    pub text: &'static str,
+    /// The files that its text is made of.
+    files: &'static [&'static str],
     /// The library functions that the text itself calls.
     pub functions: &'static [&'static str],
     /// The roles, each with the ways its elements may be stored. `acc` stores nothing: it names the type that the
@@ -20,6 +20,13 @@ pub struct Kernel {
     /// It is completed by sections of octs.wgsl and channels.wgsl, in combinations that lowering makes and
     /// `tests/conv.rs` validates.
     pub parted: bool,
+}
+
+impl Kernel {
+    /// Its text, which [`crate::source`] completes.
+    pub fn text(&self) -> String {
+        self.files.iter().map(|f| crate::file(f)).collect()
+    }
 }
 
 const ANY: &[Elem] = &[F32, F16, F16Packed, I8, U8, Bool, I32];
@@ -36,7 +43,7 @@ macro_rules! kernels {
                 $($field: $value,)*
                 ..Kernel {
                     name: $name,
-                    text: wgsl!(concat!("../", $name, ".wgsl")),
+                    files: &[$name],
                     functions: &[], roles: &[], variants: &[], parted: false,
                 }
             },
@@ -105,8 +112,8 @@ kernels! {
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
     }
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
-    "conv" { parted: true, text: wgsl!("../parts/conv.wgsl", "../conv.wgsl") }
-    "conv_four" { parted: true, text: wgsl!("../parts/conv.wgsl", "../conv_four.wgsl") }
+    "conv" { parted: true, files: &["parts/conv", "conv"] }
+    "conv_four" { parted: true, files: &["parts/conv", "conv_four"] }
     "depthwise" { parted: true }
     "depthwise_four" { parted: true }
     "depthwise_rows" { parted: true }

@@ -70,6 +70,8 @@ fn build() -> Result<()> {
     node_packages()?;
     run(Command::new("web/node_modules/.bin/wasm-opt").args([
         "-Oz",
+        // The same code for different types lies side by side: 4 % less when it is compressed.
+        "--reorder-functions-by-name",
         "--enable-simd",
         "--enable-bulk-memory",
         "--enable-nontrapping-float-to-int",

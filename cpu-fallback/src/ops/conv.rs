@@ -218,10 +218,10 @@ impl Spatial {
                 continue;
             }
             // Phases that some tap reaches; there are no more of them than taps.
-            let mut reached: Vec<i64> = (0..s.taps[d]).map(|k| offset(k).rem_euclid(stride)).collect();
-            reached.sort_unstable();
+            let mut reached: Vec<usize> = (0..s.taps[d]).map(|k| offset(k).rem_euclid(stride) as usize).collect();
+            litegpu_graph::order(&mut reached, &mut |a, b| a.cmp(&b));
             reached.dedup();
-            for phase in reached.into_iter().filter(|&p| p < s.output[d] as i64) {
+            for phase in reached.into_iter().filter(|&p| p < s.output[d]).map(|p| p as i64) {
                 // Taps in the order of the inputs that they read.
                 let taps = (0..s.taps[d]).rev().filter(|&k| (phase - offset(k)).rem_euclid(stride) == 0);
                 axes[d].push(Axis {

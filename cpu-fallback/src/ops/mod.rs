@@ -34,30 +34,31 @@ use litegpu_graph::{Error, Family, Result};
 /// `Unsupported` when the executor has no kernel for the operator in these types; `Invalid` when the node's operands
 /// or attributes do not fit together.
 pub fn prepare(site: &Site<'_>) -> Result<Kernel> {
-    match site.node.op.family() {
-        Family::Conv => conv::prepare(site),
-        Family::Matmul => matmul::prepare(site),
-        Family::Pool => pool::prepare(site),
-        Family::Unary => unary::prepare(site),
-        Family::Binary => binary::prepare(site),
-        Family::Select => select::prepare(site),
-        Family::Quantize => quantize::prepare(site),
-        Family::Normalize => normalize::prepare(site),
-        Family::Reduce => reduce::prepare(site),
-        Family::Reshape => reshape::prepare(site),
-        Family::Layout => layout::prepare(site),
-        Family::Fill => fill::prepare(site),
-        Family::Gather => gather::prepare(site),
-        Family::Resize => resize::prepare(site),
-        Family::Sort => sort::prepare(site),
-        Family::Recurrent => recurrent::prepare(site),
-        Family::Control => control::prepare(site),
-        Family::Signal => signal::prepare(site),
-        Family::Text => text::prepare(site),
-        Family::Stablehlo => stablehlo::prepare(site),
-        Family::Custom => custom::prepare(site),
-    }
-    .map_err(|e: Error| e.at(site.node.op.name()))
+    // Chosen, then called: see litegpu_graph::ops::infer.
+    let family: fn(&Site<'_>) -> Result<Kernel> = match site.node.op.family() {
+        Family::Conv => conv::prepare,
+        Family::Matmul => matmul::prepare,
+        Family::Pool => pool::prepare,
+        Family::Unary => unary::prepare,
+        Family::Binary => binary::prepare,
+        Family::Select => select::prepare,
+        Family::Quantize => quantize::prepare,
+        Family::Normalize => normalize::prepare,
+        Family::Reduce => reduce::prepare,
+        Family::Reshape => reshape::prepare,
+        Family::Layout => layout::prepare,
+        Family::Fill => fill::prepare,
+        Family::Gather => gather::prepare,
+        Family::Resize => resize::prepare,
+        Family::Sort => sort::prepare,
+        Family::Recurrent => recurrent::prepare,
+        Family::Control => control::prepare,
+        Family::Signal => signal::prepare,
+        Family::Text => text::prepare,
+        Family::Stablehlo => stablehlo::prepare,
+        Family::Custom => custom::prepare,
+    };
+    family(site).map_err(|e: Error| e.at(site.node.op.name()))
 }
 
 /// The operator as a step of a chain: what it does to elements that another operator has just written.

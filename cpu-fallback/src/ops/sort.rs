@@ -105,7 +105,7 @@ fn first(order: &mut Vec<usize>, k: usize, by: &dyn Fn(&usize, &usize) -> Orderi
         order.select_nth_unstable_by(k - 1, by);
         order.truncate(k);
     }
-    order.sort_unstable_by(by);
+    litegpu_graph::order(order, &mut |a, b| by(&a, &b));
 }
 
 /// Distinct elements in order of first appearance, and for each element the number of its value.

@@ -4,7 +4,7 @@ use super::*;
 use crate::chain::Step;
 use crate::kernel::Call;
 use crate::real;
-use crate::strided::{Line, line, map};
+use crate::strided::{InPlace, Line, in_place, line, map};
 use crate::tables::{self, Sigmoid, Words, quantization, to_int};
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -50,13 +50,25 @@ fn lines<A: Pod + Send + Sync, B: Pod + Send + Sync>(f: Box<Line<A, B>>) -> Resu
     }))
 }
 
-fn halves<T: Pod + Send + Sync>(f: Box<Line<f32, f32>>, wide: fn(T) -> f32, narrow: fn(f32) -> T) -> Result<Kernel> {
+/// Floats that are copied, then changed in their place.
+const BLOCK: usize = 1024;
+
+fn reals(f: Box<InPlace>) -> Result<Kernel> {
+    lines(Box::new(move |x: &[f32], out: &mut [f32]| {
+        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            out.copy_from_slice(&x[..out.len()]);
+            f(out);
+        }
+    }))
+}
+
+fn halves<T: Pod + Send + Sync>(f: Box<InPlace>, wide: fn(T) -> f32, narrow: fn(f32) -> T) -> Result<Kernel> {
     lines(Box::new(move |x: &[T], out: &mut [T]| {
-        let (mut a, mut b) = ([0f32; 128], [0f32; 128]);
+        let mut a = [0f32; 128];
         for (x, out) in x.chunks(128).zip(out.chunks_mut(128)) {
             a.iter_mut().zip(x).for_each(|(a, &v)| *a = wide(v));
-            f(&a[..x.len()], &mut b[..x.len()]);
-            out.iter_mut().zip(&b).for_each(|(o, &v)| *o = narrow(v));
+            f(&mut a[..x.len()]);
+            out.iter_mut().zip(&a).for_each(|(o, &v)| *o = narrow(v));
         }
     }))
 }
@@ -83,15 +95,15 @@ fn of_reals(site: &Site<'_>, d: DType) -> Result<Kernel> {
     match d {
         DType::F16 => halves(f, f16::to_f32, f16::from_f32),
         DType::BF16 => halves(f, bf16::to_f32, bf16::from_f32),
-        _ => lines(f),
+        _ => reals(f),
     }
 }
 
-fn real(f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Box<Line<f32, f32>> {
-    line(f)
+fn real(f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Box<InPlace> {
+    in_place(f)
 }
 
-fn real_line(site: &Site<'_>) -> Option<Box<Line<f32, f32>>> {
+fn real_line(site: &Site<'_>) -> Option<Box<InPlace>> {
     let exact = || quantizes(site.graph);
     // The comparisons are written so that a NaN stays one.
     Some(match &site.node.op {

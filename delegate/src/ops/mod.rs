@@ -54,33 +54,35 @@ pub(crate) fn team(cx: &Lower<'_, '_>, groups: usize, steps: usize) -> Option<us
 
 /// Emits the dispatches of the operator that `cx` stands at, or says why it stays on the CPU.
 pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
-    match cx.node.op.family() {
-        Family::Unary => unary::lower(cx),
-        Family::Binary => binary::lower(cx),
-        Family::Select => select::lower(cx),
-        Family::Quantize => quantize::lower(cx),
-        Family::Normalize => normalize::lower(cx),
-        Family::Reduce => reduce::lower(cx),
-        Family::Reshape => reshape::lower(cx),
-        Family::Layout => layout::lower(cx),
-        Family::Fill => fill::lower(cx),
-        Family::Gather => gather::lower(cx),
-        Family::Pool => pool::lower(cx),
-        Family::Resize => resize::lower(cx),
-        Family::Conv => conv::lower(cx),
-        Family::Matmul => matmul::lower(cx),
-        Family::Sort => sort::lower(cx),
-        Family::Recurrent => recurrent::lower(cx),
-        Family::Control => control::lower(cx),
-        Family::Signal => no("complex numbers stay on the CPU"),
-        Family::Text => no("text operators stay on the CPU"),
-        Family::Stablehlo => no("StableHLO operators stay on the CPU"),
+    // Chosen, then called: see litegpu_graph::ops::infer.
+    let family: fn(&mut Lower<'_, '_>) -> Lowered = match cx.node.op.family() {
+        Family::Unary => unary::lower,
+        Family::Binary => binary::lower,
+        Family::Select => select::lower,
+        Family::Quantize => quantize::lower,
+        Family::Normalize => normalize::lower,
+        Family::Reduce => reduce::lower,
+        Family::Reshape => reshape::lower,
+        Family::Layout => layout::lower,
+        Family::Fill => fill::lower,
+        Family::Gather => gather::lower,
+        Family::Pool => pool::lower,
+        Family::Resize => resize::lower,
+        Family::Conv => conv::lower,
+        Family::Matmul => matmul::lower,
+        Family::Sort => sort::lower,
+        Family::Recurrent => recurrent::lower,
+        Family::Control => control::lower,
+        Family::Signal => return no("complex numbers stay on the CPU"),
+        Family::Text => return no("text operators stay on the CPU"),
+        Family::Stablehlo => return no("StableHLO operators stay on the CPU"),
         Family::Custom => match &cx.node.op {
-            Op::Custom(c) if c.name == "Convolution2DTransposeBias" => conv::lower(cx),
-            Op::Custom(c) => no(format!("no GPU kernel for the custom operator {}", c.name)),
-            _ => no("no GPU kernel"),
+            Op::Custom(c) if c.name == "Convolution2DTransposeBias" => conv::lower,
+            Op::Custom(c) => return no(format!("no GPU kernel for the custom operator {}", c.name)),
+            _ => return no("no GPU kernel"),
         },
-    }
+    };
+    family(cx)
 }
 
 /// Copies floats from one storage to another.

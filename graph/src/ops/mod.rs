@@ -141,30 +141,32 @@ pub fn broadcast(a: &[usize], b: &[usize]) -> Result<Shape> {
 /// # Errors
 /// `Invalid` when operands or attributes do not fit the operator; `Unsupported` when the operator has no rule.
 pub fn infer(site: &Site<'_>) -> Result<Inferred> {
-    let out = match site.op.family() {
-        Family::Conv => conv::infer(site),
-        Family::Matmul => matmul::infer(site),
-        Family::Pool => pool::infer(site),
-        Family::Unary => unary::infer(site),
-        Family::Binary => binary::infer(site),
-        Family::Select => select::infer(site),
-        Family::Quantize => quantize::infer(site),
-        Family::Normalize => normalize::infer(site),
-        Family::Reduce => reduce::infer(site),
-        Family::Reshape => reshape::infer(site),
-        Family::Layout => layout::infer(site),
-        Family::Fill => fill::infer(site),
-        Family::Gather => gather::infer(site),
-        Family::Resize => resize::infer(site),
-        Family::Sort => sort::infer(site),
-        Family::Recurrent => recurrent::infer(site),
-        Family::Control => control::infer(site),
-        Family::Signal => signal::infer(site),
-        Family::Text => text::infer(site),
-        Family::Stablehlo => stablehlo::infer(site),
-        Family::Custom => custom::infer(site),
-    }
-    .map_err(|e| e.at(site.op.name()))?;
+    // A rule is chosen, then called: inlined into one function, all of them would be compiled for the first operator where
+    // code is compiled when it is called (WebAssembly).
+    let rule: fn(&Site<'_>) -> Result<Inferred> = match site.op.family() {
+        Family::Conv => conv::infer,
+        Family::Matmul => matmul::infer,
+        Family::Pool => pool::infer,
+        Family::Unary => unary::infer,
+        Family::Binary => binary::infer,
+        Family::Select => select::infer,
+        Family::Quantize => quantize::infer,
+        Family::Normalize => normalize::infer,
+        Family::Reduce => reduce::infer,
+        Family::Reshape => reshape::infer,
+        Family::Layout => layout::infer,
+        Family::Fill => fill::infer,
+        Family::Gather => gather::infer,
+        Family::Resize => resize::infer,
+        Family::Sort => sort::infer,
+        Family::Recurrent => recurrent::infer,
+        Family::Control => control::infer,
+        Family::Signal => signal::infer,
+        Family::Text => text::infer,
+        Family::Stablehlo => stablehlo::infer,
+        Family::Custom => custom::infer,
+    };
+    let out = rule(site).map_err(|e| e.at(site.op.name()))?;
     if out.len() < site.outputs.len() {
         return Err(Error::invalid(format!(
             "{} has {} outputs, {} expected",

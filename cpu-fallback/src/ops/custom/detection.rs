@@ -134,7 +134,7 @@ fn overlap(a: &Corners, b: &Corners) -> f32 {
 
 /// Sorts by falling score; equals stay in their order.
 fn best_first(order: &mut [usize], score: &dyn Fn(usize) -> f32) {
-    order.sort_by(|&i, &j| score(j).partial_cmp(&score(i)).unwrap_or(std::cmp::Ordering::Equal));
+    litegpu_graph::order(order, &mut |i, j| score(j).partial_cmp(&score(i)).unwrap_or(std::cmp::Ordering::Equal));
 }
 
 /// The boxes that survive, best first.
@@ -184,8 +184,10 @@ fn by_class(boxes: &[Corners], scores: &[f32], columns: usize, background: usize
         let kept = suppress(boxes, score, limit, o);
         all.extend(kept.into_iter().map(|index| Found { index, class, score: score(index) }));
         // Stable: among equals the earlier class comes first.
-        all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(std::cmp::Ordering::Equal));
-        all.truncate(o.max_detections);
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        best_first(&mut order, &|i| all[i].score);
+        order.truncate(o.max_detections);
+        all = order.iter().map(|&i| all[i]).collect();
     }
     let count = all.len();
     Detections { list: all.into_iter().map(Some).collect(), count }

@@ -222,9 +222,9 @@ impl Fields<'_> {
 
 /// In decreasing order, as the reference adds them.
 fn mean(scores: &[f32; KEYPOINTS]) -> f32 {
-    let mut sorted = *scores;
-    sorted.sort_by(|a, b| b.total_cmp(a));
-    sorted.iter().sum::<f32>() / KEYPOINTS as f32
+    let mut order: [usize; KEYPOINTS] = std::array::from_fn(|i| i);
+    litegpu_graph::order(&mut order, &mut |i, j| scores[j].total_cmp(&scores[i]));
+    order.iter().map(|&i| scores[i]).sum::<f32>() / KEYPOINTS as f32
 }
 
 fn best_first(poses: &mut [Pose]) {
