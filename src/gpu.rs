@@ -19,7 +19,7 @@ pub use litegpu_delegate::{AdapterClass, AdapterInfo, Caps, Ceiling, DeviceMemor
 pub struct DevicePort {
     /// How elements are stored: `f32`, `f16` (two to a word), `i8`, `u8`, `bool` (one byte), or `i32`.
     pub elem: &'static str,
-    /// The tensor's shape.
+    /// The tensor's shape; of complex numbers that of their floats, twice as long innermost.
     pub shape: Vec<usize>,
     /// Bytes in all.
     pub bytes: u64,
@@ -36,7 +36,7 @@ fn device_port(p: &delegate::Port) -> DevicePort {
         Elem::I32 => "i32",
         Elem::I4 => "i4",
     };
-    DevicePort { elem, shape: p.shape.to_vec(), bytes: p.gpu_bytes() }
+    DevicePort { elem, shape: p.stored().1.to_vec(), bytes: p.gpu_bytes() }
 }
 
 /// How a GPU is chosen.

@@ -84,9 +84,9 @@ pub(crate) fn upload(dtype: DType, shape: &[usize], elem: Elem, from: &[u8], to:
 
 /// Reads host elements out of the padded layout.
 pub(crate) fn download(port: &Port, from: &[u8], to: &mut [u8]) {
-    let (dtype, elem) = (port.dtype, port.elem);
-    let inner = port.shape.last().copied().unwrap_or(1);
-    let (from_row, to_row) = (row_quads(&port.shape) * elem.quad_bytes(), inner * dtype.bits() / 8);
+    let ((dtype, shape), elem) = (port.stored(), port.elem);
+    let inner = shape.last().copied().unwrap_or(1);
+    let (from_row, to_row) = (row_quads(&shape) * elem.quad_bytes(), inner * dtype.bits() / 8);
     if from_row == 0 || to_row == 0 {
         return;
     }

@@ -1241,14 +1241,15 @@ impl Loaded {
             }
             let Some(Where { buffer, at, .. }) = *place else { continue };
             let Some(buffer) = self.buffers.get(buffer) else { continue };
-            let same = port.dtype.bits() == port.elem.quad_bytes() * 2;
-            if same && port.shape.last().is_some_and(|d| d % 4 == 0) {
+            let (dtype, shape) = port.stored();
+            let same = dtype.bits() == port.elem.quad_bytes() * 2;
+            if same && shape.last().is_some_and(|d| d % 4 == 0) {
                 self.queue.write_buffer(buffer, at, bytes);
                 continue;
             }
-            let size = crate::program::quads(&port.shape) * port.elem.quad_bytes();
+            let size = crate::program::quads(&shape) * port.elem.quad_bytes();
             self.scratch.resize(size, 0);
-            if !convert::upload(port.dtype, &port.shape, port.elem, bytes, &mut self.scratch) {
+            if !convert::upload(dtype, &shape, port.elem, bytes, &mut self.scratch) {
                 let message = format!("tensor {} holds values that do not fit into 32 bits", port.tensor);
                 return Err(GpuError::new(GpuErrorKind::Invalid, message));
             }

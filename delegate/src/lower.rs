@@ -303,12 +303,14 @@ impl<'a> Scene<'a> {
         self.graph.tensors.get(t).ok_or_else(|| Unsupported::new(format!("no tensor {t}")))
     }
 
-    /// The tensor's shape in this plan.
+    /// The tensor's shape in this plan. Of complex numbers, that of the floats that they are made of: twice as long
+    /// innermost.
     pub fn shape(&self, t: TensorId) -> Lowered<Shape> {
         if let Some(c) = self.folded.get(&t) {
             return Ok(self.tensor(*c)?.shape.clone());
         }
         match self.shapes.get(t) {
+            Some(s) if self.tensor(t)?.dtype == DType::C64 => Ok(floats_of(s)),
             Some(s) => Ok(s.clone()),
             None => no(format!("the shape of tensor {t} is known only when the graph runs")),
         }
@@ -345,6 +347,7 @@ impl<'a> Scene<'a> {
             DType::U8 => Elem::U8,
             DType::Bool => Elem::Bool,
             DType::I32 => Elem::I32,
+            DType::C64 if !tensor.is_variable && !tensor.is_constant() => Elem::F32,
             DType::I16 if tensor.quant.is_some() => return no("16x8 runs on the CPU by design"),
             d => return no(format!("{d} tensors stay on the CPU")),
         })
@@ -823,5 +826,6 @@ impl<'a, 'e> Lower<'a, 'e> {
 
 fn port(scene: &Scene<'_>, t: TensorId, slot: Option<SlotId>, elem: Elem) -> Lowered<Port> {
     let Some(slot) = slot else { return no(format!("tensor {t} is not computed here")) };
-    Ok(Port { tensor: t, dtype: scene.tensor(t)?.dtype, shape: scene.shape(t)?, elem, slot })
+    let Some(shape) = scene.shapes.get(t).cloned() else { return no(format!("the shape of tensor {t} is not known")) };
+    Ok(Port { tensor: t, dtype: scene.tensor(t)?.dtype, shape, elem, slot })
 }

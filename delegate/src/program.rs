@@ -140,7 +140,14 @@ impl Port {
     }
     /// Bytes on the GPU.
     pub fn gpu_bytes(&self) -> u64 {
-        padded_bytes(&self.shape, self.elem)
+        padded_bytes(&self.stored().1, self.elem)
+    }
+    /// Type and shape of what lies in memory: that of the tensor, but of complex numbers that of their floats.
+    pub fn stored(&self) -> (DType, Shape) {
+        match self.dtype {
+            DType::C64 => (DType::F32, floats_of(&self.shape)),
+            d => (d, self.shape.clone()),
+        }
     }
 }
 
@@ -223,6 +230,16 @@ pub fn tail(shape: &[usize]) -> usize {
         0 => 4,
         n => n,
     }
+}
+
+/// The shape of the floats that complex numbers of a shape are made of: twice as long innermost.
+pub(crate) fn floats_of(shape: &[usize]) -> Shape {
+    let mut s = Shape::from_slice(shape);
+    match s.last_mut() {
+        Some(n) => *n = n.saturating_mul(2),
+        None => s.push(2),
+    }
+    s
 }
 
 /// The least that a binding has: kernels that load four 64-bit words at once need that much.

@@ -76,16 +76,19 @@ kernels! {
         roles: &[("q", FLOAT), ("k", FLOAT), ("v", FLOAT), ("mask", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
     }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
+    "complex" { roles: &[("in0", &[F32]), ("acc", &[F32]), ("out", FLOAT)] }
     "cumsum" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "diagonal" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "dynamic" { functions: &["f_snap"], roles: &[("in0", FLOAT), ("out", FLOAT)] }
     "embedding" { roles: &[("acc", &[F32]), ("out", FLOAT)] }
+    "fft" { roles: &[("in0", &[F32]), ("out", &[F32])] }
     "fill" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lrn" { functions: &["f_pow"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "lstm" {
         functions: &["f_logistic", "f_tanh", "f_snap"],
         roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)],
     }
+    "rfft" { roles: &[("in0", FLOAT), ("out", &[F32])] }
     "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "rms" { roles: &[("in0", FLOAT), ("in1", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "rnn" { functions: &["f_tanh", "f_snap"], roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }

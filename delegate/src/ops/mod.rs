@@ -15,6 +15,7 @@ mod reduce;
 mod reshape;
 mod resize;
 mod select;
+mod signal;
 mod sort;
 mod unary;
 
@@ -54,6 +55,15 @@ pub(crate) fn team(cx: &Lower<'_, '_>, groups: usize, steps: usize) -> Option<us
 
 /// Emits the dispatches of the operator that `cx` stands at, or says why it stays on the CPU.
 pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    // A complex number is two floats of its row: whoever does not know takes them for elements.
+    if !matches!(cx.node.op.family(), Family::Signal | Family::Reshape) {
+        let all = cx.node.inputs.iter().flatten().chain(&cx.node.outputs);
+        for &t in all {
+            if cx.scene.tensor(t)?.dtype == DType::C64 {
+                return no("complex numbers");
+            }
+        }
+    }
     // Chosen, then called: see litegpu_graph::ops::infer.
     let family: fn(&mut Lower<'_, '_>) -> Lowered = match cx.node.op.family() {
         Family::Unary => unary::lower,
@@ -73,7 +83,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Sort => sort::lower,
         Family::Recurrent => recurrent::lower,
         Family::Control => control::lower,
-        Family::Signal => return no("complex numbers stay on the CPU"),
+        Family::Signal => signal::lower,
         Family::Text => return no("text operators stay on the CPU"),
         Family::Stablehlo => return no("StableHLO operators stay on the CPU"),
         Family::Custom => match &cx.node.op {

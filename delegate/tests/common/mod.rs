@@ -416,14 +416,15 @@ fn fusing_rounds(config: Config, model: &Model) -> bool {
 }
 
 fn check_memory(p: &Port, bytes: &[u8]) -> Result<(), String> {
-    let used = quads(&p.shape) * p.elem.quad_bytes();
+    let (_, shape) = p.stored();
+    let used = quads(&shape) * p.elem.quad_bytes();
     let end = p.gpu_bytes() as usize;
     if bytes[end..].iter().any(|&b| b != 0xA5) {
         return Err(format!("tensor {}: bytes behind the tensor were written", p.tensor));
     }
     let width = p.elem.quad_bytes() / 4;
-    let row = row_quads(&p.shape) * p.elem.quad_bytes();
-    let inner = p.shape.last().copied().unwrap_or(1) * width;
+    let row = row_quads(&shape) * p.elem.quad_bytes();
+    let inner = shape.last().copied().unwrap_or(1) * width;
     for (r, row) in bytes[..used].chunks(row).enumerate() {
         if row[inner..].iter().any(|&b| b != 0) {
             return Err(format!("tensor {}: padding of row {r} is not zero: {:?}", p.tensor, &row[inner..]));
@@ -441,7 +442,7 @@ pub fn compare(dtype: DType, tolerance: Tolerance, half: bool, want: &[u8], got:
         Err(format!("element {i} of {n}: {g}, {w} wanted"))
     };
     match (dtype, tolerance) {
-        (DType::F32, t) => {
+        (DType::F32 | DType::C64, t) => {
             let (abs, rel) = match t {
                 Tolerance::Float { abs, rel } => (abs, rel),
                 _ => (0.0, 0.0),
