@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
 use crate::report::{Memory, NodeTime, Target};
 use crate::session::{Device, Precision, StepPlan, Verdict, has_nan};
+use crate::tensor::View;
 use litegpu_cpu::{Executor, Value};
 use litegpu_delegate as delegate;
 use litegpu_delegate::{Engine, EngineOptions, GpuError, GpuErrorKind, Loaded, PlanOptions};
@@ -242,10 +243,10 @@ impl Program {
         &self.0.nodes
     }
     pub(crate) fn inputs(&self) -> Vec<TensorId> {
-        self.0.inputs.iter().map(|p| p.tensor).collect()
+        self.0.inputs.iter().filter(|p| p.variable.is_none()).map(|p| p.tensor).collect()
     }
     pub(crate) fn outputs(&self) -> Vec<TensorId> {
-        self.0.outputs.iter().map(|p| p.tensor).collect()
+        self.0.outputs.iter().filter(|p| p.variable.is_none()).map(|p| p.tensor).collect()
     }
 }
 
@@ -269,7 +270,7 @@ pub(crate) enum Fault {
     /// Memory did not suffice.
     Memory(String),
     /// A result holds NaN, where no operand does.
-    Nan(TensorId, String),
+    Nan(Kept, String),
     /// Anything else.
     Error(Error),
 }
@@ -310,16 +311,16 @@ impl Part {
     /// How the part reads or writes a tensor.
     pub(crate) fn port(&self, tensor: TensorId, output: bool) -> Option<DevicePort> {
         match output {
-            false => self.loaded.inputs().find(|p| p.tensor == tensor).map(device_port),
-            true => self.loaded.outputs().find(|p| p.tensor == tensor).map(device_port),
+            false => self.loaded.inputs().find(|p| is(p, tensor)).map(device_port),
+            true => self.loaded.outputs().find(|p| is(p, tensor)).map(device_port),
         }
     }
 
     /// Lets a tensor be read from, or written to, device memory.
     pub(crate) fn attach(&mut self, tensor: TensorId, output: bool, memory: Option<DeviceMemory>) {
         let (list, at) = match output {
-            false => (&mut self.attached, self.loaded.inputs().position(|p| p.tensor == tensor)),
-            true => (&mut self.detoured, self.loaded.outputs().position(|p| p.tensor == tensor)),
+            false => (&mut self.attached, self.loaded.inputs().position(|p| is(p, tensor))),
+            true => (&mut self.detoured, self.loaded.outputs().position(|p| is(p, tensor))),
         };
         let Some(at) = at else { return };
         list.retain(|&t| t != tensor);
@@ -341,14 +342,28 @@ impl Part {
         times: Option<&mut Vec<NodeTime>>,
         guard: bool,
     ) -> Result<(), Fault> {
-        let shapes: Vec<_> = self.loaded.outputs().map(|p| (p.tensor, p.shape.clone())).collect();
-        for (v, (_, shape)) in self.outputs.iter_mut().zip(&shapes) {
-            v.reshape(shape)?;
+        let kept: Vec<Kept> = self.loaded.outputs().map(Kept::new).collect();
+        for (v, port) in self.outputs.iter_mut().zip(self.loaded.outputs()) {
+            v.reshape(&port.shape)?;
         }
-        let mut inputs: Vec<&[u8]> = Vec::with_capacity(self.loaded.inputs().len());
-        let tensors: Vec<TensorId> = self.loaded.inputs().map(|p| p.tensor).collect();
-        for t in tensors {
-            inputs.push(if self.attached.contains(&t) { &[] } else { exec.get(subgraph, t)?.bytes });
+        let given: Vec<Kept> = self.loaded.inputs().map(Kept::new).collect();
+        let given: Vec<Held> = given.iter().map(|k| k.find(exec)).collect();
+        let mut inputs: Vec<&[u8]> = Vec::with_capacity(given.len());
+        for (held, port) in given.iter().zip(self.loaded.inputs()) {
+            if self.attached.contains(&port.tensor) && port.variable.is_none() {
+                inputs.push(&[]);
+                continue;
+            }
+            let view = held.view(exec, subgraph)?;
+            if view.shape != port.shape.as_slice() || view.dtype != port.dtype {
+                let (s, want) = (view.shape, port.shape.as_slice());
+                let why = format!(
+                    "a variable decides shapes: {}{s:?} where the file declares {}{want:?}",
+                    view.dtype, port.dtype
+                );
+                return Err(Fault::Gone(why));
+            }
+            inputs.push(view.bytes);
         }
         let mut outputs: Vec<&mut [u8]> = self.outputs.iter_mut().map(Value::bytes_mut).collect();
         match times {
@@ -366,23 +381,102 @@ impl Part {
             }
         }
         if guard && self.attached.is_empty() {
-            let here = self.outputs.iter().zip(&shapes).filter(|(_, (t, _))| !self.detoured.contains(t));
-            let mut wrong = here.filter(|(v, _)| has_nan(&v.view())).map(|(_, (t, _))| *t);
-            if let Some(t) = wrong.next() {
-                let mut operands = self.loaded.inputs().map(|p| exec.get(subgraph, p.tensor));
+            let here = self.outputs.iter().zip(&kept).filter(|(_, k)| !k.is_in(&self.detoured));
+            let mut wrong = here.filter(|(v, _)| has_nan(&v.view())).map(|(_, k)| k.clone());
+            if let Some(k) = wrong.next() {
+                let mut operands = given.iter().map(|h| h.view(exec, subgraph));
                 if !operands.any(|v| v.is_ok_and(|v| has_nan(&v))) {
-                    return Err(Fault::Nan(t, "the GPU made NaN of numbers".into()));
+                    return Err(Fault::Nan(k, "the GPU made NaN of numbers".into()));
                 }
             }
         }
-        for (v, (t, _)) in self.outputs.iter_mut().zip(&shapes) {
-            if self.detoured.contains(t) {
-                continue;
+        for (v, k) in self.outputs.iter_mut().zip(&kept) {
+            match k {
+                Kept::Tensor(_) if k.is_in(&self.detoured) => {}
+                Kept::Tensor(t) => exec.exchange(subgraph, *t, v)?,
+                Kept::Variable(variable) => assign(exec, variable, v)?,
             }
-            exec.exchange(subgraph, *t, v)?;
         }
         Ok(())
     }
+}
+
+/// Where a session keeps what crosses the boundary of a part.
+#[derive(Debug, Clone)]
+pub(crate) enum Kept {
+    Tensor(TensorId),
+    Variable(delegate::Variable),
+}
+
+/// The same, with the number that a variable's handle has.
+#[derive(Debug)]
+enum Held {
+    Tensor(TensorId),
+    Variable(i32),
+}
+
+impl Kept {
+    fn new(port: &delegate::Port) -> Kept {
+        match &port.variable {
+            Some(v) => Kept::Variable(v.clone()),
+            None => Kept::Tensor(port.tensor),
+        }
+    }
+    fn is_in(&self, tensors: &[TensorId]) -> bool {
+        matches!(self, Kept::Tensor(t) if tensors.contains(t))
+    }
+    /// Whether its value holds NaN.
+    pub(crate) fn is_nan(&self, exec: &mut Executor, subgraph: usize) -> bool {
+        let held = self.find(exec);
+        held.view(exec, subgraph).is_ok_and(|v| has_nan(&v))
+    }
+    fn find(&self, exec: &mut Executor) -> Held {
+        match self {
+            Kept::Tensor(t) => Held::Tensor(*t),
+            Kept::Variable(v) => Held::Variable(exec.resources.handle(&v.container, &v.name)),
+        }
+    }
+    /// What the user knows it by.
+    pub(crate) fn name(&self, graph: &Graph) -> String {
+        match self {
+            Kept::Tensor(t) => {
+                let name = graph.tensors.get(*t).map(|t| t.name.as_str()).unwrap_or_default();
+                format!("tensor {t} '{name}'")
+            }
+            Kept::Variable(v) => format!("variable '{}'", v.name),
+        }
+    }
+}
+
+impl Held {
+    fn view<'e>(&self, exec: &'e Executor, subgraph: usize) -> Result<View<'e>, litegpu_graph::Error> {
+        match self {
+            Held::Tensor(t) => exec.get(subgraph, *t),
+            Held::Variable(n) => {
+                let none = || litegpu_graph::Error::invalid("a variable is read that has no value yet");
+                exec.resources.variables.get(n).map(Value::view).ok_or_else(none)
+            }
+        }
+    }
+}
+
+/// Gives a resource variable the value that the GPU has computed.
+fn assign(exec: &mut Executor, variable: &delegate::Variable, from: &Value) -> Result<(), litegpu_graph::Error> {
+    let n = exec.resources.handle(&variable.container, &variable.name);
+    if exec.resources.variables.get(&n).is_none_or(|v| v.dtype != from.dtype) {
+        let empty = exec.resources.empty(from.dtype);
+        exec.resources.variables.insert(n, empty);
+    }
+    let Some(held) = exec.resources.variables.get_mut(&n) else { return Ok(()) };
+    let view = from.view();
+    held.reshape(view.shape)?;
+    held.bytes_mut().copy_from_slice(view.bytes);
+    Ok(())
+}
+
+/// Whether it is the port of a tensor.
+fn is(p: &delegate::Port, tensor: TensorId) -> bool {
+    p.tensor == tensor && p.variable.is_none()
 }
 
 fn device_error(e: GpuError) -> Error {

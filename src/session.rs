@@ -652,13 +652,13 @@ impl Session {
         }
         match lost {
             // What the CPU makes NaN of as well is the model's own, and the GPU is right.
-            Some((at, Fault::Nan(t, why))) => {
+            Some((at, Fault::Nan(kept, why))) => {
                 let planned = self.rescue(at)?;
-                if self.exec.get(s, t).is_ok_and(|v| has_nan(&v)) {
+                if kept.is_nan(&mut self.exec, s) {
                     (self.planned, self.nan_guard) = (planned, false);
                 } else {
-                    let name = graph(&self.model, s)?.tensors.get(t).map(|t| t.name.clone()).unwrap_or_default();
-                    let why = format!("{why}, in tensor {t} '{name}'; in float32 precision it may not");
+                    let name = kept.name(graph(&self.model, s)?);
+                    let why = format!("{why}, in {name}; in float32 precision it may not");
                     self.give_up_gpu(Fault::Gone(why))?;
                     self.prepare_async().await?;
                 }
@@ -789,6 +789,7 @@ impl Session {
         }
         self.timings.prepare_ms = 0.0;
         self.attached.clear();
+        let mut refused: Option<String> = None;
         loop {
             let start = Clock::now();
             let caps = self.gpu.as_ref().map(Gpu::caps);
@@ -802,13 +803,20 @@ impl Session {
             let Draft { shapes, hangs_on, placements, partitions, memory, .. } = draft;
             match loaded {
                 Ok(steps) => {
+                    let left = steps.iter().any(|s| matches!(s, Step::Gpu(_)));
+                    if let Some(why) = refused.filter(|_| self.require_gpu && !left) {
+                        return Err(Error::new(ErrorKind::Device, why));
+                    }
                     self.planned = Some(Planned { steps, shapes, hangs_on, placements, partitions, memory });
                     return Ok(());
                 }
                 Err(Fault::Memory(why)) if memory.gpu_planned + memory.gpu_weights > 0 => {
                     // Half of what did not fit, and half again: in the end nothing is left for the GPU.
-                    self.wish.budget = Some((memory.gpu_planned + memory.gpu_weights) / 2);
-                    log::warn!("{why}; planning anew for {:?} bytes", self.wish.budget);
+                    let budget = (memory.gpu_planned + memory.gpu_weights) / 2;
+                    self.wish.budget = Some(budget);
+                    log::warn!("{why}; planning anew for {budget} bytes");
+                    self.note = Some(format!("{why}; the plan keeps to {budget} bytes"));
+                    refused = Some(why);
                 }
                 Err(Fault::Error(e)) if self.gpu.is_none() => return Err(e),
                 Err(fault) => self.give_up_gpu(fault)?,

@@ -241,3 +241,45 @@ fn a_kernel_that_does_not_compile_or_a_queue_that_hangs_leaves_the_work_to_the_c
         assert!(failed.is_err());
     }
 }
+
+#[test]
+fn memory_that_is_refused_leaves_the_work_to_the_cpu() {
+    if !common::gpu() {
+        return;
+    }
+    let (model, input) = digits();
+    let want = on_cpu(&model, &input);
+    let b = |memory| {
+        let options = GpuOptions { memory: Some(memory), ..GpuOptions::default() };
+        Session::builder(&model).device(Device::Gpu).everything_on_gpu(true).gpu(&Gpu::open(options).unwrap())
+    };
+    let mut session = b(1 << 10).build().unwrap();
+    assert_eq!(session.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), want);
+    let report = session.report();
+    assert_eq!(report.count(Target::Gpu), 0, "{report}");
+    assert!(report.note.as_deref().unwrap_or_default().contains("out of GPU memory"), "{:?}", report.note);
+    assert!(report.placements.iter().any(|p| p.reason.contains("memory budget")), "{report}");
+    // Nobody is to take over.
+    let e = b(1 << 10).require_gpu(true).build().unwrap_err();
+    assert!(e.kind == ErrorKind::Device && e.to_string().contains("out of GPU memory"), "{e}");
+}
+
+/// What several sessions hold counts together, and is given back with them.
+#[test]
+fn sessions_share_the_memory_of_their_device() {
+    if !common::gpu() {
+        return;
+    }
+    let (model, input) = digits();
+    let on = |gpu: &Gpu| Session::builder(&model).device(Device::Gpu).everything_on_gpu(true).gpu(gpu).build().unwrap();
+    let whole = on(&Gpu::open(GpuOptions::default()).unwrap()).report();
+    let used = whole.memory.gpu_planned + whole.memory.gpu_weights;
+    let gpu = Gpu::open(GpuOptions { memory: Some(used * 3 / 2), ..GpuOptions::default() }).unwrap();
+    let first = on(&gpu);
+    assert_eq!(first.report().count(Target::Gpu), whole.count(Target::Gpu));
+    let mut second = on(&gpu);
+    assert!(second.report().count(Target::Gpu) < whole.count(Target::Gpu), "{}", second.report());
+    assert_eq!(second.run(std::slice::from_ref(&input)).unwrap()[0].bytes(), on_cpu(&model, &input));
+    drop((first, second));
+    assert_eq!(on(&gpu).report().count(Target::Gpu), whole.count(Target::Gpu));
+}

@@ -239,12 +239,18 @@ fn by_trial(op: &Op, dtype: DType) -> (bool, bool) {
     (cpu, gpu)
 }
 
+/// What the GPU runs of subgraphs.
+const BODIES: &str = "shapes that are known, operators with a GPU kernel";
+
 /// What these operators need is other subgraphs, resources or two dozen operands: their tests answer for them. On the
 /// CPU and on the GPU.
 fn special(op: &Op) -> Option<(&'static str, &'static str)> {
     Some(match op {
-        Op::If(_) | Op::While(_) | Op::Call(_) | Op::CallOnce(_) => ("control flow, any type", ""),
-        Op::StablehloCase(_) | Op::StablehloWhile(_) | Op::StablehloComposite(_) => ("control flow, any type", ""),
+        Op::CallOnce(_) => ("control flow, any type", ""),
+        Op::If(_) | Op::While(_) | Op::Call(_) | Op::StablehloCase(_) => ("control flow, any type", BODIES),
+        Op::StablehloWhile(_) | Op::StablehloComposite(_) => ("control flow, any type", BODIES),
+        Op::VarHandle(_) => ("any type", "names memory"),
+        Op::ReadVariable | Op::AssignVariable => ("any type", "f32, f16, i8, u8, i32, bool"),
         Op::UnidirectionalSequenceLstm(_) => ("f32, i8; dynamic range", "f32"),
         Op::Lstm(o) if o.kernel_type != LSTMKernelType::BASIC => ("f32, i8, u8 (basic); dynamic range", "f32"),
         Op::BidirectionalSequenceLstm(_) | Op::BidirectionalSequenceRnn(_) => ("f32; dynamic range", "f32"),

@@ -45,6 +45,7 @@ impl Engine {
             let key = KernelKey::new("ceiling", &[("in0", Elem::F32), ("out", Elem::F32)]);
             program.kernels.push(key.set("WG", wg as i32).set("STEPS", steps));
             program.dispatches.push(Dispatch {
+                stretch: 0,
                 node: 0,
                 kernel: program.kernels.len() - 1,
                 bindings: vec![

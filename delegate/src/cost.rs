@@ -1,9 +1,10 @@
 //! A coarse price for operators: enough to tell a part that pays from one that does not.
 
 use crate::caps::AdapterClass;
+use crate::counter::passes;
 use crate::lower::Scene;
 use crate::plan::overhead;
-use litegpu_graph::{Family, NodeId, TensorId, Work, elements};
+use litegpu_graph::{Family, Node, NodeId, Op, TensorId, Work, elements};
 
 /// What a part costs on either side.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -22,13 +23,53 @@ fn size(scene: &Scene<'_>, t: TensorId) -> (u64, u64) {
     (n, n.saturating_mul(bits) / 8)
 }
 
+/// The work in a subgraph.
+pub(crate) fn whole(scene: &Scene<'_>) -> Work {
+    (0..scene.graph.nodes.len()).map(|i| work(scene, i)).fold(Work::default(), add)
+}
+
+fn add(a: Work, b: Work) -> Work {
+    Work { flops: a.flops.saturating_add(b.flops), bytes: a.bytes.saturating_add(b.bytes) }
+}
+
+/// Condition and body, if the node is a loop.
+fn looped<'s, 'a>(node: &Node, parts: &'s [Scene<'a>]) -> Option<&'s [Scene<'a>; 2]> {
+    parts.first_chunk().filter(|_| litegpu_graph::shapes::loop_of(&node.op).is_some())
+}
+
+/// How often a loop runs, as far as a guess goes.
+fn passes_of(scene: &Scene<'_>, id: NodeId, cond: &Scene<'_>, body: &Scene<'_>) -> u64 {
+    const GUESS: u64 = 8;
+    scene.graph.nodes.get(id).and_then(|n| passes(scene, n, cond, body)).map_or(GUESS, u64::from)
+}
+
+/// The operators that a node stands for in a run, and how often the host is asked what follows.
+fn steps(scene: &Scene<'_>, id: NodeId) -> (f64, f64) {
+    let Some(parts) = scene.flows.get(&id) else { return (1.0, 0.0) };
+    let count = |s: &Scene<'_>| s.graph.nodes.len() as f64;
+    match scene.graph.nodes.get(id).and_then(|n| Some((n, looped(n, parts)?))) {
+        Some((node, [cond, body])) => {
+            let times = passes_of(scene, id, cond, body) as f64;
+            let asks = if passes(scene, node, cond, body).is_some() { 0.0 } else { times };
+            ((count(cond) + count(body)) * times, asks)
+        }
+        None => (parts.iter().map(count).fold(0.0, f64::max), 1.0),
+    }
+}
+
 /// The work in a node, with the shapes of the plan.
 pub fn work(scene: &Scene<'_>, id: NodeId) -> Work {
     if let Some(body) = scene.bodies.get(&id) {
-        return (0..body.graph.nodes.len()).map(|i| work(body, i)).fold(Work::default(), |a, b| Work {
-            flops: a.flops.saturating_add(b.flops),
-            bytes: a.bytes.saturating_add(b.bytes),
-        });
+        return whole(body);
+    }
+    if let Some(parts) = scene.flows.get(&id) {
+        let all = parts.iter().map(whole);
+        let Some([cond, body]) = scene.graph.nodes.get(id).and_then(|n| looped(n, parts)) else {
+            return all.max_by_key(|w| w.flops.saturating_add(w.bytes)).unwrap_or_default();
+        };
+        let passes = passes_of(scene, id, cond, body);
+        let one = all.fold(Work::default(), add);
+        return Work { flops: one.flops.saturating_mul(passes), bytes: one.bytes.saturating_mul(passes) };
     }
     let shape = |t| scene.shape(t).ok();
     scene.graph.nodes.get(id).map_or(Work::default(), |node| litegpu_graph::work(scene.graph, node, &shape))
@@ -55,9 +96,11 @@ pub fn estimate(scene: &Scene<'_>, nodes: &[NodeId]) -> Estimate {
     for &id in nodes {
         let w = work(scene, id);
         let Some(node) = scene.graph.nodes.get(id) else { continue };
-        e.cpu_us += 0.5 + (w.flops as f64 / cpu_flops).max(w.bytes as f64 / cpu_bytes) / 1e3;
-        if node.op.family() != Family::Reshape {
-            e.gpu_us += dispatch + (w.flops as f64 / gpu_flops).max(w.bytes as f64 / gpu_bytes) / 1e3;
+        let (count, asks) = steps(scene, id);
+        e.cpu_us += 0.5 * count + (w.flops as f64 / cpu_flops).max(w.bytes as f64 / cpu_bytes) / 1e3;
+        if node.op.family() != Family::Reshape && !matches!(node.op, Op::ReadVariable | Op::AssignVariable) {
+            e.gpu_us +=
+                dispatch * count + part * asks + (w.flops as f64 / gpu_flops).max(w.bytes as f64 / gpu_bytes) / 1e3;
         }
         for &t in node.inputs.iter().flatten() {
             let constant = matches!(scene.constant(t), Ok(Some(_)));

@@ -2,14 +2,16 @@
 
 use crate::caps::{AdapterClass, Caps};
 use crate::convert;
-use crate::program::{Access, Dispatch, LEAST_BINDING, Place, Port, Program, SlotId};
+use crate::program::{Access, Dispatch, Flow, LEAST_BINDING, Move, Passes, Place, Port, Program, SlotId};
 use crate::tune::{self, Tune, Tuned};
 use litegpu_graph::NodeId;
 use litegpu_shaders::KernelKey;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -121,6 +123,8 @@ pub struct EngineOptions {
     /// The folder in which choices are kept, in a file for each adapter, driver and version; empty for none. `None` is
     /// `litegpu` in the user's folder for caches.
     pub tuned: Option<std::path::PathBuf>,
+    /// Bytes that all that is loaded may take together; what would take more is refused as if the device had none left.
+    pub memory: Option<u64>,
 }
 
 impl Default for EngineOptions {
@@ -139,6 +143,7 @@ impl Default for EngineOptions {
             tune: Tune::Auto,
             tune_time: tune::TIME,
             tuned: None,
+            memory: None,
         }
     }
 }
@@ -174,6 +179,8 @@ pub struct Engine {
     faults: Arc<Mutex<Faults>>,
     pipelines: Mutex<HashMap<KernelKey, Compiled>>,
     tuned: Mutex<Tuned>,
+    /// Bytes of what is loaded.
+    taken: Arc<AtomicU64>,
     /// The device is the application's as well.
     shared: bool,
 }
@@ -317,6 +324,7 @@ impl Engine {
             faults,
             pipelines: Mutex::default(),
             tuned,
+            taken: Arc::default(),
             shared: false,
         })
     }
@@ -337,6 +345,7 @@ impl Engine {
             faults: Arc::default(),
             pipelines: Mutex::default(),
             tuned,
+            taken: Arc::default(),
             shared: true,
         }
     }
@@ -403,10 +412,11 @@ impl Engine {
     /// [`Engine::load`] with every dispatch in the form that it has.
     pub(crate) async fn load_as_is(&self, program: &Program) -> Result<Loaded> {
         check_faults(&self.faults)?;
+        let share = self.reserve(program)?;
         self.compile(program).await?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let made = self.make(program);
+        let made = self.make(program, share);
         let (validation, memory) = (validation.pop(), memory.pop());
         let (validation, memory) = (validation.await, memory.await);
         if let Some(e) = memory {
@@ -417,6 +427,20 @@ impl Engine {
         }
         check_faults(&self.faults)?;
         made
+    }
+
+    /// Takes a program's share of the memory that may be taken.
+    fn reserve(&self, program: &Program) -> Result<Share> {
+        let bytes = program.weight_bytes().saturating_add(program.planned_bytes);
+        let held = self.taken.fetch_add(bytes, Ordering::Relaxed);
+        let share = Share { bytes, taken: self.taken.clone() };
+        match self.options.memory {
+            Some(limit) if held.saturating_add(bytes) > limit => {
+                let message = format!("{bytes} bytes beside {held}, of {limit} that may be taken");
+                Err(GpuError::new(GpuErrorKind::OutOfMemory, message))
+            }
+            _ => Ok(share),
+        }
     }
 
     /// [`Engine::load`], blocking.
@@ -451,7 +475,17 @@ impl Engine {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             let threads = if self.options.compile_threads == 0 { cores } else { self.options.compile_threads };
             if self.caps.class == AdapterClass::Software && threads > 1 {
-                self.warm(&missing, threads)?;
+                let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+                let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+                let warmed = self.warm(&missing, threads);
+                let (validation, memory) = (validation.pop(), memory.pop());
+                if let Some(e) = pollster::block_on(memory) {
+                    return Err(GpuError::new(GpuErrorKind::OutOfMemory, e.to_string()));
+                }
+                warmed?;
+                if let Some(e) = pollster::block_on(validation) {
+                    return Err(gpu_error(e));
+                }
             }
             let missing: Vec<_> = {
                 let have = lock(&self.pipelines);
@@ -462,9 +496,7 @@ impl Engine {
             std::thread::scope(|scope| {
                 for _ in 0..threads.min(missing.len()) {
                     scope.spawn(|| {
-                        while let Some((key, pattern)) =
-                            missing.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-                        {
+                        while let Some((key, pattern)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
                             let done = pollster::block_on(compile_one(&self.device, key, pattern));
                             lock(&results).push(((*key).clone(), done));
                         }
@@ -514,7 +546,7 @@ impl Engine {
             return Ok(());
         }
         let next = std::sync::atomic::AtomicUsize::new(0);
-        let take = || rest.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let take = || rest.get(next.fetch_add(1, Ordering::Relaxed));
         let mut own = Vec::new();
         std::thread::scope(|scope| {
             for _ in 1..threads.min(rest.len()) {
@@ -524,6 +556,8 @@ impl Engine {
                     else {
                         return;
                     };
+                    // What goes wrong there is of no consequence.
+                    device.on_uncaptured_error(Arc::new(|_| {}));
                     let there = Bench::new(&device, &queue, self.options.timeout);
                     while let Some(&(key, pattern)) = take() {
                         if there.dispatch(key, pattern).is_err() {
@@ -585,7 +619,7 @@ impl Engine {
         Ok(buffer)
     }
 
-    fn make(&self, program: &Program) -> Result<Loaded> {
+    fn make(&self, program: &Program, share: Share) -> Result<Loaded> {
         use wgpu::BufferUsages as U;
         let bug = |what: &str| GpuError::new(GpuErrorKind::Internal, what);
         // Constants lie side by side in few buffers.
@@ -643,6 +677,18 @@ impl Engine {
             });
         }
         let uniform = self.filled("uniforms", size, U::UNIFORM, uniforms.into_iter())?;
+        let memory = |slot: SlotId| -> Result<(&wgpu::Buffer, u64)> {
+            let slot = program.slots.get(slot).ok_or_else(|| bug("a binding without slot"))?;
+            let (buffer, offset) = match slot.place {
+                Place::Buffer(i, at) => (buffers.get(i), at),
+                Place::Weight(i) => match weights.get(i) {
+                    Some(&(arena, at)) => (weight_buffers.get(arena), at),
+                    None => (None, 0),
+                },
+                Place::Unused => (None, 0),
+            };
+            Ok((buffer.ok_or_else(|| bug("a binding without memory"))?, offset))
+        };
         let have = lock(&self.pipelines);
         let mut dispatches = Vec::with_capacity(program.dispatches.len());
         for (d, words) in program.dispatches.iter().zip(&words) {
@@ -658,15 +704,7 @@ impl Engine {
             }];
             for b in &d.bindings {
                 let slot = program.slots.get(b.slot).ok_or_else(|| bug("a binding without slot"))?;
-                let (buffer, offset) = match slot.place {
-                    Place::Buffer(i, at) => (buffers.get(i), at),
-                    Place::Weight(i) => match weights.get(i) {
-                        Some(&(arena, at)) => (weight_buffers.get(arena), at),
-                        None => (None, 0),
-                    },
-                    Place::Unused => (None, 0),
-                };
-                let buffer = buffer.ok_or_else(|| bug("a binding without memory"))?;
+                let (buffer, offset) = memory(b.slot)?;
                 entries.push(wgpu::BindGroupEntry {
                     binding: b.binding,
                     resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -690,6 +728,41 @@ impl Engine {
             });
         }
         drop(have);
+        let copies = |moves: &[Move]| -> Result<Vec<Copy>> {
+            let one = |m: &Move| {
+                let ((from, from_at), (to, to_at)) = (memory(m.from)?, memory(m.to)?);
+                Ok(Copy { from: from.clone(), from_at, to: to.clone(), to_at, bytes: m.bytes })
+            };
+            moves.iter().map(one).collect()
+        };
+        let flag = |slot: SlotId| memory(slot).map(|(buffer, at)| (buffer.clone(), at));
+        let mut pieces = Vec::new();
+        let mut stretch = 0;
+        for f in &program.flows {
+            let (start, end) = f.stretches();
+            pieces.push(Piece::Straight(program.stretch(stretch).start..program.stretch(start).start));
+            stretch = end + 1;
+            pieces.push(match f {
+                Flow::Loop { first, cond, passes, body, next } => Piece::Loop {
+                    first: copies(first)?,
+                    cond: program.stretch(*cond),
+                    until: match passes {
+                        Passes::Count(n) => Until::Count(*n),
+                        Passes::While(slot) => Until::Flag(flag(*slot)?),
+                    },
+                    body: program.stretch(*body),
+                    next: copies(next)?,
+                },
+                Flow::Choice { flag: slot, number, arms } => Piece::Choice {
+                    flag: flag(*slot)?,
+                    number: *number,
+                    arms: arms.iter().map(|(s, m)| Ok((program.stretch(*s), copies(m)?))).collect::<Result<_>>()?,
+                },
+            });
+        }
+        pieces.push(Piece::Straight(program.stretch(stretch).start..dispatches.len()));
+        let asks = program.flows.iter().any(|f| f.flag().is_some());
+        let answer = asks.then(|| self.buffer("read-back", ANSWER, U::MAP_READ | U::COPY_DST));
         let places: Vec<Option<Where>> = program
             .slots
             .iter()
@@ -724,9 +797,12 @@ impl Engine {
             buffers,
             places,
             dispatches,
+            pieces,
+            answer,
             inputs,
             outputs,
             attached: Default::default(),
+            _share: share,
             staging,
             scratch: Vec::new(),
         })
@@ -984,6 +1060,47 @@ struct Ready {
     groups: [u32; 3],
 }
 
+/// Bytes that a decision is read back as: one word is wanted.
+const ANSWER: u64 = 16;
+/// Dispatches and copies after which what is recorded is handed to the device.
+const BATCH: usize = 1024;
+/// Passes of a loop after which it counts as endless.
+const MAX_PASSES: usize = 1 << 20;
+
+/// A copy within the device's memory.
+struct Copy {
+    from: wgpu::Buffer,
+    from_at: u64,
+    to: wgpu::Buffer,
+    to_at: u64,
+    bytes: u64,
+}
+
+/// How long a loop goes on.
+enum Until {
+    Count(u32),
+    Flag((wgpu::Buffer, u64)),
+}
+
+/// A program's share of the device's memory, given back with it.
+struct Share {
+    bytes: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What runs in order: dispatches, and what decides about dispatches.
+enum Piece {
+    Straight(Range<usize>),
+    Loop { first: Vec<Copy>, cond: Range<usize>, until: Until, body: Range<usize>, next: Vec<Copy> },
+    Choice { flag: (wgpu::Buffer, u64), number: bool, arms: Vec<(Range<usize>, Vec<Copy>)> },
+}
+
 /// A range of an activation buffer.
 #[derive(Debug, Clone, Copy)]
 struct Where {
@@ -998,6 +1115,35 @@ struct Out {
     /// Mapped where it is, instead of copied to the staging buffer.
     direct: bool,
     at: u64,
+}
+
+fn copy(encoder: &mut wgpu::CommandEncoder, copies: &[Copy]) {
+    for c in copies {
+        encoder.copy_buffer_to_buffer(&c.from, c.from_at, &c.to, c.to_at, c.bytes);
+    }
+}
+
+/// The end of a run's time. A browser has no clock here; its own limit ends what takes too long.
+struct Deadline {
+    #[cfg(not(target_family = "wasm"))]
+    end: std::time::Instant,
+}
+
+impl Deadline {
+    fn new(after: Duration) -> Deadline {
+        #[cfg(target_family = "wasm")]
+        let _ = after;
+        Deadline {
+            #[cfg(not(target_family = "wasm"))]
+            end: std::time::Instant::now() + after,
+        }
+    }
+    fn is_over(&self) -> bool {
+        #[cfg(not(target_family = "wasm"))]
+        return std::time::Instant::now() >= self.end;
+        #[cfg(target_family = "wasm")]
+        return false;
+    }
 }
 
 fn attach(list: &mut HashMap<usize, DeviceMemory>, port: usize, memory: Option<DeviceMemory>) {
@@ -1029,10 +1175,14 @@ pub struct Loaded {
     buffers: Vec<wgpu::Buffer>,
     places: Vec<Option<Where>>,
     dispatches: Vec<Ready>,
+    pieces: Vec<Piece>,
+    /// Where decisions are read back to, if there are any.
+    answer: Option<wgpu::Buffer>,
     inputs: Vec<(Port, Option<Where>)>,
     outputs: Vec<Out>,
     /// What stands in for the host's bytes, for inputs and for outputs.
     attached: [HashMap<usize, DeviceMemory>; 2],
+    _share: Share,
     staging: Option<wgpu::Buffer>,
     scratch: Vec<u8>,
 }
@@ -1078,21 +1228,106 @@ impl Loaded {
         self.upload(inputs)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         self.fetch(&mut encoder);
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            let mut last = usize::MAX;
-            for d in &self.dispatches {
-                if d.kernel != last {
-                    pass.set_pipeline(&d.pipeline);
-                    last = d.kernel;
-                }
-                pass.set_bind_group(0, &d.group, &[]);
-                pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
-            }
+        for piece in &self.pieces {
+            encoder = self.follow(encoder, piece).await?;
         }
         self.stage(&mut encoder);
         let index = self.queue.submit([encoder.finish()]);
         self.download(index, outputs).await
+    }
+
+    /// Records some of the dispatches.
+    fn record(&self, encoder: &mut wgpu::CommandEncoder, range: &Range<usize>) {
+        let dispatches = self.dispatches.get(range.clone()).unwrap_or_default();
+        if dispatches.is_empty() {
+            return;
+        }
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        let mut last = usize::MAX;
+        for d in dispatches {
+            if d.kernel != last {
+                pass.set_pipeline(&d.pipeline);
+                last = d.kernel;
+            }
+            pass.set_bind_group(0, &d.group, &[]);
+            pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
+        }
+    }
+
+    /// Records a piece, and hands over what must have run before the rest of it is known. What is not handed over yet
+    /// comes back.
+    async fn follow(&self, mut encoder: wgpu::CommandEncoder, piece: &Piece) -> Result<wgpu::CommandEncoder> {
+        match piece {
+            Piece::Straight(range) => self.record(&mut encoder, range),
+            Piece::Loop { first, cond, until, body, next } => {
+                copy(&mut encoder, first);
+                let Until::Flag(flag) = until else {
+                    let Until::Count(passes) = until else { return Ok(encoder) };
+                    let mut pending = 0;
+                    for _ in 0..*passes {
+                        self.record(&mut encoder, body);
+                        copy(&mut encoder, next);
+                        pending += body.len() + next.len() + 1;
+                        if pending > BATCH {
+                            self.queue.submit([encoder.finish()]);
+                            encoder = self.device.create_command_encoder(&Default::default());
+                            pending = 0;
+                        }
+                    }
+                    return Ok(encoder);
+                };
+                let clock = Deadline::new(self.timeout);
+                for _ in 0..MAX_PASSES {
+                    self.record(&mut encoder, cond);
+                    if self.ask(encoder, flag).await?[0] == 0 {
+                        return Ok(self.device.create_command_encoder(&Default::default()));
+                    }
+                    if clock.is_over() {
+                        break;
+                    }
+                    encoder = self.device.create_command_encoder(&Default::default());
+                    self.record(&mut encoder, body);
+                    copy(&mut encoder, next);
+                }
+                let message = format!("a loop has not ended after {:?}", self.timeout);
+                return Err(GpuError::new(GpuErrorKind::Timeout, message));
+            }
+            Piece::Choice { flag, number, arms } => {
+                let word = self.ask(encoder, flag).await?;
+                let chosen = match number {
+                    true => usize::try_from(i32::from_le_bytes(word)).unwrap_or(usize::MAX),
+                    false => usize::from(word[0] == 0),
+                };
+                encoder = self.device.create_command_encoder(&Default::default());
+                if let Some((range, results)) = arms.get(chosen).or(arms.last()) {
+                    self.record(&mut encoder, range);
+                    copy(&mut encoder, results);
+                }
+            }
+        }
+        Ok(encoder)
+    }
+
+    /// Runs what is recorded, and reads back the word that decides how to go on.
+    async fn ask(&self, mut encoder: wgpu::CommandEncoder, (flag, at): &(wgpu::Buffer, u64)) -> Result<[u8; 4]> {
+        let bug = |what: &str| GpuError::new(GpuErrorKind::Internal, what);
+        let Some(answer) = &self.answer else { return Err(bug("a decision without memory")) };
+        encoder.copy_buffer_to_buffer(flag, *at, answer, 0, ANSWER);
+        let index = self.queue.submit([encoder.finish()]);
+        let done = Signal::default();
+        let signal = done.clone();
+        answer.map_async(wgpu::MapMode::Read, .., move |r| signal.set(r.is_ok()));
+        self.wait(Some(index))?;
+        if !done.await {
+            check_faults(&self.faults)?;
+            return Err(GpuError::new(GpuErrorKind::Lost, "a decision could not be read"));
+        }
+        let word = {
+            let view = answer.get_mapped_range(..).map_err(|e| bug(&e.to_string()))?;
+            view.first_chunk::<4>().copied().unwrap_or_default()
+        };
+        answer.unmap();
+        Ok(word)
     }
 
     /// [`Loaded::run`], blocking.
@@ -1105,13 +1340,13 @@ impl Loaded {
     }
 
     /// Runs the program with each dispatch timed: slower than [`Loaded::run`], since every dispatch is a pass of its
-    /// own. Times are empty where the adapter has no timestamps.
+    /// own. Times are empty where the adapter has no timestamps, and for a program with loops or choices.
     ///
     /// # Errors
     /// As [`Loaded::run`].
     pub async fn profile(&mut self, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<Vec<Timing>> {
         const MAX_QUERIES: usize = 4096;
-        if !self.timestamps || self.dispatches.is_empty() {
+        if !self.timestamps || self.dispatches.is_empty() || self.pieces.len() > 1 {
             self.run(inputs, outputs).await?;
             return Ok(Vec::new());
         }

@@ -67,6 +67,25 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
     let mut dispatches: Vec<Option<Dispatch>> = program.dispatches.drain(..).map(Some).collect();
     let mut keys: Vec<Option<KernelKey>> =
         dispatches.iter().map(|d| d.as_ref().and_then(|d| program.kernels.get(d.kernel).cloned())).collect();
+    // What nobody reads: operators whose purpose another kernel serves.
+    let table = uses(&dispatches, program.slots.len());
+    let mut readers: Vec<usize> = table.iter().map(|u| u.readers.len()).collect();
+    // What several dispatches write, one of them may read as well.
+    let alone = |slot: SlotId| table.get(slot).is_some_and(|u| u.writers.len() == 1);
+    for i in (0..dispatches.len()).rev() {
+        let Some(Some(d)) = dispatches.get(i) else { continue };
+        let mut results = d.bindings.iter().filter(|b| b.access == Access::Write);
+        if results.any(|b| pinned.contains(&b.slot) || !alone(b.slot) || readers.get(b.slot) != Some(&0)) {
+            continue;
+        }
+        for b in d.bindings.iter().filter(|b| b.access == Access::Read) {
+            if let Some(n) = readers.get_mut(b.slot) {
+                *n -= 1;
+            }
+        }
+        dispatches[i] = None;
+        keys[i] = None;
+    }
     let mut at = 0;
     let mut merges: Vec<Merge> = Vec::new();
     while at < dispatches.len() {
@@ -309,7 +328,8 @@ fn merge(
         else {
             continue;
         };
-        if readers != [at] || pinned.contains(&slot) || *into >= at {
+        let elsewhere = dispatches.get(*into)?.as_ref().is_some_and(|p| p.stretch != d.stretch);
+        if readers != [at] || pinned.contains(&slot) || *into >= at || elsewhere {
             continue;
         }
         let (Some(p), Some(pk)) = (dispatches.get(*into)?.as_ref(), keys.get(*into)?.as_ref()) else { continue };

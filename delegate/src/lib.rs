@@ -22,6 +22,7 @@ mod caps;
 mod ceiling;
 mod convert;
 mod cost;
+mod counter;
 mod engine;
 mod fuse;
 mod lower;
@@ -40,7 +41,8 @@ pub use litegpu_shaders::Elem;
 pub use lower::{Const, Lower, Lowered, Operand, Params, Scene, Unsupported, line, no};
 pub use plan::{Device, Placement, Plan, PlanOptions, Step, plan};
 pub use program::{
-    Access, Binding, Dispatch, Form, Place, Port, Program, Slot, SlotId, padded_bytes, quads, row_quads, rows, tail,
+    Access, Binding, Dispatch, Flow, Form, Move, Passes, Place, Port, Program, Slot, SlotId, Variable, padded_bytes,
+    quads, row_quads, rows, tail,
 };
 pub use tune::{Tune, Tuned};
 /// The graphics interface, in the version that [`Engine::share`] takes devices of.

@@ -5,6 +5,8 @@
 
 use crate::caps::{AdapterClass, Caps, Precision};
 use crate::convert;
+use crate::cost;
+use crate::counter::passes;
 use crate::ops;
 use crate::program::*;
 use bytes::Bytes;
@@ -184,8 +186,14 @@ pub struct Scene<'a> {
     pub dense: HashMap<TensorId, Bytes>,
     /// Floats that are kept in f32 whatever the precision: graph outputs, which f16 could round to zero.
     pub whole: HashSet<TensorId>,
+    /// By handle: the resource variable that it names.
+    pub handles: HashMap<TensorId, Variable>,
     /// By operator: the subgraph that it stands for.
     pub bodies: HashMap<NodeId, Scene<'a>>,
+    /// By operator: the condition and the body of a loop, or the branches of a choice.
+    pub flows: HashMap<NodeId, Vec<Scene<'a>>>,
+    /// By tensor: the operator that writes it.
+    pub producers: Vec<Option<NodeId>>,
     /// It is such a subgraph.
     nested: bool,
 }
@@ -209,7 +217,7 @@ impl<'a> Scene<'a> {
             true => Precision::F32,
             false => precision,
         };
-        Scene::build(model, subgraph, Cow::Borrowed(shapes), caps, precision, 0)
+        Scene::build(model, subgraph, Cow::Borrowed(shapes), caps, precision, 0, &mut MAX_SCENES.clone())
     }
 
     fn build(
@@ -219,6 +227,7 @@ impl<'a> Scene<'a> {
         caps: &'a Caps,
         precision: Precision,
         depth: usize,
+        left: &mut usize,
     ) -> Result<Scene<'a>, Error> {
         let graph = model.subgraphs.get(subgraph).ok_or_else(|| Error::invalid(format!("no subgraph {subgraph}")))?;
         let mut folded: HashMap<TensorId, TensorId> = HashMap::new();
@@ -258,6 +267,16 @@ impl<'a> Scene<'a> {
                 whole.insert(from);
             }
         }
+        // Variables are kept as they are, run after run: each rounding would add to the last.
+        for node in &graph.nodes {
+            match node.op {
+                Op::ReadVariable => whole.extend(node.outputs.first()),
+                Op::AssignVariable => whole.extend(node.input(1)),
+                // What loops carry, too.
+                ref op if shapes::loop_of(op).is_some() || shapes::arms_of(op).is_some() => whole.extend(&node.outputs),
+                _ => {}
+            }
+        }
         let nested = depth > 0;
         let mut scene = Scene {
             model,
@@ -269,27 +288,53 @@ impl<'a> Scene<'a> {
             folded,
             dense,
             whole,
+            handles: variables(graph),
+            producers: graph.producers(),
             bodies: HashMap::new(),
+            flows: HashMap::new(),
             nested,
         };
         for (id, node) in graph.nodes.iter().enumerate() {
-            if depth < MAX_BODIES
-                && let Some((number, mut inner)) = shapes::body(model, graph, node, &scene.shapes)
-            {
-                scene.give(node, number, &mut inner);
-                let body = Scene::build(model, number, Cow::Owned(inner), caps, precision, depth + 1)?;
+            if depth >= MAX_BODIES || *left == 0 {
+                break;
+            }
+            if let Some((number, mut inner)) = shapes::body(model, graph, node, &scene.shapes) {
+                *left -= 1;
+                scene.give(&node.inputs, number, &mut inner, |_| true);
+                let body = Scene::build(model, number, Cow::Owned(inner), caps, precision, depth + 1, left)?;
                 scene.bodies.insert(id, body);
+            }
+            let mut parts: Vec<(usize, Shapes)> = Vec::new();
+            let mut operands = node.inputs.as_slice();
+            let mut stays: Option<&Graph> = None;
+            if let Some([cond, body]) = shapes::looped(model, graph, node, &scene.shapes) {
+                stays = model.subgraphs.get(body.0);
+                parts = vec![cond, body];
+            } else if let Some(arms) = shapes::arms(model, graph, node, &scene.shapes) {
+                operands = operands.get(1..).unwrap_or_default();
+                parts = arms;
+            }
+            let mut scenes = Vec::with_capacity(parts.len());
+            for (number, mut inner) in parts {
+                *left = left.saturating_sub(1);
+                scene.give(operands, number, &mut inner, |i| stays.is_none_or(|body| shapes::hands_on(body, i)));
+                let inner = Cow::Owned(inner);
+                // Floats are whole: what a pass rounds, the next one is given.
+                scenes.push(Scene::build(model, number, inner, caps, Precision::F32, depth + 1, left)?);
+            }
+            if !scenes.is_empty() {
+                scene.flows.insert(id, scenes);
             }
         }
         Ok(scene)
     }
 
-    /// Makes constant operands of a node values of its body's inputs.
-    fn give(&self, node: &Node, body: usize, shapes: &mut Shapes) {
+    /// Makes constant operands of a node, where they are what a body is given whenever it runs, values of its inputs.
+    fn give(&self, operands: &[Option<TensorId>], body: usize, shapes: &mut Shapes, stays: impl Fn(usize) -> bool) {
         let Some(graph) = self.model.subgraphs.get(body) else { return };
-        for (&to, from) in graph.inputs.iter().zip(&node.inputs) {
-            if let (Some(from), Some(tensor)) = (from, graph.tensors.get(to))
-                && let Ok(Some(c)) = self.constant(*from)
+        for (i, (&to, from)) in graph.inputs.iter().zip(operands).enumerate() {
+            if let (Some(from), Some(tensor)) = (from.filter(|_| stays(i)), graph.tensors.get(to))
+                && let Ok(Some(c)) = self.constant(from)
                 && c.dtype == tensor.dtype
                 && let Some(slot) = shapes.values.get_mut(to)
             {
@@ -301,6 +346,11 @@ impl<'a> Scene<'a> {
     /// The tensor.
     pub fn tensor(&self, t: TensorId) -> Lowered<&'a Tensor> {
         self.graph.tensors.get(t).ok_or_else(|| Unsupported::new(format!("no tensor {t}")))
+    }
+
+    /// The operator that writes the tensor.
+    pub fn producer(&self, t: TensorId) -> Option<&'a Node> {
+        self.graph.nodes.get((*self.producers.get(t)?)?)
     }
 
     /// The tensor's shape in this plan. Of complex numbers, that of the floats that they are made of: twice as long
@@ -354,8 +404,32 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// The resource variables of a graph, by their handles.
+pub(crate) fn variables(graph: &Graph) -> HashMap<TensorId, Variable> {
+    let named = |node: &Node| match (&node.op, node.outputs.as_slice()) {
+        (Op::VarHandle(o), &[t]) => {
+            let (container, name) =
+                (o.container.clone().unwrap_or_default(), o.shared_name.clone().unwrap_or_default());
+            Some((t, Variable { container, name }))
+        }
+        _ => None,
+    };
+    graph.nodes.iter().filter_map(named).collect()
+}
+
+/// A copy of an operand.
+fn moved(x: &Operand<'_>, to: SlotId) -> Move {
+    Move { from: x.slot, to, bytes: padded_bytes(&x.shape, x.elem) }
+}
+
+/// Dispatches and copies of a loop that are recorded in a run.
+const MAX_RECORDED: usize = 1 << 18;
+/// Floating-point operations and bytes of all branches together, up to which to run them all costs less than to ask which.
+const SMALL_WORK: u64 = 1 << 18;
 /// Bodies within bodies that are lowered.
 const MAX_BODIES: usize = 4;
+/// Bodies that are lowered in all: a file may have few that run each other often.
+const MAX_SCENES: usize = 4096;
 
 /// Whether a graph, or a subgraph that one of its operators stands for, converts between floats and 8 bits: it keeps its
 /// floats whole, as f16 would round before the conversion does, and integers would differ from the CPU's.
@@ -401,6 +475,25 @@ pub struct Lower<'a, 'e> {
     constants: HashMap<(usize, TensorId, Elem, &'static str), SlotId>,
     inputs: Vec<TensorId>,
     states: Vec<TensorId>,
+    held: Vec<Held>,
+    /// The stretch that dispatches belong to.
+    stretch: usize,
+    /// Whether that is one of a loop or a choice.
+    inside: bool,
+}
+
+/// What a resource variable holds at this point of the part.
+struct Held {
+    variable: Variable,
+    handle: TensorId,
+    dtype: DType,
+    shape: Shape,
+    elem: Elem,
+    /// Where it is now.
+    slot: SlotId,
+    /// Where it was when the part began, if an operator reads that.
+    read: Option<SlotId>,
+    written: bool,
 }
 
 impl std::fmt::Debug for Lower<'_, '_> {
@@ -424,6 +517,9 @@ impl<'a, 'e> Lower<'a, 'e> {
             constants: HashMap::new(),
             inputs: Vec::new(),
             states: Vec::new(),
+            held: Vec::new(),
+            stretch: 0,
+            inside: false,
         })
     }
 
@@ -433,10 +529,12 @@ impl<'a, 'e> Lower<'a, 'e> {
         self.node = node;
         (self.id, self.local) = (id, id);
         self.check_results()?;
-        let before = self.program.dispatches.len();
+        let (dispatches, flows, stretch) = (self.program.dispatches.len(), self.program.flows.len(), self.stretch);
         let done = ops::lower(self);
         if done.is_err() {
-            self.program.dispatches.truncate(before);
+            self.program.dispatches.truncate(dispatches);
+            self.program.flows.truncate(flows);
+            (self.stretch, self.inside) = (stretch, false);
         } else {
             self.program.nodes.push(id);
         }
@@ -489,21 +587,12 @@ impl<'a, 'e> Lower<'a, 'e> {
             given.insert(t, x.slot);
         }
         let results = (0..self.node.outputs.len()).map(|o| self.result(o)).collect::<Lowered<Vec<_>>>()?;
-        let (scene, node, local) = (self.scene, self.node, self.local);
-        let tensors = std::mem::replace(&mut self.tensors, given);
-        // Tables of 8-bit operators are made for operators of the graph itself.
-        let eval = self.eval.take();
-        let (inputs, states) = (self.inputs.len(), self.states.len());
-        self.scene = body;
-        let done = self.nodes_of(body, results.len());
-        (self.scene, self.node, self.local, self.tensors, self.eval) = (scene, node, local, tensors, eval);
-        let outside = self.inputs.len() > inputs || self.states.len() > states;
-        self.inputs.truncate(inputs);
-        self.states.truncate(states);
-        let made = done?;
-        if outside {
-            return no("a subgraph that reads what it does not compute");
-        }
+        let made = self.within(body, given, results.len())?;
+        self.hand_over(made, results)
+    }
+
+    /// Makes what a body has computed the results of the operator.
+    fn hand_over(&mut self, made: Vec<Operand<'a>>, results: Vec<Operand<'a>>) -> Lowered {
         for (made, result) in made.into_iter().zip(results) {
             if made.shape != result.shape || made.dtype != result.dtype {
                 return no("a subgraph whose results are not the operator's");
@@ -514,6 +603,240 @@ impl<'a, 'e> Lower<'a, 'e> {
                 ops::convert(self, &made, &result)?;
             }
         }
+        Ok(())
+    }
+
+    /// Lowers a body for operands in the given slots; its first results.
+    fn within(
+        &mut self,
+        body: &'a Scene<'a>,
+        given: HashMap<TensorId, SlotId>,
+        results: usize,
+    ) -> Lowered<Vec<Operand<'a>>> {
+        let (scene, node, local) = (self.scene, self.node, self.local);
+        let tensors = std::mem::replace(&mut self.tensors, given);
+        // Tables of 8-bit operators are made for operators of the graph itself.
+        let eval = self.eval.take();
+        let (inputs, states) = (self.inputs.len(), self.states.len());
+        self.scene = body;
+        let done = self.nodes_of(body, results);
+        (self.scene, self.node, self.local, self.tensors, self.eval) = (scene, node, local, tensors, eval);
+        let outside = self.inputs.len() > inputs || self.states.len() > states;
+        self.inputs.truncate(inputs);
+        self.states.truncate(states);
+        let made = done?;
+        if outside {
+            return no("a subgraph that reads what it does not compute");
+        }
+        Ok(made)
+    }
+
+    /// The i-th operand, stored as a body's input is.
+    fn operand_for(&mut self, i: usize, body: &Scene<'a>, input: TensorId) -> Lowered<Operand<'a>> {
+        let elem = body.elem(input)?;
+        let x = self.operand(i)?;
+        let x = self.stored(x, elem)?;
+        match x.elem == elem && body.shape(input)? == x.shape {
+            true => Ok(x),
+            false => no(format!("{} for {}", x.dtype, body.tensor(input)?.dtype)),
+        }
+    }
+
+    /// The dispatches of `what` in a stretch of their own.
+    fn apart<T>(&mut self, what: impl FnOnce(&mut Self) -> Lowered<T>) -> Lowered<T> {
+        self.stretch += 1;
+        self.inside = true;
+        let done = what(self);
+        self.inside = false;
+        done
+    }
+
+    /// Whether a tensor of the graph is read by an operator or by the caller.
+    fn is_read(&self, t: TensorId) -> bool {
+        let graph = self.scene.graph;
+        graph.outputs.contains(&t) || graph.nodes.iter().any(|n| n.inputs.contains(&Some(t)))
+    }
+
+    /// A loop: its condition and its body are stretches of their own; what changes from pass to pass has slots that each
+    /// pass finds it in.
+    pub(crate) fn repeat(&mut self) -> Lowered {
+        let scene: &'a Scene<'a> = self.scene;
+        let Some([cond, body]) = scene.flows.get(&self.local).map(Vec::as_slice) else {
+            return no("a loop whose shapes are not known, or change from pass to pass");
+        };
+        if self.inside {
+            return no("a loop within control flow");
+        }
+        let passes = passes(scene, self.node, cond, body);
+        let (mut first, mut next) = (Vec::new(), Vec::new());
+        let (mut to_cond, mut to_body) = (HashMap::new(), HashMap::new());
+        let mut carried: Vec<Option<SlotId>> = Vec::new();
+        for (i, (&asks, &does)) in cond.graph.inputs.iter().zip(&body.graph.inputs).enumerate() {
+            let result = self.node.outputs.get(i).copied();
+            let stays = shapes::hands_on(body.graph, i);
+            if stays && matches!((cond.constant(asks), body.constant(does)), (Ok(Some(_)), Ok(Some(_)))) {
+                if result.is_some_and(|t| self.is_read(t)) {
+                    let (x, y) = (self.operand(i)?, self.result(i)?);
+                    let x = self.stored(x, y.elem)?;
+                    if x.elem != y.elem || x.shape != y.shape {
+                        return no("a constant of another type than its result");
+                    }
+                    first.push(moved(&x, y.slot));
+                }
+                carried.push(None);
+                continue;
+            }
+            let x = self.operand_for(i, body, does)?;
+            if cond.elem(asks)? != x.elem || cond.shape(asks)? != x.shape {
+                return no("a condition with other types than the body");
+            }
+            let slot = if stays && !x.constant {
+                self.tensors.extend(result.map(|t| (t, x.slot)));
+                x.slot
+            } else {
+                let slot = match result {
+                    Some(_) => {
+                        let y = self.result(i)?;
+                        if y.elem != x.elem || y.shape != x.shape {
+                            return no("a result with another type than the operand");
+                        }
+                        y.slot
+                    }
+                    None => self.temp(&x.shape, x.elem),
+                };
+                first.push(moved(&x, slot));
+                slot
+            };
+            carried.push((!stays).then_some(slot));
+            if to_cond.insert(asks, slot).is_some() | to_body.insert(does, slot).is_some() {
+                return no("a subgraph that takes a tensor twice");
+            }
+        }
+        let asked = self.stretch + 1;
+        let passes = match passes {
+            Some(n) => {
+                self.apart(|_| Ok(()))?;
+                Passes::Count(n)
+            }
+            None => {
+                let made = self.apart(|cx| cx.within(cond, to_cond, 1))?;
+                match made.first() {
+                    Some(x) if x.elem == Elem::Bool && elements(&x.shape) == 1 => Passes::While(x.slot),
+                    _ => return no("a condition that is no bool"),
+                }
+            }
+        };
+        let before = self.program.dispatches.len();
+        let made = self.apart(|cx| {
+            let made = cx.within(body, to_body, body.graph.outputs.len())?;
+            let stored = |(i, x): (usize, Operand<'a>)| match body.graph.inputs.get(i) {
+                Some(&t) if carried.get(i).is_some_and(Option::is_some) => cx.stored(x, body.elem(t)?),
+                _ => Ok(x),
+            };
+            made.into_iter().enumerate().map(stored).collect::<Lowered<Vec<_>>>()
+        })?;
+        if let Passes::Count(n) = passes
+            && (self.program.dispatches.len() - before + made.len()).saturating_mul(n as usize) > MAX_RECORDED
+        {
+            return no(format!("a loop of {n} passes, which take longer to record than the CPU to run"));
+        }
+        let mut late = Vec::new();
+        for (i, x) in made.iter().enumerate() {
+            let Some(to) = carried.get(i).copied().flatten() else { continue };
+            let fits =
+                body.graph.inputs.get(i).is_some_and(|&t| {
+                    body.elem(t).is_ok_and(|e| e == x.elem) && body.shape(t).is_ok_and(|s| s == x.shape)
+                });
+            if !fits {
+                return no("a pass that hands on another type than it takes");
+            }
+            if x.slot == to {
+                continue;
+            }
+            // A slot that is given another value in the same breath is read first.
+            if carried.contains(&Some(x.slot)) {
+                let between = self.temp(&x.shape, x.elem);
+                next.push(moved(x, between));
+                late.push(Move { from: between, ..moved(x, to) });
+            } else {
+                late.push(moved(x, to));
+            }
+        }
+        next.extend(late);
+        self.program.flows.push(Flow::Loop { first, cond: asked, passes, body: asked + 1, next });
+        self.stretch += 1;
+        Ok(())
+    }
+
+    /// IF and CASE. The branch is read back; where all together are little work they all run, and the results of one are
+    /// selected.
+    pub(crate) fn choose(&mut self) -> Lowered {
+        let scene: &'a Scene<'a> = self.scene;
+        let Some(arms) = scene.flows.get(&self.local) else {
+            return no("branches whose shapes are not known");
+        };
+        let number = matches!(self.node.op, Op::StablehloCase(_));
+        let known = self.constant(0)?.and_then(|c| convert::ints(&c)).and_then(|v| v.first().copied());
+        let chosen = known.map(|v| match number {
+            true => usize::try_from(v).ok().filter(|i| *i < arms.len()).unwrap_or(arms.len() - 1),
+            false => usize::from(v == 0),
+        });
+        let mut given: Vec<HashMap<TensorId, SlotId>> = Vec::with_capacity(arms.len());
+        for (a, arm) in arms.iter().enumerate() {
+            let mut slots = HashMap::new();
+            for (i, &t) in arm.graph.inputs.iter().enumerate() {
+                if chosen.is_none_or(|c| c == a) && !matches!(arm.constant(t), Ok(Some(_))) {
+                    slots.insert(t, self.operand_for(i + 1, arm, t)?.slot);
+                }
+            }
+            given.push(slots);
+        }
+        let results = (0..self.node.outputs.len()).map(|o| self.result(o)).collect::<Lowered<Vec<_>>>()?;
+        if let Some(c) = chosen {
+            let (Some(arm), Some(given)) = (arms.get(c), given.into_iter().nth(c)) else { return no("no branch") };
+            let made = self.within(arm, given, results.len())?;
+            return self.hand_over(made, results);
+        }
+        let flag = self.operand(0)?;
+        if elements(&flag.shape) != 1 || flag.elem != (if number { Elem::I32 } else { Elem::Bool }) {
+            return no("a condition that is no bool");
+        }
+        let work: u64 = arms.iter().map(|a| cost::whole(a).bytes.saturating_add(cost::whole(a).flops)).sum();
+        if !number && (work <= SMALL_WORK || self.inside) {
+            let mut made = Vec::with_capacity(2);
+            for (arm, given) in arms.iter().zip(given) {
+                made.push(self.within(arm, given, results.len())?);
+            }
+            let [yes, no_] = made.as_slice() else { return no("no two branches") };
+            for (y, (a, b)) in results.iter().zip(yes.iter().zip(no_)) {
+                if a.dtype != y.dtype || b.dtype != y.dtype || a.shape != y.shape || b.shape != y.shape {
+                    return no("branches with results of other types than the operator's");
+                }
+                ops::pick(self, &flag, a, b, y)?;
+            }
+            return Ok(());
+        }
+        if self.inside {
+            return no("a choice within control flow");
+        }
+        let mut flows = Vec::with_capacity(arms.len());
+        for (arm, given) in arms.iter().zip(given) {
+            let made = self.apart(|cx| {
+                let made = cx.within(arm, given, results.len())?;
+                let stored = |(x, y): (Operand<'a>, &Operand<'a>)| cx.stored(x, y.elem);
+                made.into_iter().zip(&results).map(stored).collect::<Lowered<Vec<_>>>()
+            })?;
+            let mut moves = Vec::with_capacity(made.len());
+            for (x, y) in made.iter().zip(&results) {
+                if x.dtype != y.dtype || x.elem != y.elem || x.shape != y.shape {
+                    return no("branches with results of other types than the operator's");
+                }
+                moves.push(moved(x, y.slot));
+            }
+            flows.push((self.stretch, moves));
+        }
+        self.program.flows.push(Flow::Choice { flag: flag.slot, number, arms: flows });
+        self.stretch += 1;
         Ok(())
     }
 
@@ -580,6 +903,11 @@ impl<'a, 'e> Lower<'a, 'e> {
         }
     }
 
+    /// A tensor of the graph that an operator before this one reads.
+    pub(crate) fn operand_of(&mut self, t: TensorId) -> Lowered<Operand<'a>> {
+        self.tensor_operand(t)
+    }
+
     fn tensor_operand(&mut self, t: TensorId) -> Lowered<Operand<'a>> {
         let tensor = self.scene.tensor(t)?;
         let shape = self.scene.shape(t)?;
@@ -636,6 +964,64 @@ impl<'a, 'e> Lower<'a, 'e> {
             }
         };
         Ok(Operand { tensor: t, slot, elem, dtype: tensor.dtype, shape, quant: tensor.quant.as_ref(), constant: false })
+    }
+
+    /// The resource variable that the first operand names.
+    fn variable(&self) -> Lowered<(TensorId, Variable)> {
+        if self.scene.nested {
+            return no("a variable in a subgraph");
+        }
+        let Some(handle) = self.node.input(0) else { return no("no variable") };
+        match self.scene.handles.get(&handle) {
+            Some(v) => Ok((handle, v.clone())),
+            None => no("a variable whose name is not known"),
+        }
+    }
+
+    /// READ_VARIABLE: the result is the variable's memory, which nothing writes to. What the part assigns goes elsewhere.
+    pub(crate) fn read_variable(&mut self) -> Lowered {
+        let (handle, variable) = self.variable()?;
+        let Some(&t) = self.node.outputs.first() else { return no("no result") };
+        let (dtype, shape, elem) = (self.scene.tensor(t)?.dtype, self.scene.shape(t)?, self.scene.elem(t)?);
+        let slot = match self.held.iter().find(|h| h.variable == variable) {
+            Some(h) if h.dtype != dtype || h.shape != shape || h.elem != elem => {
+                return no(format!("a variable of type {} and shape {:?}", h.dtype, h.shape.as_slice()));
+            }
+            Some(h) => h.slot,
+            None => {
+                let slot = self.slot(padded_bytes(&shape, elem));
+                self.held.push(Held { variable, handle, dtype, shape, elem, slot, read: Some(slot), written: false });
+                slot
+            }
+        };
+        self.tensors.insert(t, slot);
+        Ok(())
+    }
+
+    /// ASSIGN_VARIABLE: the value's memory is the variable's from here on.
+    pub(crate) fn assign_variable(&mut self) -> Lowered {
+        let (handle, variable) = self.variable()?;
+        let mut x = self.operand(1)?;
+        if x.constant {
+            let elem = if x.elem.is_float() && x.dtype == DType::F32 { Elem::F32 } else { x.elem };
+            let copy = Operand { slot: self.temp(&x.shape, elem), elem, constant: false, ..x.clone() };
+            ops::convert(self, &x, &copy)?;
+            x = copy;
+        }
+        let (dtype, shape, elem, slot) = (x.dtype, x.shape, x.elem, x.slot);
+        match self.held.iter_mut().find(|h| h.variable == variable) {
+            // The host holds it with one type and shape.
+            Some(h) if h.read.is_some() && (h.dtype != dtype || h.shape != shape) => {
+                return no("a value of another type or shape than the variable's");
+            }
+            Some(h) => {
+                (h.dtype, h.shape, h.elem, h.slot, h.written) = (dtype, shape, elem, slot, true);
+            }
+            None => {
+                self.held.push(Held { variable, handle, dtype, shape, elem, slot, read: None, written: true });
+            }
+        }
+        Ok(())
     }
 
     /// The o-th result, with memory of its own.
@@ -769,6 +1155,7 @@ impl<'a, 'e> Lower<'a, 'e> {
         let (params, limits) = params.finish();
         self.program.dispatches.push(Dispatch {
             node: self.id,
+            stretch: self.stretch,
             kernel,
             bindings,
             params,
@@ -812,8 +1199,22 @@ impl<'a, 'e> Lower<'a, 'e> {
             let port = port(self.scene, t, self.tensors.get(&t).copied(), elem)?;
             self.program.outputs.push(port);
         }
+        for h in std::mem::take(&mut self.held) {
+            let port = |slot| Port {
+                tensor: h.handle,
+                variable: Some(h.variable.clone()),
+                dtype: h.dtype,
+                shape: h.shape.clone(),
+                elem: h.elem,
+                slot,
+            };
+            self.program.inputs.extend(h.read.map(port));
+            self.program.outputs.extend(h.written.then(|| port(h.slot)));
+        }
         if fuse {
-            let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).collect();
+            let flows = self.program.flows.iter();
+            let kept = flows.flat_map(|f| f.moves().flat_map(|m| [m.from, m.to]).chain(f.flag()));
+            let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).chain(kept).collect();
             let caps = self.scene.caps;
             let slow = caps.class == AdapterClass::Software;
             crate::fuse::fuse(&mut self.program, &pinned, caps.max_storage_buffers, slow);
@@ -827,5 +1228,5 @@ impl<'a, 'e> Lower<'a, 'e> {
 fn port(scene: &Scene<'_>, t: TensorId, slot: Option<SlotId>, elem: Elem) -> Lowered<Port> {
     let Some(slot) = slot else { return no(format!("tensor {t} is not computed here")) };
     let Some(shape) = scene.shapes.get(t).cloned() else { return no(format!("the shape of tensor {t} is not known")) };
-    Ok(Port { tensor: t, dtype: scene.tensor(t)?.dtype, shape, elem, slot })
+    Ok(Port { tensor: t, variable: None, dtype: scene.tensor(t)?.dtype, shape, elem, slot })
 }

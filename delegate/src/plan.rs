@@ -2,10 +2,11 @@
 
 use crate::caps::{AdapterClass, Caps, Precision};
 use crate::cost;
-use crate::lower::{Lower, Scene};
-use crate::program::Program;
-use litegpu_graph::shapes::{Eval, Shapes};
-use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, TensorId};
+use crate::lower::{Lower, Scene, variables};
+use crate::program::{Program, Variable};
+use litegpu_graph::shapes::{self, Eval, Shapes};
+use litegpu_graph::{DType, Error, Family, Graph, Model, Node, NodeId, Op, TensorId};
+use std::collections::HashSet;
 
 /// What may be asked of a plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +62,7 @@ pub struct Placement {
 
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a plan has few steps")]
 pub enum Step {
     /// A part that runs on the GPU in one submit.
     Gpu(Program),
@@ -124,7 +126,7 @@ pub fn plan<'e>(
             // An operator without results has an effect instead: it is never folded.
             let all = !node.outputs.is_empty() && node.outputs.iter().all(|t| scene.folded.contains_key(t));
             let lasting = node.outputs.iter().any(|&t| graph.tensors.get(t).is_some_and(|t| t.is_variable));
-            (shapes.is_known(node) || all) && !lasting
+            (shapes.is_known(node) || all || matches!(node.op, Op::VarHandle(_))) && !lasting
         })
         .map(|f| f && !options.force_cpu)
         .collect();
@@ -145,6 +147,7 @@ pub fn plan<'e>(
     }
     let mut tries = 0;
     loop {
+        keep_together(&scene, &mut reasons);
         let on_gpu: Vec<bool> = (0..n).map(|i| !folded[i] && reasons[i].is_none()).collect();
         let groups = schedule(graph, &on_gpu, &folded);
         if let Some((nodes, reason)) = too_small(&scene, &groups, options) {
@@ -208,6 +211,54 @@ fn become_wide(graph: &Graph) -> Vec<bool> {
         }
     }
     nodes
+}
+
+/// A variable that one operator needs on the CPU is there for all of them.
+fn keep_together(scene: &Scene<'_>, reasons: &mut [Option<String>]) {
+    let graph = scene.graph;
+    let touched = |node: &Node| match node.op {
+        Op::ReadVariable | Op::AssignVariable => node.input(0).and_then(|t| scene.handles.get(&t)),
+        _ => None,
+    };
+    // What a subgraph touches counts; an initialiser has run before.
+    let mut there: HashSet<Variable> = HashSet::new();
+    for (node, reason) in graph.nodes.iter().zip(&*reasons) {
+        if reason.is_some() {
+            there.extend(touched(node).cloned());
+            if !matches!(node.op, Op::CallOnce(_)) {
+                there.extend(within(scene.model, node));
+            }
+        }
+    }
+    for (node, reason) in graph.nodes.iter().zip(reasons) {
+        if reason.is_none() && touched(node).is_some_and(|v| there.contains(v)) {
+            *reason = Some("another operator needs its variable on the CPU".into());
+        }
+    }
+}
+
+/// The variables of the subgraphs that an operator runs, and of those that these run.
+fn within(model: &Model, node: &Node) -> HashSet<Variable> {
+    let (mut open, mut seen, mut found) = (subgraphs(&node.op), HashSet::new(), HashSet::new());
+    while let Some(s) = open.pop() {
+        let Some(graph) = model.subgraphs.get(s).filter(|_| seen.insert(s)) else { continue };
+        found.extend(variables(graph).into_values());
+        open.extend(graph.nodes.iter().flat_map(|n| subgraphs(&n.op)));
+    }
+    found
+}
+
+/// The subgraphs that an operator may run.
+fn subgraphs(op: &Op) -> Vec<usize> {
+    let of = |list: &[i32]| list.iter().filter_map(|&s| usize::try_from(s).ok()).collect();
+    match op {
+        Op::If(o) => of(&[o.then_subgraph_index, o.else_subgraph_index]),
+        Op::While(o) => of(&[o.cond_subgraph_index, o.body_subgraph_index]),
+        Op::StablehloWhile(o) => of(&[o.cond_subgraph_index, o.body_subgraph_index]),
+        Op::StablehloCase(o) => of(o.branch_subgraph_indices.as_deref().unwrap_or_default()),
+        Op::CallOnce(o) => of(&[o.init_subgraph_index]),
+        op => shapes::stands_for(op).into_iter().collect(),
+    }
 }
 
 /// A run of nodes on one device.
@@ -406,8 +457,8 @@ fn finish(
     let mut crossings = 0;
     for s in &steps {
         if let Step::Gpu(p) = s {
-            crossings += p.inputs.iter().filter(|p| crosses(p.tensor)).count();
-            crossings += p.outputs.iter().filter(|p| crosses(p.tensor)).count();
+            crossings +=
+                p.inputs.iter().chain(&p.outputs).filter(|p| p.variable.is_none() && crosses(p.tensor)).count();
         }
     }
     Plan { steps, placements, crossings }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use litegpu_graph::{DType, NodeId, Shape, TensorId, elements};
 use litegpu_shaders::{Elem, KernelKey};
+use std::ops::Range;
 
 /// Index into [`Program::slots`].
 pub type SlotId = usize;
@@ -65,6 +66,8 @@ pub struct Form {
 pub struct Dispatch {
     /// The (first) operator that it belongs to.
     pub node: NodeId,
+    /// The stretch of the program that it is in. Stretches follow each other by number, but for those of a [`Flow`].
+    pub stretch: usize,
     /// Index into [`Program::kernels`].
     pub kernel: usize,
     /// Storage bindings.
@@ -118,11 +121,22 @@ impl Dispatch {
     }
 }
 
+/// Names a resource variable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Variable {
+    /// Where it lives.
+    pub container: String,
+    /// Its name there.
+    pub name: String,
+}
+
 /// A tensor that crosses the part's boundary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
-    /// The tensor.
+    /// The tensor; for what a resource variable holds, the variable's handle.
     pub tensor: TensorId,
+    /// The resource variable, if it is one, whose value crosses.
+    pub variable: Option<Variable>,
     /// Its type on the host.
     pub dtype: DType,
     /// Its shape.
@@ -151,7 +165,81 @@ impl Port {
     }
 }
 
-/// A part of a graph that runs on the GPU in one submit.
+/// A copy from one slot to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// What is copied.
+    pub from: SlotId,
+    /// Where to.
+    pub to: SlotId,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// How often a loop runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passes {
+    /// So often, whatever the operands: nothing is read back.
+    Count(u32),
+    /// As long as the byte there, which the condition's stretch writes, is not zero.
+    While(SlotId),
+}
+
+/// Stretches of a program that do not simply follow each other.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Flow {
+    /// A loop. What it carries from pass to pass lies in the same slots in every pass.
+    Loop {
+        /// Gives the carried slots their first values.
+        first: Vec<Move>,
+        /// The stretch of the condition.
+        cond: usize,
+        /// How often.
+        passes: Passes,
+        /// The stretch of the body, the one after the condition's.
+        body: usize,
+        /// Gives the carried slots the values for the next pass.
+        next: Vec<Move>,
+    },
+    /// A choice of one of several stretches.
+    Choice {
+        /// What decides.
+        flag: SlotId,
+        /// It is an int32, the stretch's number, where the last stands for all that are out of range; else one byte: the
+        /// first stretch unless it is zero.
+        number: bool,
+        /// The stretches, by number one after the other, and where their results go.
+        arms: Vec<(usize, Vec<Move>)>,
+    },
+}
+
+impl Flow {
+    /// The first and the last of its stretches.
+    pub fn stretches(&self) -> (usize, usize) {
+        match self {
+            Flow::Loop { cond, body, .. } => (*cond, *body),
+            Flow::Choice { arms, .. } => (arms.first().map_or(0, |a| a.0), arms.last().map_or(0, |a| a.0)),
+        }
+    }
+    /// Its copies.
+    pub fn moves(&self) -> impl Iterator<Item = &Move> {
+        let (a, b, arms) = match self {
+            Flow::Loop { first, next, .. } => (first.as_slice(), next.as_slice(), &[][..]),
+            Flow::Choice { arms, .. } => (&[][..], &[][..], arms.as_slice()),
+        };
+        a.iter().chain(b).chain(arms.iter().flat_map(|(_, m)| m))
+    }
+    /// What is read back to decide.
+    pub fn flag(&self) -> Option<SlotId> {
+        match self {
+            Flow::Loop { passes: Passes::While(slot), .. } | Flow::Choice { flag: slot, .. } => Some(*slot),
+            Flow::Loop { .. } => None,
+        }
+    }
+}
+
+/// A part of a graph that runs on the GPU in one submit; with loops and choices, in as many as there are decisions that
+/// hang on what it computes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Program {
     /// The subgraph.
@@ -168,6 +256,8 @@ pub struct Program {
     pub buffers: Vec<u64>,
     /// In execution order.
     pub dispatches: Vec<Dispatch>,
+    /// Loops and choices, by their stretches.
+    pub flows: Vec<Flow>,
     /// Tensors that the host provides.
     pub inputs: Vec<Port>,
     /// Tensors that the host receives.
@@ -197,6 +287,11 @@ impl Program {
     /// Bytes of constants.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.iter().map(|w| w.len() as u64).sum()
+    }
+    /// The dispatches of a stretch.
+    pub fn stretch(&self, number: usize) -> Range<usize> {
+        let before = |n: usize| self.dispatches.partition_point(|d| d.stretch < n);
+        before(number)..before(number + 1)
     }
     /// Bytes that cross the boundary in a run.
     pub fn boundary_bytes(&self) -> u64 {
@@ -257,35 +352,81 @@ fn conflicts(program: &Program) -> Vec<Vec<SlotId>> {
             }
         }
     }
+    // Nor may a copy.
+    for m in program.flows.iter().flat_map(Flow::moves) {
+        for (a, b) in [(m.from, m.to), (m.to, m.from)] {
+            if let Some(list) = all.get_mut(a) {
+                list.push(b);
+            }
+        }
+    }
     all
+}
+
+/// The first and last moment at which each slot holds something that is wanted. Dispatch `i` is at 2 i + 1; what happens
+/// before it is at 2 i.
+fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
+    fn touch(live: &mut [Option<(usize, usize)>], slot: SlotId, at: usize) {
+        if let Some(s) = live.get_mut(slot) {
+            *s = Some(s.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
+        }
+    }
+    let mut live = vec![None; program.slots.len()];
+    for p in &program.inputs {
+        touch(&mut live, p.slot, 0);
+    }
+    for (i, d) in program.dispatches.iter().enumerate() {
+        for b in &d.bindings {
+            touch(&mut live, b.slot, 2 * i + 1);
+        }
+    }
+    for p in &program.outputs {
+        touch(&mut live, p.slot, 2 * program.dispatches.len());
+    }
+    let move_at = |live: &mut [Option<(usize, usize)>], moves: &[Move], at: usize| {
+        for m in moves {
+            touch(live, m.from, at);
+            touch(live, m.to, at);
+        }
+    };
+    for f in &program.flows {
+        match f {
+            Flow::Loop { first, cond, passes, body, next } => {
+                move_at(&mut live, first, 2 * program.stretch(*cond).start);
+                move_at(&mut live, next, 2 * program.stretch(*body).end);
+                if let Passes::While(flag) = passes {
+                    touch(&mut live, *flag, 2 * program.stretch(*cond).end);
+                }
+            }
+            Flow::Choice { flag, arms, .. } => {
+                let start = arms.first().map_or(0, |a| program.stretch(a.0).start);
+                touch(&mut live, *flag, 2 * start);
+                for (stretch, results) in arms {
+                    move_at(&mut live, results, 2 * program.stretch(*stretch).end);
+                }
+            }
+        }
+    }
+    // What a loop finds when it begins, and reads, it reads in every pass.
+    for f in &program.flows {
+        if let Flow::Loop { cond, body, .. } = f {
+            let (start, end) = (2 * program.stretch(*cond).start, 2 * program.stretch(*body).end);
+            for (a, b) in live.iter_mut().flatten() {
+                if *a <= start && *b > start {
+                    *b = (*b).max(end);
+                }
+            }
+        }
+    }
+    live
 }
 
 /// Assigns activation slots to ranges of few shared buffers by liveness, largest first, each to the range that makes
 /// its buffer grow least and leaves least of a gap. Ranges start at multiples of `align`; no buffer exceeds `limit`.
 pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
     let n = program.slots.len();
-    let end = program.dispatches.len();
-    let mut live: Vec<Option<(usize, usize)>> = vec![None; n];
-    fn touch(slot: &mut Option<(usize, usize)>, at: usize) {
-        *slot = Some(slot.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
-    }
-    for p in &program.inputs {
-        if let Some(s) = live.get_mut(p.slot) {
-            touch(s, 0);
-        }
-    }
-    for (i, d) in program.dispatches.iter().enumerate() {
-        for b in &d.bindings {
-            if let Some(s) = live.get_mut(b.slot) {
-                touch(s, i);
-            }
-        }
-    }
-    for p in &program.outputs {
-        if let Some(s) = live.get_mut(p.slot) {
-            touch(s, end);
-        }
-    }
+    let end = 2 * program.dispatches.len();
+    let live = lives(program);
     let mut order: Vec<(SlotId, u64, usize, usize)> = Vec::new();
     for (id, slot) in program.slots.iter().enumerate() {
         if let (Some((a, b)), false) = (live.get(id).copied().flatten(), matches!(slot.place, Place::Weight(_))) {
@@ -417,6 +558,7 @@ mod tests {
                 .iter()
                 .map(|(r, w)| Dispatch {
                     node: 0,
+                    stretch: 0,
                     kernel: 0,
                     bindings: bind(r, w),
                     params: vec![0; 4],

@@ -237,3 +237,181 @@ fn attention_without_scores() {
     assert!(!attention([1, 4, 8, 2, 8, 8], None, true));
     assert!(!attention([1, 3, 3, 3, 8, 8], None, false));
 }
+
+/// How a file may spell a normalization out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Spelled {
+    /// (x - mean) * rsqrt(variance), times a factor, and an offset.
+    Product,
+    /// (x - mean) / sqrt(variance).
+    Quotient,
+    /// x * s + (offset - mean * s) with s = rsqrt(variance) * factor.
+    Shifted,
+    /// x * rsqrt(mean of squares).
+    Rms,
+}
+
+/// Adds the operators; the result.
+fn spell(c: &mut Case, how: Spelled, x: TensorId, axes: &[i32], channels: usize, extra: bool) -> TensorId {
+    let mul = || Op::Mul(MulOptionsT::default());
+    let sub = || Op::Sub(SubOptionsT::default());
+    let add = || Op::Add(AddOptionsT::default());
+    let axes = c.i32s(axes);
+    let epsilon = c.f32s_of(&[], &[1e-3]);
+    let mean = |c: &mut Case, x| c.op(Op::Mean(ReducerOptionsT { keep_dims: true }), &[x, axes], DType::F32, None);
+    let m = mean(c, x);
+    let less = c.op(sub(), &[x, m], DType::F32, None);
+    let squares = match how {
+        Spelled::Product => c.op(mul(), &[less, less], DType::F32, None),
+        Spelled::Quotient => c.op(Op::Square, &[less], DType::F32, None),
+        Spelled::Shifted => c.op(Op::SquaredDifference, &[x, m], DType::F32, None),
+        Spelled::Rms => c.op(mul(), &[x, x], DType::F32, None),
+    };
+    let mut v = mean(c, squares);
+    if extra {
+        v = c.op(Op::Abs, &[v], DType::F32, None);
+    }
+    let v = c.op(add(), &[v, epsilon], DType::F32, None);
+    let factor = c.weights(DType::F32, &[channels], 0.5, 1.5, None);
+    let offset = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+    match how {
+        Spelled::Product => {
+            let r = c.op(Op::Rsqrt, &[v], DType::F32, None);
+            let y = c.op(mul(), &[r, less], DType::F32, None);
+            let y = c.op(mul(), &[y, factor], DType::F32, None);
+            c.op(add(), &[y, offset], DType::F32, None)
+        }
+        Spelled::Quotient => {
+            let r = c.op(Op::Sqrt, &[v], DType::F32, None);
+            c.op(Op::Div(DivOptionsT::default()), &[less, r], DType::F32, None)
+        }
+        Spelled::Shifted => {
+            let r = c.op(Op::Rsqrt, &[v], DType::F32, None);
+            let s = c.op(mul(), &[r, factor], DType::F32, None);
+            let y = c.op(mul(), &[x, s], DType::F32, None);
+            let taken = c.op(mul(), &[m, s], DType::F32, None);
+            let rest = c.op(sub(), &[offset, taken], DType::F32, None);
+            c.op(add(), &[y, rest], DType::F32, None)
+        }
+        Spelled::Rms => {
+            let r = c.op(Op::Rsqrt, &[v], DType::F32, None);
+            c.op(mul(), &[x, r], DType::F32, None)
+        }
+    }
+}
+
+/// The dispatches of the plan with everything fused, and whether the case comes out right.
+fn dispatches(mut c: Case, last: TensorId) -> usize {
+    c.graph().outputs = vec![last];
+    let shapes = infer(&mut c.model).unwrap();
+    let Some(engine) = engine(Config::F32) else { return 1 };
+    let options = litegpu_delegate::PlanOptions { force_gpu: true, ..Default::default() };
+    let plan = gpu_plan(&c.model, &shapes, engine.caps(), &options).unwrap();
+    let count = plan.programs().map(|p| p.dispatches.len()).sum();
+    // What is kept in 16 bits between operators loses, in the difference to a mean, more than a tolerance can tell.
+    c.run_in(if count == 1 { &CONFIGS } else { &[Config::F32, Config::NoSubgroups] });
+    count
+}
+
+/// Along the innermost axis, over all of an image, over groups of channels and of every position; and with something
+/// between that no kernel knows.
+#[test]
+fn normalizations_that_are_spelled_out() {
+    let tolerance = Tolerance::Float { abs: 2e-6, rel: 4e-5 };
+    let all = [Spelled::Product, Spelled::Quotient, Spelled::Shifted, Spelled::Rms];
+    for how in all {
+        for (shape, axes) in [
+            (&[3usize, 7][..], &[1][..]),
+            (&[2, 5, 301], &[-1]),
+            (&[1, 6, 5, 9], &[1, 2, 3]),
+            (&[2, 9, 4, 8], &[1, 3]),
+            (&[1, 1, 4099], &[2]),
+        ] {
+            // Something between that belongs to no normalization: once is enough.
+            for extra in [false, true].into_iter().take(1 + usize::from(shape.len() == 2)) {
+                let mut c = Case::new(format!("{how:?} {shape:?} {axes:?} {extra}"), tolerance);
+                let x = c.input(DType::F32, shape, -2.0, 3.0);
+                let y = spell(&mut c, how, x, axes, shape[shape.len() - 1], extra);
+                let count = dispatches(c, y);
+                assert_eq!(count == 1, !extra, "{how:?} {shape:?} {axes:?}: {count} dispatches");
+            }
+        }
+    }
+}
+
+#[test]
+fn softmax_that_is_spelled_out() {
+    for shape in [&[3usize, 5][..], &[2, 4, 130]] {
+        let mut c = Case::new(format!("softmax {shape:?}"), Tolerance::Float { abs: 1e-6, rel: 2e-5 });
+        let x = c.input(DType::F32, shape, -4.0, 4.0);
+        let axes = c.i32s(&[shape.len() as i32 - 1]);
+        let keep = ReducerOptionsT { keep_dims: true };
+        let most = c.op(Op::ReduceMax(keep.clone()), &[x, axes], DType::F32, None);
+        let less = c.op(Op::Sub(SubOptionsT::default()), &[x, most], DType::F32, None);
+        let e = c.op(Op::Exp, &[less], DType::F32, None);
+        let sum = c.op(Op::Sum(keep), &[e, axes], DType::F32, None);
+        let y = c.op(Op::Div(DivOptionsT::default()), &[e, sum], DType::F32, None);
+        assert_eq!(dispatches(c, y), 1);
+    }
+}
+
+/// Group normalization of images with channels in the last place: x, factors and offsets are operands, and the subgraph
+/// reshapes channels into groups. Of a subgraph that computes something else, that is the answer.
+fn group_norm(groups: usize, channels: usize, wrong: bool) -> usize {
+    let mut c = Case::new(format!("group norm {groups} {channels} {wrong}"), Tolerance::Float { abs: 2e-6, rel: 4e-5 });
+    let (h, w, each) = (5, 3, channels / groups);
+    let mut body = Body::new(3);
+    let into = body.0.i32s(&[2, (h * w) as i32, groups as i32, each as i32]);
+    let back = body.0.i32s(&[2, h as i32, w as i32, channels as i32]);
+    let axes = body.0.i32s(&[1, 3]);
+    let epsilon = body.0.f32s_of(&[], &[1e-3]);
+    let reshape = || Op::Reshape(ReshapeOptionsT::default());
+    let mean = || Op::Mean(ReducerOptionsT { keep_dims: true });
+    let x = body.op(reshape(), &[0, into]);
+    let m = body.op(mean(), &[x, axes]);
+    let less = body.op(Op::Sub(SubOptionsT::default()), &[if wrong { m } else { x }, m]);
+    let square = body.op(Op::Mul(MulOptionsT::default()), &[less, less]);
+    let v = body.op(mean(), &[square, axes]);
+    let v = body.op(Op::Add(AddOptionsT::default()), &[v, epsilon]);
+    let r = body.op(Op::Rsqrt, &[v]);
+    let y = body.op(Op::Mul(MulOptionsT::default()), &[if wrong { x } else { less }, r]);
+    let y = body.op(reshape(), &[y, back]);
+    let y = body.op(Op::Mul(MulOptionsT::default()), &[y, 1]);
+    let y = body.op(Op::Add(AddOptionsT::default()), &[y, 2]);
+    let body = body.add_to(&mut c, &[y]);
+    let x = c.input(DType::F32, &[2, h, w, channels], -2.0, 2.0);
+    let factor = c.weights(DType::F32, &[channels], 0.5, 1.5, None);
+    let offset = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+    let y = c.op(composite("odml.group_norm", body), &[x, factor, offset], DType::F32, None);
+    dispatches(c, y)
+}
+
+#[test]
+fn group_normalization() {
+    for (groups, channels) in [(1, 8), (2, 8), (4, 64), (3, 12)] {
+        assert_eq!(group_norm(groups, channels, false), 1, "{groups} of {channels}");
+    }
+    // Groups that end within a quad, and a subgraph that is none.
+    assert!(group_norm(3, 18, false) > 1);
+    assert!(group_norm(2, 8, true) > 1);
+}
+
+/// GELU by tanh, in elementary operators: a chain of few dispatches.
+#[test]
+fn gelu_that_is_spelled_out() {
+    let mut c = Case::new("gelu", Tolerance::Float { abs: 2e-6, rel: 4e-5 });
+    let mul = || Op::Mul(MulOptionsT::default());
+    let add = || Op::Add(AddOptionsT::default());
+    let x = c.input(DType::F32, &[3, 50], -3.0, 3.0);
+    let [a, b, one, half] = [0.044715, 0.797_884_6, 1.0, 0.5].map(|v| c.f32s_of(&[], &[v]));
+    let square = c.op(mul(), &[x, x], DType::F32, None);
+    let cube = c.op(mul(), &[square, x], DType::F32, None);
+    let t = c.op(mul(), &[cube, a], DType::F32, None);
+    let t = c.op(add(), &[x, t], DType::F32, None);
+    let t = c.op(mul(), &[t, b], DType::F32, None);
+    let t = c.op(Op::Tanh, &[t], DType::F32, None);
+    let t = c.op(add(), &[t, one], DType::F32, None);
+    let h = c.op(mul(), &[x, half], DType::F32, None);
+    let y = c.op(mul(), &[h, t], DType::F32, None);
+    assert!(dispatches(c, y) <= 3);
+}

@@ -82,7 +82,7 @@ pub fn propagate_with(
     values: &[(TensorId, Bytes)],
     eval: Option<&mut Eval<'_>>,
 ) -> Result<Shapes> {
-    walk(None, graph, inputs, values, eval)
+    propagate_trusting(None, graph, inputs, values, eval)
 }
 
 /// [`propagate_with`] for a graph of `model`: what CALL and composites make of their operands is followed into the
@@ -97,7 +97,25 @@ pub fn propagate_in(
     values: &[(TensorId, Bytes)],
     eval: Option<&mut Eval<'_>>,
 ) -> Result<Shapes> {
-    walk(Some(&mut Bodies { model, depth: 0, left: MAX_WORK }), graph, inputs, values, eval)
+    propagate_trusting(Some(model), graph, inputs, values, eval)
+}
+
+/// What a variable holds has the shape that the file declares for what is read from it, unless other shapes contradict:
+/// then it is not known.
+fn propagate_trusting(
+    model: Option<&Model>,
+    graph: &Graph,
+    inputs: &[(TensorId, Shape)],
+    values: &[(TensorId, Bytes)],
+    mut eval: Option<&mut Eval<'_>>,
+) -> Result<Shapes> {
+    let bodies = |trust| model.map(|model| Bodies { model, depth: 0, left: MAX_WORK, trust });
+    let reads = graph.nodes.iter().any(|n| n.op == Op::ReadVariable);
+    let found = walk(bodies(reads).as_mut(), reads, graph, inputs, values, eval.as_deref_mut());
+    match reads {
+        true => found.or_else(|_| walk(bodies(false).as_mut(), false, graph, inputs, values, eval)),
+        false => found,
+    }
 }
 
 /// The subgraph that an operator stands for: that of CALL, and the decomposition of a composite.
@@ -112,7 +130,42 @@ pub fn stands_for(op: &Op) -> Option<usize> {
 /// The subgraph that a node of `graph` stands for, and its shapes for the node's operands; `None` where there is none, or
 /// where these do not fit or are not known.
 pub fn body(model: &Model, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<(usize, Shapes)> {
-    Bodies { model, depth: 0, left: MAX_WORK }.of(graph, node, shapes)
+    Bodies { model, depth: 0, left: MAX_WORK, trust: true }.of(graph, node, shapes)
+}
+
+/// The condition and the body of a loop.
+pub fn loop_of(op: &Op) -> Option<(usize, usize)> {
+    let (cond, body) = match op {
+        Op::While(o) => (o.cond_subgraph_index, o.body_subgraph_index),
+        Op::StablehloWhile(o) => (o.cond_subgraph_index, o.body_subgraph_index),
+        _ => return None,
+    };
+    Some((usize::try_from(cond).ok()?, usize::try_from(body).ok()?))
+}
+
+/// The subgraphs of which an operator runs one, chosen by its first operand: the branch for true comes first.
+pub fn arms_of(op: &Op) -> Option<Vec<usize>> {
+    let of = |list: &[i32]| list.iter().map(|&s| usize::try_from(s).ok()).collect();
+    match op {
+        Op::If(o) => of(&[o.then_subgraph_index, o.else_subgraph_index]),
+        Op::StablehloCase(o) => of(o.branch_subgraph_indices.as_deref()?),
+        _ => None,
+    }
+}
+
+/// Whether a pass of a loop hands on its i-th value as it came.
+pub fn hands_on(body: &Graph, i: usize) -> bool {
+    body.inputs.get(i).is_some_and(|t| body.outputs.get(i) == Some(t))
+}
+
+/// The condition and the body of a loop with their shapes, if these are known and stay the same from pass to pass.
+pub fn looped(model: &Model, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<[(usize, Shapes); 2]> {
+    Bodies { model, depth: 0, left: MAX_WORK, trust: true }.looped(graph, node, shapes)
+}
+
+/// The branches of an operator with their shapes, if these are known.
+pub fn arms(model: &Model, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<Vec<(usize, Shapes)>> {
+    Bodies { model, depth: 0, left: MAX_WORK, trust: true }.arms(graph, node, shapes)
 }
 
 /// Subgraphs within subgraphs that are followed.
@@ -125,38 +178,103 @@ struct Bodies<'m> {
     model: &'m Model,
     depth: usize,
     left: usize,
+    /// Variables have the shapes that are declared.
+    trust: bool,
 }
 
 impl Bodies<'_> {
     fn of(&mut self, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<(usize, Shapes)> {
         let number = stands_for(&node.op)?;
+        if self.model.subgraphs.get(number)?.outputs.len() < node.outputs.len() {
+            return None;
+        }
+        Some((number, self.enter(number, graph, &node.inputs, shapes, |_| true)?))
+    }
+
+    fn looped(&mut self, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<[(usize, Shapes); 2]> {
+        let (cond, number) = loop_of(&node.op)?;
         let body = self.model.subgraphs.get(number)?;
-        if self.depth >= MAX_DEPTH || body.inputs.len() != node.inputs.len() || body.outputs.len() < node.outputs.len()
-        {
+        if body.outputs.len() != node.inputs.len() || node.outputs.len() > body.outputs.len() {
+            return None;
+        }
+        let stays = |i| hands_on(body, i);
+        let asks = self.enter(cond, graph, &node.inputs, shapes, stays)?;
+        let does = self.enter(number, graph, &node.inputs, shapes, stays)?;
+        let same = |(&made, given): (&TensorId, &Option<TensorId>)| {
+            let given = given.and_then(|t| shapes.get(t));
+            given.is_some() && does.get(made) == given
+        };
+        let settled = body.outputs.iter().zip(&node.inputs).all(same);
+        settled.then_some([(cond, asks), (number, does)])
+    }
+
+    fn arms(&mut self, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<Vec<(usize, Shapes)>> {
+        let operands = node.inputs.get(1..)?;
+        let mut out = Vec::new();
+        for number in arms_of(&node.op)? {
+            if self.model.subgraphs.get(number)?.outputs.len() < node.outputs.len() {
+                return None;
+            }
+            out.push((number, self.enter(number, graph, operands, shapes, |_| true)?));
+        }
+        Some(out).filter(|o| !o.is_empty())
+    }
+
+    /// The shapes of what a loop or a choice yields.
+    fn flow(&mut self, graph: &Graph, node: &Node, shapes: &Shapes) -> Option<Vec<Option<Shape>>> {
+        if loop_of(&node.op).is_some() {
+            self.looped(graph, node, shapes)?;
+            return Some(node.inputs.iter().map(|t| shapes.get((*t)?).cloned()).collect());
+        }
+        let arms = self.arms(graph, node, shapes)?;
+        let of = |o: usize| {
+            let mut all = arms.iter().map(|(number, shapes)| {
+                let t = self.model.subgraphs.get(*number)?.outputs.get(o)?;
+                shapes.get(*t)
+            });
+            let first = all.next()??;
+            all.all(|s| s == Some(first)).then(|| first.clone())
+        };
+        Some((0..node.outputs.len()).map(of).collect())
+    }
+
+    /// The shapes of a subgraph for operands; those for which `known` says so have the same value whenever it runs.
+    fn enter(
+        &mut self,
+        number: usize,
+        graph: &Graph,
+        operands: &[Option<TensorId>],
+        shapes: &Shapes,
+        known: impl Fn(usize) -> bool,
+    ) -> Option<Shapes> {
+        let body = self.model.subgraphs.get(number)?;
+        if self.depth >= MAX_DEPTH || body.inputs.len() != operands.len() {
             return None;
         }
         self.left = self.left.checked_sub(body.nodes.len().saturating_add(body.tensors.len()))?;
         let (mut inputs, mut values) = (Vec::new(), Vec::new());
-        for (&to, from) in body.inputs.iter().zip(&node.inputs) {
+        for (i, (&to, from)) in body.inputs.iter().zip(operands).enumerate() {
             let (from, tensor) = ((*from)?, graph.tensors.get((*from)?)?);
             if body.tensors.get(to)?.dtype != tensor.dtype {
                 return None;
             }
             inputs.push((to, shapes.get(from)?.clone()));
             let own = tensor.data.as_ref().filter(|_| !tensor.is_variable && tensor.sparsity.is_none());
-            if let Some(v) = shapes.values.get(from).and_then(Option::as_ref).or(own) {
+            if let Some(v) = shapes.values.get(from).and_then(Option::as_ref).or(own).filter(|_| known(i)) {
                 values.push((to, v.clone()));
             }
         }
         self.depth = self.depth.saturating_add(1);
-        let done = walk(Some(self), body, &inputs, &values, None);
+        let trust = self.trust;
+        let done = walk(Some(self), trust, body, &inputs, &values, None);
         self.depth = self.depth.saturating_sub(1);
-        Some((number, done.ok()?))
+        done.ok()
     }
 }
 
 fn walk(
     mut bodies: Option<&mut Bodies<'_>>,
+    trust: bool,
     graph: &Graph,
     inputs: &[(TensorId, Shape)],
     values: &[(TensorId, Bytes)],
@@ -200,10 +318,28 @@ fn walk(
             }
             continue;
         }
+        if let Some(bodies) = bodies.as_deref_mut()
+            && let Some(results) = bodies.flow(graph, node, &out)
+        {
+            for (&t, shape) in node.outputs.iter().zip(results) {
+                if let Some(slot) = out.shapes.get_mut(t) {
+                    *slot = shape;
+                }
+            }
+            continue;
+        }
         let done = step(graph, node, &mut out, &mut eval).map_err(|e| e.at(format!("operator {i}")));
         match done {
             Err(e) if e.kind == crate::ErrorKind::Unsupported => {}
             other => other?,
+        }
+        if let (true, Op::ReadVariable, &[t]) = (trust, &node.op, node.outputs.as_slice())
+            && let Some(tensor) = graph.tensors.get(t)
+            && (tensor.has_rank || !tensor.shape.is_empty())
+            && tensor.signature.as_ref().is_none_or(|s| s.iter().all(|&d| d >= 0))
+            && let Some(slot) = out.shapes.get_mut(t)
+        {
+            *slot = Some(tensor.shape.clone());
         }
     }
     Ok(out)

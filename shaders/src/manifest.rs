@@ -91,6 +91,7 @@ kernels! {
     "rfft" { roles: &[("in0", FLOAT), ("out", &[F32])] }
     "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "rms" { roles: &[("in0", FLOAT), ("in1", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
+    "standardize" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "rnn" { functions: &["f_tanh", "f_snap"], roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
     "svdf" { roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }

@@ -12,6 +12,9 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     if let Op::AddN = cx.node.op {
         return add_n(cx);
     }
+    if super::normalize::spelled_out(cx)? {
+        return Ok(());
+    }
     let (a, b) = (cx.operand(0)?, cx.operand(1)?);
     let fused = match &cx.node.op {
         Op::Add(o) => o.fused_activation_function,
@@ -182,7 +185,7 @@ impl Broadcast {
     }
 }
 
-fn emit(
+pub(super) fn emit(
     cx: &mut Lower<'_, '_>,
     a: &Operand<'_>,
     b: &Operand<'_>,

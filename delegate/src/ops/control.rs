@@ -13,6 +13,11 @@ use litegpu_shaders::{Elem, KernelKey};
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match &cx.node.op {
         Op::Call(_) => cx.inline(),
+        Op::While(_) | Op::StablehloWhile(_) => cx.repeat(),
+        Op::If(_) | Op::StablehloCase(_) => cx.choose(),
+        Op::ReadVariable => cx.read_variable(),
+        Op::AssignVariable => cx.assign_variable(),
+        Op::CallOnce(_) => no("it runs once, on the CPU"),
         Op::StablehloComposite(o) => {
             let before = cx.dispatches();
             // A kernel stands for what the composite's subgraph computes, and only for that: where the subgraph does
@@ -25,7 +30,7 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
                 }
             }
         }
-        _ => no("control flow and variables are driven from the CPU"),
+        _ => no("tables are the CPU's"),
     }
 }
 

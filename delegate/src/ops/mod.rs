@@ -100,6 +100,17 @@ pub(crate) fn convert(cx: &mut Lower<'_, '_>, x: &Operand<'_>, to: &Operand<'_>)
     unary::emit(cx, x, to, Vec::new())
 }
 
+/// Selects between two tensors of the result's shape by one bool.
+pub(crate) fn pick(
+    cx: &mut Lower<'_, '_>,
+    flag: &Operand<'_>,
+    a: &Operand<'_>,
+    b: &Operand<'_>,
+    y: &Operand<'_>,
+) -> Lowered {
+    select::emit(cx, flag, a, b, y)
+}
+
 /// The type that arithmetic on an element is done in, as the `acc` role wants it.
 pub(crate) fn acc(elem: Elem) -> Elem {
     if elem.is_float() { Elem::F32 } else { Elem::I32 }

@@ -25,8 +25,19 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             return no("a condition for the outermost dimension");
         }
     }
-    let how = broadcast(&[&c, &a, &b], &y)?;
+    emit(cx, &c, &a, &b, &y)
+}
+
+/// One pass over the elements that takes each from `a` or from `b`.
+pub(super) fn emit(
+    cx: &mut Lower<'_, '_>,
+    c: &Operand<'_>,
+    a: &Operand<'_>,
+    b: &Operand<'_>,
+    y: &Operand<'_>,
+) -> Lowered {
+    let how = broadcast(&[c, a, b], y)?;
     let key = KernelKey::new("pick", &[("in0", a.elem), ("in1", b.elem), ("out", y.elem)]).set("SPLAT", how.splat);
-    let params = how.params(&y);
+    let params = how.params(y);
     cx.dispatch(key, &[c.slot, a.slot, b.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
 }
