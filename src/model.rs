@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub struct Model {
     graph: Arc<litegpu_graph::Model>,
     file_bytes: usize,
+    #[cfg(not(target_family = "wasm"))]
+    map: Option<crate::mapped::Map>,
 }
 
 impl Model {
@@ -23,8 +25,27 @@ impl Model {
         let path = path.as_ref();
         let place = |e: crate::Error| e.at(path.display());
         let file = std::fs::File::open(path).map_err(|e| place(e.into()))?;
-        let bytes = crate::mapped::map(&file).map_err(|e| place(e.into()))?;
-        Model::from_bytes(bytes).map_err(place)
+        let (bytes, map) = crate::mapped::map(&file).map_err(|e| place(e.into()))?;
+        let model = Model { map, ..Model::from_bytes(bytes).map_err(place)? };
+        model.release();
+        Ok(model)
+    }
+
+    /// Gives back the memory of a mapped file's pages, until something reads them again.
+    pub(crate) fn release(&self) {
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(m) = &self.map {
+            m.release();
+        }
+    }
+
+    /// What the CPU executor is to do when it has packed constants.
+    pub(crate) fn packed(&self) -> litegpu_cpu::Packed {
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(m) = self.map.clone() {
+            return litegpu_cpu::Packed::new(move || m.release());
+        }
+        litegpu_cpu::Packed::default()
     }
 
     /// Reads a model from memory.
@@ -34,8 +55,7 @@ impl Model {
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Model> {
         let bytes: Bytes = bytes.into();
         let file_bytes = bytes.len();
-        let graph = litegpu_graph::Model::read(bytes)?;
-        Ok(Model { graph: Arc::new(graph), file_bytes })
+        Ok(Model { file_bytes, ..Model::of(litegpu_graph::Model::read(bytes)?) })
     }
 
     /// A model that was built in memory.
@@ -44,7 +64,16 @@ impl Model {
     /// `Invalid` when it is not consistent.
     pub fn from_graph(graph: litegpu_graph::Model) -> Result<Model> {
         litegpu_graph::validate::model(&graph)?;
-        Ok(Model { graph: Arc::new(graph), file_bytes: 0 })
+        Ok(Model::of(graph))
+    }
+
+    fn of(graph: litegpu_graph::Model) -> Model {
+        Model {
+            graph: Arc::new(graph),
+            file_bytes: 0,
+            #[cfg(not(target_family = "wasm"))]
+            map: None,
+        }
     }
 
     /// The graph.

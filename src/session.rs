@@ -311,6 +311,7 @@ impl Builder {
             profile: self.profile,
             custom: self.custom,
             memory_limit: self.memory_limit.unwrap_or(base.memory_limit),
+            packed: self.model.packed(),
         };
         let exec = Executor::new(self.model.graph().clone(), options)?;
         let start = Clock::now();
@@ -808,6 +809,8 @@ impl Session {
                         return Err(Error::new(ErrorKind::Device, why));
                     }
                     self.planned = Some(Planned { steps, shapes, hangs_on, placements, partitions, memory });
+                    // What a device was given need not be read again.
+                    self.model.release();
                     return Ok(());
                 }
                 Err(Fault::Memory(why)) if memory.gpu_planned + memory.gpu_weights > 0 => {

@@ -5,6 +5,7 @@
 //! room, best fit first; the same order in every run makes the assignment stable, so that a steady-state run of a
 //! static graph allocates nothing.
 
+use crate::arena::{self, Home};
 use crate::chain::{Applied, Chains, LONGEST, Link, Then, repeat, repeats};
 use crate::custom::{CustomOperator, CustomOperators};
 use crate::fixed::{self, Fixed, Padded};
@@ -29,6 +30,12 @@ const MAX_DEPTH: usize = 64;
 /// Bytes up to which a tensor's storage stays its own when its last reader has run.
 const SMALL: usize = 4096;
 
+/// Free pieces of storage from which none is added for a planned place: values have come from elsewhere.
+const MOST_FREE: usize = 64;
+
+/// Bytes of constants that may have been packed before [`Options::packed`] is told.
+const PACKED_BYTES: usize = 1 << 18;
+
 /// Bytes of tensors that a run may hold unless the caller says otherwise: 16 GiB, where addresses are long enough.
 const DEFAULT_MEMORY_LIMIT: usize = if usize::BITS < 64 { 1 << 31 } else { 1 << 34 };
 
@@ -45,6 +52,26 @@ pub struct Options {
     pub custom: CustomOperators,
     /// Bytes of tensors that a run may hold at a time, over all subgraphs and resource variables.
     pub memory_limit: usize,
+    /// What to do when kernels have packed constants.
+    pub packed: Packed,
+}
+
+/// Told, now and then, that kernels have packed constants and will not soon read them again: who maps the model's file
+/// into memory can give its pages back, so that a run holds weights once.
+#[derive(Clone, Default)]
+pub struct Packed(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl Packed {
+    /// Calls `f`, on the thread that runs the executor.
+    pub fn new(f: impl Fn() + Send + Sync + 'static) -> Packed {
+        Packed(Some(Arc::new(f)))
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Packed(..)" } else { "Packed" })
+    }
 }
 
 impl Default for Options {
@@ -55,6 +82,7 @@ impl Default for Options {
             profile: false,
             custom: CustomOperators::new(),
             memory_limit: DEFAULT_MEMORY_LIMIT,
+            packed: Packed::default(),
         }
     }
 }
@@ -70,6 +98,8 @@ pub struct Executor {
     memory: Memory,
     /// Subgraphs that are running now.
     depth: usize,
+    /// Bytes of constants that nodes have read for the first time since [`Options::packed`] was told.
+    packed: usize,
     /// Variables and hash tables.
     pub resources: Resources,
 }
@@ -81,6 +111,37 @@ struct Memory {
     free: Vec<Storage>,
 }
 
+impl Memory {
+    /// Gives a value free storage, or a planned place, for `want` bytes where it has less. What it then still lacks
+    /// is the value's own to ask for.
+    fn room(&mut self, value: &mut Value, want: usize, home: Option<Home>) {
+        if value.capacity() >= want {
+            return;
+        }
+        match home {
+            Some(Home::Own) => {}
+            Some(Home::Any) if want <= SMALL => {}
+            Some(Home::Place(place, bytes)) => {
+                let free = self.free.iter().position(|s| s.place() == place);
+                let storage = match free {
+                    Some(i) => self.free.swap_remove(i),
+                    None if self.free.len() < MOST_FREE => value.new_storage(place),
+                    None => return take_best(&mut self.free, value, want),
+                };
+                let old = value.put_storage(storage);
+                if old.capacity() > 0 {
+                    self.free.push(old);
+                }
+                // As large as the place will be at once, where that can be had.
+                if value.capacity() < want && want <= bytes {
+                    let _ = value.reserve(bytes);
+                }
+            }
+            Some(Home::Any) | None => take_best(&mut self.free, value, want),
+        }
+    }
+}
+
 /// The values and kernels of one subgraph.
 struct Frame {
     slots: Vec<Slot>,
@@ -90,6 +151,8 @@ struct Frame {
     times: Vec<Duration>,
     fixed: Fixed,
     chains: Chains,
+    /// Where each tensor's storage comes from; empty where nothing is planned.
+    homes: Vec<Home>,
 }
 
 impl std::fmt::Debug for Frame {
@@ -133,15 +196,17 @@ impl Executor {
         } else {
             fixed::analyse(model)
         };
+        // Values that bodies and callers pass to one another do not stay where they were planned.
+        let planned = !options.keep_all && !model.subgraphs.iter().flat_map(|g| &g.nodes).any(|n| is_control(&n.op));
         let frames = (0..).zip(fixed).zip(&model.subgraphs).map(|((s, fixed), g)| {
             let chains = if options.keep_all { Chains::none(g) } else { Chains::new(&model, s, g, &fixed) };
-            Frame::new(g, &options, &budget, fixed, chains).map(Some)
+            Frame::new(g, &options, &budget, fixed, chains, planned).map(Some)
         });
         let frames = frames.collect::<Result<_>>()?;
         let pool = Pool::new(options.threads);
         let resources = Resources::new(budget.clone());
         let memory = Memory { budget, free: Vec::new() };
-        Ok(Executor { model, frames, pool, options, memory, depth: 0, resources })
+        Ok(Executor { model, frames, pool, options, memory, depth: 0, packed: 0, resources })
     }
 
     /// The model.
@@ -185,6 +250,11 @@ impl Executor {
         let frame = self.frame(subgraph)?;
         for list in &mut frame.release {
             list.retain(|t| !tensors.contains(t));
+        }
+        for &t in tensors {
+            if let Some(h) = frame.homes.get_mut(t) {
+                *h = Home::Own;
+            }
         }
         if let Some(graph) = model.subgraphs.get(subgraph) {
             frame.chains.keep(graph, tensors);
@@ -300,10 +370,21 @@ impl Executor {
             }
         }
         self.depth -= 1;
+        if self.depth == 0 && self.packed > 0 {
+            self.tell();
+        }
         if let Some(slot) = self.frames.get_mut(subgraph) {
             *slot = Some(frame);
         }
         result
+    }
+
+    /// Says that constants have been packed.
+    fn tell(&mut self) {
+        self.packed = 0;
+        if let Packed(Some(f)) = &self.options.packed {
+            f();
+        }
     }
 
     /// Time spent in each node of a subgraph in its last run; empty unless `profile` is set.
@@ -359,8 +440,16 @@ impl Executor {
             self.control(graph, frame, n)?;
         } else {
             let mut state = frame.nodes.get_mut(n).and_then(Option::take).unwrap_or_default();
+            let first = !state.done;
             let done = self.kernel(model, graph, frame, n, &mut state);
             state.done = done.is_ok();
+            if first {
+                let constants = node.inputs.iter().flatten().filter_map(|&t| graph.tensors.get(t)?.data.as_ref());
+                self.packed = constants.fold(self.packed, |sum, d| sum.saturating_add(d.len()));
+                if self.packed >= PACKED_BYTES {
+                    self.tell();
+                }
+            }
             if let Some(slot) = frame.nodes.get_mut(n) {
                 *slot = Some(state);
             }
@@ -422,9 +511,7 @@ impl Executor {
             let done = match shape {
                 Some(shape) => {
                     let want = value.dtype.byte_len(elements(shape)).unwrap_or(0);
-                    if value.capacity() < want {
-                        take_best(&mut self.memory.free, &mut value, want);
-                    }
+                    self.memory.room(&mut value, want, frame.homes.get(t).copied());
                     value.reshape(shape)
                 }
                 // What it was is the best guess.
@@ -758,7 +845,14 @@ fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, memory: &mut 
 }
 
 impl Frame {
-    fn new(graph: &Graph, options: &Options, budget: &Arc<Budget>, fixed: Fixed, chains: Chains) -> Result<Frame> {
+    fn new(
+        graph: &Graph,
+        options: &Options,
+        budget: &Arc<Budget>,
+        fixed: Fixed,
+        chains: Chains,
+        planned: bool,
+    ) -> Result<Frame> {
         let mut slots = Vec::with_capacity(graph.tensors.len());
         for t in &graph.tensors {
             slots.push(match &t.data {
@@ -797,7 +891,8 @@ impl Frame {
         }
         let nodes = graph.nodes.iter().map(|_| Some(Box::default())).collect();
         let times = if options.profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
-        Ok(Frame { slots, nodes, release, times, fixed, chains })
+        let homes = if planned { arena::plan(graph, &release, &fixed, &chains, SMALL) } else { Vec::new() };
+        Ok(Frame { slots, nodes, release, times, fixed, chains, homes })
     }
 }
 
@@ -928,9 +1023,11 @@ fn follow(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> usi
     let [Some(shape)] = state.out_shapes.as_slice() else { return 0 };
     let fits = |l: &&Link| {
         let Some((other, _)) = l.other else { return true };
+        let constant = matches!(slots.get(other), Some(Slot::Constant(_)));
         let Ok(other) = view(graph, slots, other) else { return false };
         let (true, Ok(values)) = (repeats(other.shape, shape), other.as_slice::<f32>()) else { return false };
-        if let Some(row) = rows.get_mut(l.node) {
+        // A constant's row stays what it is.
+        if let Some(row) = rows.get_mut(l.node).filter(|r| !constant || r.is_empty()) {
             repeat(values, row);
         }
         true

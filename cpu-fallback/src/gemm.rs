@@ -8,7 +8,7 @@
 
 use crate::chain::Then;
 use crate::pool::Pool;
-use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Strip, Task, dispatch, tiles};
+use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Strip, Task, dispatch};
 use bytemuck::Pod;
 use litegpu_graph::{Error, Result};
 use smallvec::SmallVec;
@@ -812,9 +812,14 @@ pub(crate) trait Finish<U, Out>: Sync {
     ) where
         U: Sum,
     {
-        tiles::<S>(a, runs, lda, rows, b, n, |r, acc| {
-            self.tile::<S>(row + r, column, acc, &mut out[r * ldc..], ldc, n);
-        });
+        // No closure: where there are two calls of it, the compiler would not make it part of a function for the
+        // instruction set.
+        for r in (0..rows).step_by(S::MRI) {
+            let m = S::MRI.min(rows - r);
+            let mut acc = [[0i32; NR]; MAX_MR];
+            S::tile_i16(&a[r * lda..], runs, lda, m, b, n, &mut acc);
+            self.tile::<S>(row + r, column, &mut acc[..m], &mut out[r * ldc..], ldc, n);
+        }
     }
 
     /// A strip of a depthwise convolution whose sums fit 32 bits, finished as by [`Finish::tile`]: row `row` for each
@@ -824,7 +829,16 @@ pub(crate) trait Finish<U, Out>: Sync {
     where
         U: Sum,
     {
-        strip.each::<S>(|p, sums| self.tile::<S>(row, column, sums, &mut out[p * stride..], stride, n));
+        for r in 0..strip.rows {
+            let mut p = 0;
+            while p < strip.pixels {
+                let mut acc = [[0i32; NR]; 4];
+                let m = strip.pixels::<S>(r, p, &mut acc);
+                let out = &mut out[(r * strip.pixels + p) * stride..];
+                self.tile::<S>(row, column, &mut acc[..m], out, stride, n);
+                p += m;
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The CPU executor of litegpu: every operator of the format, integers exact to the byte.
 
+mod arena;
 mod chain;
 mod custom;
 mod eval;
@@ -23,7 +24,7 @@ mod weights;
 
 pub use custom::{CustomOperator, CustomOperators};
 pub use eval::evaluate;
-pub use exec::{Executor, Options};
+pub use exec::{Executor, Options, Packed};
 pub use kernel::{Call, Kernel, Site};
 pub use pool::Pool;
 pub use resources::{HashTable, Resources};

@@ -2,9 +2,7 @@
 
 use crate::gemm::{Finish, refill};
 use crate::real::whole;
-use crate::simd::{
-    Isa, NR, Once, Panel, Requant, RequantWide, Strip, Task, apart, clamp, dispatch, narrow_rows, tiles,
-};
+use crate::simd::{Isa, NR, Once, Panel, Requant, RequantWide, Strip, Task, apart, dispatch, narrow_rows, tiles};
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
@@ -433,13 +431,25 @@ impl Finish<i32, f32> for HybridRows<'_> {
                 Some(l) => 1 + l / rows,
             };
             let piece = self.pieces.get(self.first + first + further);
-            let mut y = [0.0; NR];
+            let (mut x, mut s) = ([0.0; NR], *scale);
             for j in 0..NR {
-                y[j] = clamp(sums[j] as f32 * (scale[j] * piece) + bias[j], self.constants.range);
+                x[j] = sums[j] as f32;
+                s[j] *= piece;
+            }
+            let mut y = [0.0; NR];
+            let operands = x.as_chunks::<8>().0.iter().zip(s.as_chunks().0).zip(bias.as_chunks().0);
+            for (((x, s), bias), y) in operands.zip(y.as_chunks_mut().0) {
+                let sum = S::mul_add8(S::load(x), S::load(s), S::load(bias));
+                S::store(S::clamp8(sum, self.constants.range), y);
             }
             let out = &mut out[l * stride..][..n];
-            match out.first_chunk_mut() {
-                Some(out) => *out = y,
+            match out.first_chunk_mut::<NR>() {
+                // Stores of vectors: the compiler would make both kinds of a copy one call.
+                Some(out) => {
+                    for (y, out) in y.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                        S::store(S::load(y), out);
+                    }
+                }
                 None => out.copy_from_slice(&y[..n]),
             }
         }

@@ -546,6 +546,27 @@ impl Strip<'_> {
         }
     }
 
+    /// The sums of four pixels of a line, or of the one where there are fewer, and how many these are. Sums are modulo
+    /// 2^32.
+    ///
+    /// # Panics
+    /// When there is no such pixel, a window cannot be read 16 elements at a time or the lines are too few.
+    #[inline(always)]
+    pub(crate) fn pixels<S: Isa>(&self, row: usize, pixel: usize, acc: &mut [[i32; NR]; 4]) -> usize {
+        self.check();
+        assert!(row < self.rows && pixel < self.pixels);
+        let first = self.first + row * self.line + pixel * self.step;
+        // SAFETY: the check covers the windows of all pixels, and these are some of them.
+        unsafe {
+            if self.pixels - pixel >= 4 {
+                *acc = self.sums::<S, 4>(first);
+                return 4;
+            }
+            [acc[0]] = self.sums::<S, 1>(first);
+        }
+        1
+    }
+
     /// # Safety
     /// The windows of P (at most 4) pixels from `first` on can be read 16 elements at a time, and there are as many
     /// lines as the taps name.

@@ -45,6 +45,8 @@ impl Budget {
 pub struct Storage {
     lines: Vec<Line>,
     len: usize,
+    /// Which of the planned places this is (see `arena.rs`); 0 is none.
+    place: u32,
     /// Whose memory it is; `None` outside an executor.
     budget: Option<Arc<Budget>>,
 }
@@ -52,7 +54,7 @@ pub struct Storage {
 impl Clone for Storage {
     /// The copy belongs to nobody's budget until an executor takes it.
     fn clone(&self) -> Storage {
-        Storage { lines: self.lines.clone(), len: self.len, budget: None }
+        Storage { lines: self.lines.clone(), len: self.len, place: 0, budget: None }
     }
 }
 
@@ -70,6 +72,12 @@ impl Storage {
     /// # Errors
     /// `Invalid` when the memory cannot be had or is beyond the executor's limit.
     pub fn resize(&mut self, len: usize) -> Result<()> {
+        self.reserve(len)?;
+        self.len = len;
+        Ok(())
+    }
+    /// Makes room for `len` bytes; the contents are unspecified where there was less.
+    pub(crate) fn reserve(&mut self, len: usize) -> Result<()> {
         let lines = len.div_ceil(64);
         if lines > self.lines.len() {
             if let Some(b) = &self.budget {
@@ -85,8 +93,8 @@ impl Storage {
                 return Err(Error::invalid(format!("cannot allocate {len} bytes for a tensor")));
             }
             self.lines.resize(lines, Line([0; 64]));
+            self.len = 0;
         }
-        self.len = len;
         Ok(())
     }
     /// The bytes.
@@ -100,6 +108,10 @@ impl Storage {
     /// Bytes held, used or not.
     pub fn capacity(&self) -> usize {
         self.lines.len() * 64
+    }
+    /// The planned place that this is.
+    pub(crate) fn place(&self) -> u32 {
+        self.place
     }
 }
 
@@ -210,8 +222,16 @@ impl Value {
     pub(crate) fn take_storage(&mut self) -> Storage {
         self.shape.clear();
         self.shape.push(0);
-        let empty = Storage { lines: Vec::new(), len: 0, budget: self.data.budget.clone() };
+        let empty = self.new_storage(0);
         std::mem::replace(&mut self.data, empty)
+    }
+    /// Storage without room yet, for a planned place, in the same budget.
+    pub(crate) fn new_storage(&self, place: u32) -> Storage {
+        Storage { lines: Vec::new(), len: 0, place, budget: self.data.budget.clone() }
+    }
+    /// Makes room, and loses the contents where there was less.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<()> {
+        self.data.reserve(bytes)
     }
     pub(crate) fn put_storage(&mut self, storage: Storage) -> Storage {
         std::mem::replace(&mut self.data, storage)

@@ -89,12 +89,13 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Where an operand comes from: a constant is the same in every invocation, and a sparse one is kept densified.
+/// Where an operand comes from: a constant is the same in every invocation. A sparse one is spread out whenever it is
+/// asked for: kernels pack it, and then need it no more.
 #[derive(Debug)]
 pub(crate) struct Source {
     at: usize,
     pub constant: bool,
-    dense: Option<Vec<u8>>,
+    sparse: Option<Box<Tensor>>,
 }
 
 impl Source {
@@ -102,14 +103,21 @@ impl Source {
     pub(crate) fn new(site: &Site<'_>, at: usize) -> Result<Source> {
         let t = site.input(at)?;
         let constant = t.data.is_some() && !t.is_variable;
-        let dense = if constant && t.sparsity.is_some() { Some(densify(t)?) } else { None };
-        Ok(Source { at, constant, dense })
+        let sparse = (constant && t.sparsity.is_some()).then(|| Box::new(t.clone()));
+        Ok(Source { at, constant, sparse })
+    }
+    /// Its shape.
+    pub(crate) fn shape<'a>(&self, call: &Call<'a>) -> Result<&'a [usize]> {
+        Ok(call.input(self.at)?.shape)
     }
     /// Its value.
     pub(crate) fn get<'a>(&'a self, call: &Call<'a>) -> Result<Weights<'a>> {
         let view = call.input(self.at)?;
-        let bytes = self.dense.as_deref().unwrap_or(view.bytes);
-        Ok(Weights { dtype: view.dtype, shape: view.shape, quant: view.quant, bytes: Cow::Borrowed(bytes) })
+        let bytes = match &self.sparse {
+            Some(t) => Cow::Owned(densify(t)?),
+            None => Cow::Borrowed(view.bytes),
+        };
+        Ok(Weights { dtype: view.dtype, shape: view.shape, quant: view.quant, bytes })
     }
 }
 

@@ -876,12 +876,12 @@ impl<P, F: Default> State<P, F> {
         pack: impl FnOnce(&Spatial, &Sizes, &Layout, &Weights<'_>, &mut Vec<P>) -> Result<()>,
         set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Sizes, &mut [F]) -> Result<()>,
     ) -> Result<Sizes> {
-        let (weights, bias) = self.operands.get(call)?;
-        let (s, changed) = self.layout.update(spatial, x, weights.shape, out)?;
+        let (s, changed) = self.layout.update(spatial, x, self.operands.weights.shape(call)?, out)?;
         if self.ready && !(changed && (spatial.transposed() || self.layout.run() != self.run)) {
             return Ok(s);
         }
         self.ready = false;
+        let (weights, bias) = self.operands.get(call)?;
         self.run = self.layout.run();
         pack(spatial, &s, &self.layout, &weights, &mut self.packs)?;
         self.finish.resize_with(s.channels / s.group, F::default);
@@ -936,8 +936,10 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
         let plain = plain(&spatial, &s, &state.layout.phases);
         let zero = scales.input.1 as i16;
         let convert = |from: &[X], to: &mut [i16], _: usize| {
+            // A value of the loop's own: what it writes might else be what the closure refers to.
+            let z = zero;
             for (t, f) in to.iter_mut().zip(from) {
-                *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero);
+                *t = (Into::<i32>::into(*f) as i16).wrapping_sub(z);
             }
         };
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);

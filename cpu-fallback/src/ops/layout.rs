@@ -270,6 +270,22 @@ impl Move for Pad<'_> {
     fn go<T: Pod + Send + Sync>(&self, src: &[Src<'_, T>], dst: &mut [Dst<'_, T>]) -> Result<()> {
         let value = src.get(1).and_then(|s| s.data.first().copied()).unwrap_or(low_bytes(self.zero));
         let (s, d) = single(src, dst)?;
+        if let (Some(([before, _], outer)), Some(&from), Some(&to)) =
+            (self.pads.split_last(), s.shape.last(), d.shape.last())
+            && outer.iter().all(|p| *p == [0; 2])
+            && before.checked_add(from).is_some_and(|end| end <= to)
+            && from > 0
+        {
+            // Lines one after another: nothing is written twice.
+            for (s, d) in s.data.chunks_exact(from).zip(d.data.chunks_exact_mut(to)) {
+                let (front, rest) = d.split_at_mut(*before);
+                let (middle, back) = rest.split_at_mut(from);
+                front.fill(value);
+                middle.copy_from_slice(s);
+                back.fill(value);
+            }
+            return Ok(());
+        }
         let steps = strides(&d.shape);
         let at: usize = self.pads.iter().zip(&steps).map(|([before, _], s)| before * s).sum();
         if s.data.len() < d.data.len() {
@@ -687,8 +703,12 @@ mod tests {
         let (s, v) = one::<i32>(Op::Pad, &[ramp(&[2]), i(&[1, 2], &[1, 2])], DType::I32);
         assert_eq!((s, v), (vec![5], vec![0, 0, 1, 0, 0]));
         let value = i(&[], &[7]);
-        let (_, v) = one::<i32>(Op::Padv2, &[ramp(&[0]), i(&[1, 2], &[1, 1]), value], DType::I32);
+        let (_, v) = one::<i32>(Op::Padv2, &[ramp(&[0]), i(&[1, 2], &[1, 1]), value.clone()], DType::I32);
         assert_eq!(v, [7, 7]);
+        let (_, v) = one::<i32>(Op::Padv2, &[ramp(&[2, 2]), i(&[2, 2], &[0, 0, 1, 2]), value.clone()], DType::I32);
+        assert_eq!(v, [7, 0, 1, 7, 7, 7, 2, 3, 7, 7]);
+        let (_, v) = one::<i32>(Op::Padv2, &[ramp(&[1, 2]), i(&[2, 2], &[1, 0, 1, 0]), value], DType::I32);
+        assert_eq!(v, [7, 7, 7, 7, 0, 1]);
         let mode = |mode| Op::MirrorPad(MirrorPadOptionsT { mode });
         let (_, v) = one::<i32>(mode(MirrorPadMode::REFLECT), &[ramp(&[3]), i(&[1, 2], &[2, 1])], DType::I32);
         assert_eq!(v, [2, 1, 0, 1, 2, 1]);

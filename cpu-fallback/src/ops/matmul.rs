@@ -49,11 +49,12 @@ impl<P: Default, F: Default> Layer<P, F> {
         call: &Call<'_>,
         set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, (usize, usize), &mut P, &mut F) -> Result<()>,
     ) -> Result<(usize, usize)> {
-        let weights = self.weights.get(call)?;
-        let &[units, depth] = weights.shape else {
-            return Err(Error::invalid(format!("weights of shape {:?}", weights.shape)));
+        let shape = self.weights.shape(call)?;
+        let &[units, depth] = shape else {
+            return Err(Error::invalid(format!("weights of shape {shape:?}")));
         };
         if !self.ready {
+            let weights = self.weights.get(call)?;
             let bias = self.bias.as_ref().map(|b| b.get(call)).transpose()?;
             set(&weights, bias.as_ref(), (units, depth), &mut self.pack, &mut self.finish)?;
             self.ready = self.weights.constant && self.bias.as_ref().is_none_or(|b| b.constant);
@@ -262,7 +263,9 @@ fn int_rows<X: Quantized, O: Quantized, U: Sum>(
     }
     let zero = zero as i16;
     let a = Converted(x, depth, |from: &[X], to: &mut [i16], _: usize| {
-        to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) as i16).wrapping_sub(zero));
+        // A value of the loop's own: what it writes might else be what the closure refers to.
+        let z = zero;
+        to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) as i16).wrapping_sub(z));
     });
     product_int::<U, O>(pool, rows, &a, pack, finish, out, Place::whole(units))
 }

@@ -47,15 +47,17 @@ fn copy(from: &[u8], to: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// Applies a function to every element, in vectors and threads where that pays.
-fn map<X: Pod + Sync, Y: Pod + Send>(pool: &Pool, x: &[X], y: &mut [Y], f: impl Fn(X) -> Y + Sync) {
-    struct Piece<'a, X, Y, F>(&'a [X], &'a mut [Y], &'a F);
+/// Applies a function to every element, in vectors and threads where that pays. The function holds what it needs
+/// itself: loops that write might else write what it refers to, and would not become vector code.
+fn map<X: Pod + Sync, Y: Pod + Send>(pool: &Pool, x: &[X], y: &mut [Y], f: impl Fn(X) -> Y + Sync + Copy) {
+    struct Piece<'a, X, Y, F>(&'a [X], &'a mut [Y], F);
     impl<X: Copy, Y, F: Fn(X) -> Y> Task for Piece<'_, X, Y, F> {
         type Output = ();
         #[inline(always)]
         fn run<S: Isa>(self) {
+            let f = self.2;
             for (y, x) in self.1.iter_mut().zip(self.0) {
-                *y = (self.2)(*x);
+                *y = f(*x);
             }
         }
     }
@@ -64,7 +66,7 @@ fn map<X: Pod + Sync, Y: Pod + Send>(pool: &Pool, x: &[X], y: &mut [Y], f: impl 
     let chunk = if parallel { CHUNK } else { x.len() };
     pool.chunks(y, chunk, parallel, |i, y| {
         let x = x.get(i * chunk..).unwrap_or_default();
-        dispatch(Piece(x, y, &f));
+        dispatch(Piece(x, y, f));
     });
 }
 
@@ -195,10 +197,10 @@ fn from_float<Y: Element>(site: &Site<'_>, to: &Quant) -> Result<Kernel> {
             let y = call.output(0)?.as_mut_slice::<Y>()?;
             if (low..=high).contains(&zero) {
                 let limits = Limits::new(zero, low, high);
-                map(pool, x, y, |x| Y::narrow(limits.quantize(x, scale)));
+                map(pool, x, y, move |x| Y::narrow(limits.quantize(x, scale)));
                 return Ok(());
             }
-            map(pool, x, y, |x| Y::narrow(quantize_one(x, scale, zero, low, high)));
+            map(pool, x, y, move |x| Y::narrow(quantize_one(x, scale, zero, low, high)));
             Ok(())
         }));
     }
@@ -250,7 +252,7 @@ fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
     }
     Ok(Box::new(move |call| {
         let (x, pool) = (call.input(0)?.as_slice::<X>()?, call.pool);
-        map(pool, x, call.output(0)?.as_mut_slice::<Y>()?, |x| Y::narrow(one(x.wide())));
+        map(pool, x, call.output(0)?.as_mut_slice::<Y>()?, move |x| Y::narrow(one(x.wide())));
         Ok(())
     }))
 }
@@ -358,7 +360,7 @@ fn dequantize(site: &Site<'_>) -> Result<Kernel> {
                 let x: Vec<i32> = bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
                 for (i, (x, y)) in x.chunks(inner.max(1)).zip(y.chunks_mut(inner.max(1))).enumerate() {
                     let (scale, zero) = channels[i % channels.len()];
-                    map(pool, x, y, |x: i32| (scale as f64 * x.wrapping_sub(zero) as f64) as f32);
+                    map(pool, x, y, move |x: i32| (scale as f64 * x.wrapping_sub(zero) as f64) as f32);
                 }
             }
             _ => spread(pool, bytes, y, inner, &channels, |b| b as i8 as i16),
@@ -381,13 +383,13 @@ fn spread<X: Pod + Sync>(
     y: &mut [f32],
     inner: usize,
     channels: &[(f32, i32)],
-    wide: impl Fn(X) -> i16 + Sync,
+    wide: impl Fn(X) -> i16 + Sync + Copy,
 ) {
     for (i, (x, y)) in x.chunks(inner.max(1)).zip(y.chunks_mut(inner.max(1))).enumerate() {
         let (scale, zero) = channels[i % channels.len()];
         // Up to 24 bits the difference is exact in single precision, and the product is rounded once.
         if zero.unsigned_abs() < 1 << 23 {
-            map(pool, x, y, |x| scale * (wide(x) as i32 - zero) as f32);
+            map(pool, x, y, move |x| scale * (wide(x) as i32 - zero) as f32);
         } else {
             let far = |x: X| (scale as f64 * (wide(x) as i32).wrapping_sub(zero) as f64) as f32;
             y.iter_mut().zip(x).for_each(|(y, x)| *y = far(*x));

@@ -466,9 +466,9 @@ impl<T: Pod, F: Default> State<T, F> {
         out: &[usize],
         set: impl FnOnce(&Weights<'_>, Option<&Weights<'_>>, &Depthwise, &mut Lines<T>, &mut F) -> Result<()>,
     ) -> Result<Depthwise> {
-        let (weights, bias) = self.operands.get(call)?;
-        let d = Depthwise::new(spatial, x, weights.shape, out)?;
+        let d = Depthwise::new(spatial, x, self.operands.weights.shape(call)?, out)?;
         if !self.ready {
+            let (weights, bias) = self.operands.get(call)?;
             set(&weights, bias.as_ref(), &d, &mut self.lines, &mut self.finish)?;
             self.ready = self.operands.constant();
         }
