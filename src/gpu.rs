@@ -333,6 +333,16 @@ impl Part {
         }
     }
 
+    /// The states that go in or out.
+    pub(crate) fn states(&self) -> impl Iterator<Item = Kept> {
+        self.loaded.inputs().chain(self.loaded.outputs()).filter(|p| p.state).map(Kept::new)
+    }
+
+    /// Says of the next run whether nobody else has changed the part's states since its last.
+    pub(crate) fn keep_states(&mut self, unchanged: bool) {
+        self.loaded.keep_states(unchanged);
+    }
+
     /// Runs the part on the executor's values. Times are filled when `times` is there. With `guard`, results that hold NaN
     /// are a fault, unless an operand does, or is in device memory; the executor's values are then as before.
     pub(crate) async fn run(
@@ -402,7 +412,7 @@ impl Part {
 }
 
 /// Where a session keeps what crosses the boundary of a part.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Kept {
     Tensor(TensorId),
     Variable(delegate::Variable),

@@ -5,14 +5,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fold;
 #[cfg(feature = "gpu")]
 use crate::gpu::Ceiling;
-use crate::gpu::{self, Caps, DeviceMemory, DevicePort, Fault, Gpu, GpuOptions, Part, Program, Wish};
+use crate::gpu::{self, Caps, DeviceMemory, DevicePort, Fault, Gpu, GpuOptions, Kept, Part, Program, Wish};
 use crate::model::Model;
 use crate::report::{Crossing, Memory, NodeTime, Partition, Placement, Report, Target, Timings};
 use crate::tensor::{Tensor, View};
 use bytes::Bytes;
 use litegpu_cpu::{CustomOperators, Executor, Options};
 use litegpu_graph::shapes::{self, Shapes, check_resize};
-use litegpu_graph::{DType, Graph, NodeId, Quant, Shape, TensorId, elements};
+use litegpu_graph::{DType, Family, Graph, NodeId, Op, Quant, Shape, TensorId, elements};
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
@@ -336,6 +336,7 @@ impl Builder {
             planned: None,
             note,
             timings,
+            states_held: false,
             replanned: 0,
             gpu_times: Vec::new(),
             attached: Vec::new(),
@@ -449,6 +450,8 @@ struct Planned {
     placements: Vec<Placement>,
     partitions: Vec<Partition>,
     memory: Memory,
+    /// No state is changed by a GPU part and by anything else.
+    apart: bool,
 }
 
 /// A model made ready to run. Variables keep their values from run to run.
@@ -465,6 +468,8 @@ pub struct Session {
     planned: Option<Planned>,
     note: Option<String>,
     timings: Timings,
+    /// The last run went well, and nobody has changed states since.
+    states_held: bool,
     /// Plans that were made anew because a value had changed that shapes hang on.
     replanned: u64,
     gpu_times: Vec<NodeTime>,
@@ -617,6 +622,7 @@ impl Session {
         self.gpu_times.clear();
         let Some(planned) = self.planned.as_mut() else { return Err(Error::internal("no plan")) };
         let mut lost = None;
+        let kept = std::mem::take(&mut self.states_held) && planned.apart;
         for (i, step) in planned.steps.iter_mut().enumerate() {
             match step {
                 #[cfg(target_family = "wasm")]
@@ -633,6 +639,7 @@ impl Session {
                 Step::Cpu(nodes) => self.exec.run_nodes(s, nodes.iter().copied())?,
                 Step::Gpu(part) => {
                     let start = Clock::now();
+                    part.keep_states(kept);
                     let before = self.gpu_times.len();
                     let times = self.profile.then_some(&mut self.gpu_times);
                     if let Err(fault) = part.run(&mut self.exec, s, times, self.nan_guard).await {
@@ -669,7 +676,7 @@ impl Session {
                 self.rescue(at)?;
                 self.prepare_async().await?;
             }
-            None => {}
+            None => self.states_held = true,
         }
         let ms = start.ms();
         if self.timings.runs == 0 {
@@ -777,6 +784,7 @@ impl Session {
 
     /// Sets variables to their initial values and forgets tables: the next run starts as the first did.
     pub fn reset(&mut self) {
+        self.states_held = false;
         self.exec.reset();
     }
 
@@ -808,7 +816,9 @@ impl Session {
                     if let Some(why) = refused.filter(|_| self.require_gpu && !left) {
                         return Err(Error::new(ErrorKind::Device, why));
                     }
-                    self.planned = Some(Planned { steps, shapes, hangs_on, placements, partitions, memory });
+                    let apart = apart(graph(&self.model, self.entry.subgraph)?, &steps);
+                    self.states_held = false;
+                    self.planned = Some(Planned { steps, shapes, hangs_on, placements, partitions, memory, apart });
                     // What a device was given need not be read again.
                     self.model.release();
                     return Ok(());
@@ -1154,6 +1164,35 @@ fn draft(
         })
         .collect();
     Ok(Draft { steps, shapes, hangs_on, placements, partitions, memory })
+}
+
+/// Whether each state is changed by one GPU part alone, or by operators on the CPU alone. Initialisers run before any part.
+fn apart(graph: &Graph, steps: &[Step]) -> bool {
+    let mut states = Vec::new();
+    for step in steps {
+        match step {
+            Step::Gpu(part) => {
+                let mut own: Vec<Kept> = Vec::new();
+                own.extend(part.states());
+                if own.iter().any(|s| states.contains(s)) {
+                    return false;
+                }
+                states.append(&mut own);
+            }
+            Step::Cpu(nodes) => {
+                let changes = |n: &NodeId| {
+                    graph.nodes.get(*n).is_some_and(|n| match n.op.family() {
+                        Family::Control => !matches!(n.op, Op::VarHandle(_) | Op::CallOnce(_)),
+                        _ => n.inputs.iter().flatten().any(|&t| graph.tensors.get(t).is_some_and(|t| t.is_variable)),
+                    })
+                };
+                if nodes.iter().any(changes) {
+                    return false;
+                }
+            }
+        }
+    }
+    true
 }
 
 /// Tensors whose storage the executor must not reuse when their last reader in the file's order has run: those that

@@ -252,6 +252,33 @@ fn a_variable_without_a_value_is_an_error() {
     }
 }
 
+/// Variables that change places, and one that is read before it is written: what each run finds is what the last one left,
+/// on the device as on the host.
+#[test]
+fn variables_that_trade_values() {
+    if !common::gpu() {
+        return;
+    }
+    let mut g = Made::default();
+    g.does(once(), &[]);
+    let x = g.input(DType::F32, &[1, 5]);
+    let (a, b) = (g.variable("a"), g.variable("b"));
+    let (was, other) =
+        (g.op(Op::ReadVariable, &[a], DType::F32, &[1, 5]), g.op(Op::ReadVariable, &[b], DType::F32, &[1, 5]));
+    let y = g.op(add(), &[was, x], DType::F32, &[1, 5]);
+    g.does(Op::AssignVariable, &[a, other]);
+    g.does(Op::AssignVariable, &[b, was]);
+    g.output(y);
+    let first: [(&str, DType, &[usize], Vec<u8>); 2] =
+        [("a", DType::F32, &[1, 5], bytes(&[1.0; 5])), ("b", DType::F32, &[1, 5], bytes(&[20.0; 5]))];
+    let m = model(vec![g, initialiser(&first)]);
+    let (mut cpu, mut gpu) = (session(&m, Device::Cpu, None), session(&m, Device::Gpu, None));
+    for v in [1.0, 2.0, 3.0, 4.0] {
+        assert_eq!(step(&mut gpu, v), step(&mut cpu, v));
+    }
+    assert!(gpu.report().count(Target::Gpu) >= 5, "{}", gpu.report());
+}
+
 /// A constant is assigned: the state starts anew with each run.
 #[test]
 fn constants_are_assigned() {

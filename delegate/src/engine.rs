@@ -761,6 +761,7 @@ impl Engine {
             });
         }
         pieces.push(Piece::Straight(program.stretch(stretch).start..dispatches.len()));
+        let renewed = program.renewed().map(|moves| copies(&moves)).transpose()?;
         let asks = program.flows.iter().any(|f| f.flag().is_some());
         let answer = asks.then(|| self.buffer("read-back", ANSWER, U::MAP_READ | U::COPY_DST));
         let places: Vec<Option<Where>> = program
@@ -798,6 +799,9 @@ impl Engine {
             places,
             dispatches,
             pieces,
+            renewed,
+            keep: false,
+            held: false,
             answer,
             inputs,
             outputs,
@@ -1176,6 +1180,12 @@ pub struct Loaded {
     places: Vec<Option<Where>>,
     dispatches: Vec<Ready>,
     pieces: Vec<Piece>,
+    /// Brings states to where the next run finds them, if that can be done.
+    renewed: Option<Vec<Copy>>,
+    /// They are as it left them, says the caller.
+    keep: bool,
+    /// The last run left them.
+    held: bool,
     /// Where decisions are read back to, if there are any.
     answer: Option<wgpu::Buffer>,
     inputs: Vec<(Port, Option<Where>)>,
@@ -1213,6 +1223,12 @@ impl Loaded {
     /// Writes an output to device memory, in the port's own layout, instead of the host's bytes.
     pub fn attach_output(&mut self, output: usize, memory: Option<DeviceMemory>) {
         attach(&mut self.attached[1], output, memory);
+    }
+
+    /// Says of the runs to come whether nobody but this program changes its states between them: they are then not brought
+    /// in again. Their bytes are read back in any case, so that the host has them when the device is lost.
+    pub fn keep_states(&mut self, keep: bool) {
+        self.keep = keep;
     }
 
     /// Dispatches in a run.
@@ -1459,8 +1475,9 @@ impl Loaded {
             let message = format!("{} inputs given, {} expected", inputs.len(), self.inputs.len());
             return Err(GpuError::new(GpuErrorKind::Invalid, message));
         }
+        let kept = std::mem::take(&mut self.held) && self.keep && self.renewed.is_some();
         for (i, ((port, place), bytes)) in self.inputs.iter().zip(inputs).enumerate() {
-            if self.attached[0].contains_key(&i) {
+            if self.attached[0].contains_key(&i) || (kept && port.state) {
                 continue;
             }
             if bytes.len() != port.host_bytes() {
@@ -1505,6 +1522,7 @@ impl Loaded {
     }
 
     fn stage(&self, encoder: &mut wgpu::CommandEncoder) {
+        copy(encoder, self.renewed.as_deref().unwrap_or_default());
         for (i, o) in self.outputs.iter().enumerate() {
             if let (Some(to), Some(from)) = (self.attached[1].get(&i), self.buffers.get(o.place.buffer)) {
                 encoder.copy_buffer_to_buffer(from, o.place.at, &to.0, 0, o.port.gpu_bytes());
@@ -1576,6 +1594,7 @@ impl Loaded {
         for buffer in mapped {
             buffer.unmap();
         }
+        self.held = result.is_ok();
         result
     }
 

@@ -1203,6 +1203,7 @@ impl<'a, 'e> Lower<'a, 'e> {
             let port = |slot| Port {
                 tensor: h.handle,
                 variable: Some(h.variable.clone()),
+                state: true,
                 dtype: h.dtype,
                 shape: h.shape.clone(),
                 elem: h.elem,
@@ -1228,5 +1229,7 @@ impl<'a, 'e> Lower<'a, 'e> {
 fn port(scene: &Scene<'_>, t: TensorId, slot: Option<SlotId>, elem: Elem) -> Lowered<Port> {
     let Some(slot) = slot else { return no(format!("tensor {t} is not computed here")) };
     let Some(shape) = scene.shapes.get(t).cloned() else { return no(format!("the shape of tensor {t} is not known")) };
-    Ok(Port { tensor: t, variable: None, dtype: scene.tensor(t)?.dtype, shape, elem, slot })
+    let tensor = scene.tensor(t)?;
+    let state = tensor.is_variable && !scene.graph.inputs.contains(&t);
+    Ok(Port { tensor: t, variable: None, state, dtype: tensor.dtype, shape, elem, slot })
 }

@@ -137,6 +137,8 @@ pub struct Port {
     pub tensor: TensorId,
     /// The resource variable, if it is one, whose value crosses.
     pub variable: Option<Variable>,
+    /// It is state, a resource variable or a variable tensor: as this part left it, unless somebody else has changed it.
+    pub state: bool,
     /// Its type on the host.
     pub dtype: DType,
     /// Its shape.
@@ -269,6 +271,27 @@ pub struct Program {
 }
 
 impl Program {
+    /// The copies after which the next run finds its states where this one has found them; `None` where copies cannot do
+    /// that.
+    pub(crate) fn renewed(&self) -> Option<Vec<Move>> {
+        let mut moves = Vec::new();
+        for i in self.inputs.iter().filter(|i| i.state) {
+            let next = |o: &&Port| o.state && o.tensor == i.tensor && o.variable == i.variable;
+            let Some(o) = self.outputs.iter().find(next) else { continue };
+            if o.elem != i.elem || o.shape != i.shape {
+                return None;
+            }
+            if o.slot != i.slot {
+                // The value before the run may be wanted as well.
+                if self.outputs.iter().any(|o| o.slot == i.slot) {
+                    return None;
+                }
+                moves.push(Move { from: o.slot, to: i.slot, bytes: i.gpu_bytes() });
+            }
+        }
+        Some(moves)
+    }
+
     /// Puts the dispatch of that number in another form.
     pub fn choose(&mut self, dispatch: usize, form: &Form) {
         let Some(d) = self.dispatches.get_mut(dispatch) else { return };
@@ -353,7 +376,7 @@ fn conflicts(program: &Program) -> Vec<Vec<SlotId>> {
         }
     }
     // Nor may a copy.
-    for m in program.flows.iter().flat_map(Flow::moves) {
+    for m in program.flows.iter().flat_map(Flow::moves).copied().chain(program.renewed().into_iter().flatten()) {
         for (a, b) in [(m.from, m.to), (m.to, m.from)] {
             if let Some(list) = all.get_mut(a) {
                 list.push(b);
@@ -372,8 +395,13 @@ fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
         }
     }
     let mut live = vec![None; program.slots.len()];
+    let steady = program.renewed().is_some();
     for p in &program.inputs {
         touch(&mut live, p.slot, 0);
+        // State stays where it is between runs.
+        if p.state && steady {
+            touch(&mut live, p.slot, 2 * program.dispatches.len());
+        }
     }
     for (i, d) in program.dispatches.iter().enumerate() {
         for b in &d.bindings {

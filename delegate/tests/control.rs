@@ -332,3 +332,40 @@ fn loops_that_stay_on_the_cpu() {
     c.ops(repeat(cond, b), &[zero, x], &[DType::I32, DType::F32], None);
     assert!(reason(&mut c.model).contains("shape"));
 }
+
+/// A variable to which each run adds an operand: what the device holds counts while nobody else has changed it.
+#[test]
+fn states_stay_on_the_device() {
+    let mut c = Case::new("states", FLOAT);
+    let x = c.input(DType::F32, &[6], 0.0, 1.0);
+    let options = VarHandleOptionsT { container: None, shared_name: Some("sum".into()) };
+    let handle = c.op(Op::VarHandle(options), &[], DType::Resource, None);
+    let old = c.op(Op::ReadVariable, &[handle], DType::F32, None);
+    let graph = c.graph();
+    graph.tensors[old].shape = [6].into_iter().collect();
+    let new = c.op(plus(), &[old, x], DType::F32, None);
+    let twice = c.op(plus(), &[new, old], DType::F32, None);
+    let graph = c.graph();
+    graph.nodes.push(litegpu_graph::Node::new(Op::AssignVariable, &[handle, new], &[]));
+    graph.outputs = vec![twice];
+    let program = program(&mut c);
+    let Some(engine) = engine(Config::F32) else { return };
+    let mut loaded = engine.load_blocking(&program).unwrap();
+    let bytes = |v: f32| v.to_le_bytes().repeat(6);
+    let mut run = |unchanged: bool, host: f32| {
+        loaded.keep_states(unchanged);
+        let (x, held) = (bytes(1.0), bytes(host));
+        let given: Vec<&[u8]> = program.inputs.iter().map(|p| if p.state { &held[..] } else { &x }).collect();
+        let mut got = vec![vec![0; 24]; program.outputs.len()];
+        let mut room: Vec<&mut [u8]> = got.iter_mut().map(Vec::as_mut_slice).collect();
+        loaded.run_blocking(&given, &mut room).unwrap();
+        let first = |state: bool| {
+            let at = program.outputs.iter().position(|p| p.state == state).unwrap();
+            f32::from_le_bytes(got[at][..4].try_into().unwrap())
+        };
+        (first(true), first(false))
+    };
+    // There is nothing on the device before the first run.
+    let got = [run(true, 10.0), run(true, 100.0), run(false, 20.0), run(true, 0.0)];
+    assert_eq!(got, [(11.0, 21.0), (12.0, 23.0), (21.0, 41.0), (22.0, 43.0)]);
+}
