@@ -1,4 +1,5 @@
-// Depthwise convolution with several outputs for an input channel: output channel c reads input channel c / multiplier.
+// Convolution in groups: output channel c reads the `depth` input channels from c / multiplier * depth on. A depthwise
+// convolution with several outputs for an input channel is one with a depth of 1.
 // An invocation computes one quad of one output pixel.
 
 override WG: u32 = 64u;
@@ -17,6 +18,7 @@ struct Params {
     octs: u32,
     cq: u32,
     multiplier: u32,
+    depth: u32,
     stride_y: i32,
     stride_x: i32,
     pad_y: i32,
@@ -67,7 +69,7 @@ fn main(
     let iy = i32(oy) * p.stride_y - p.pad_y;
     let ix = i32(r - oy * p.width) * p.stride_x - p.pad_x;
     let c = vec4<u32>(quad * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-    let channel = min(c / vec4<u32>(p.multiplier), vec4<u32>(p.cq * 4u - 1u));
+    let channel = min(c / vec4<u32>(p.multiplier) * p.depth, vec4<u32>(p.cq * 4u - p.depth));
     var sum = acc_Val4();
     for (var ky = 0u; ky < p.kh; ky++) {
         let y = u32(iy + i32(ky) * p.dilation_y);
@@ -75,10 +77,13 @@ fn main(
             let xx = u32(ix + i32(kx) * p.dilation_x);
             if (y < p.h && xx < p.w) {
                 let at = ((n * p.h + y) * p.w + xx) * p.cq;
-                let a = acc_Val4(element(at, channel.x), element(at, channel.y), element(at, channel.z), element(at, channel.w));
-                let pair = (ky * p.kw + kx) * p.octs * 2u + (quad & ~1u);
-                let b = w_load8(pair, pair + 1u);
-                sum += a * select(w_value(b.lo), w_value(b.hi), (quad & 1u) != 0u);
+                for (var j = 0u; j < p.depth; j++) {
+                    let d = channel + vec4<u32>(j);
+                    let a = acc_Val4(element(at, d.x), element(at, d.y), element(at, d.z), element(at, d.w));
+                    let pair = ((ky * p.kw + kx) * p.depth + j) * p.octs * 2u + (quad & ~1u);
+                    let b = w_load8(pair, pair + 1u);
+                    sum += a * select(w_value(b.lo), w_value(b.hi), (quad & 1u) != 0u);
+                }
             }
         }
     }

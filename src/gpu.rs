@@ -36,6 +36,7 @@ fn device_port(p: &delegate::Port) -> DevicePort {
         Elem::Bool => "bool",
         Elem::I32 => "i32",
         Elem::I4 => "i4",
+        Elem::I2 => "i2",
     };
     DevicePort { elem, shape: p.stored().1.to_vec(), bytes: p.gpu_bytes() }
 }

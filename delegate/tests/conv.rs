@@ -37,11 +37,21 @@ enum Types {
     /// int4 weights on floats, and on int8.
     DynamicI4,
     NibblesI8,
+    /// int2 weights on floats, and on int8.
+    DynamicI2,
+    PairsI8,
     /// A filter and a bias that are no constants.
     Computed,
     /// The same in 8 bits; the bias is a constant.
     ComputedI8,
     ComputedU8,
+}
+
+impl Types {
+    fn are_integers(self) -> bool {
+        use Types::*;
+        matches!(self, I8 | U8 | NibblesI8 | PairsI8 | ComputedI8 | ComputedU8)
+    }
 }
 
 /// Channel scales that differ, with one whose multiplier is exactly a power of two.
@@ -109,6 +119,19 @@ fn operands(
             let b = c.weights(DType::I32, &[channels], -2000.0, 2000.0, None);
             (vec![x, w, b], DType::I8, Some((0.04, 3)))
         }
+        Types::DynamicI2 => {
+            let x = c.input(DType::F32, x, -2.0, 2.0);
+            let scale = (0..channels).map(|i| 0.2 + 0.06 * (i % 9) as f32).collect();
+            let w = c.bits(DType::I2, w, per_channel(scale));
+            let b = c.weights(DType::F32, &[channels], -1.0, 1.0, None);
+            (vec![x, w, b], DType::F32, None)
+        }
+        Types::PairsI8 => {
+            let x = c.int8(x, 0.05, -5);
+            let w = c.bits(DType::I2, w, per_channel(channel_scales(channels)));
+            let b = c.weights(DType::I32, &[channels], -200.0, 200.0, None);
+            (vec![x, w, b], DType::I8, Some((0.02, 3)))
+        }
         Types::Computed => {
             let x = c.input(DType::F32, x, -2.0, 2.0);
             let w = c.input(DType::F32, w, -1.0, 1.0);
@@ -133,10 +156,12 @@ fn operands(
 
 fn tolerance(types: Types, depth: usize) -> Tolerance {
     match types {
-        Types::I8 | Types::U8 | Types::NibblesI8 | Types::ComputedI8 | Types::ComputedU8 => Tolerance::Exact,
+        _ if types.are_integers() => Tolerance::Exact,
         // The CPU quantizes activations to 8 bits as the reference does; the GPU keeps them: half a step (of 4 / 255) of
         // every factor, with weights of up to 1.4.
-        Types::Dynamic | Types::DynamicI4 => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
+        Types::Dynamic | Types::DynamicI4 | Types::DynamicI2 => {
+            Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 }
+        }
         // Sums of `depth` products of magnitude 2 in another order; with f16 storage the weights are rounded too, which
         // fill() avoids by choosing halves.
         _ => Tolerance::Float { abs: 4e-7 * depth as f32 + 1e-6, rel: 4e-6 },
@@ -144,11 +169,9 @@ fn tolerance(types: Types, depth: usize) -> Tolerance {
 }
 
 fn run(case: Case, types: Types) {
-    match types {
-        Types::I8 | Types::U8 | Types::NibblesI8 | Types::ComputedI8 | Types::ComputedU8 => {
-            case.run_in(&[Config::F32, Config::NoSubgroups])
-        }
-        _ => case.run(),
+    match types.are_integers() {
+        true => case.run_in(&[Config::F32, Config::NoSubgroups]),
+        false => case.run(),
     }
 }
 
@@ -157,9 +180,14 @@ fn padding(same: bool) -> Padding {
 }
 
 fn dense(types: Types, v: Conv) {
-    let depth = v.k[0] * v.k[1] * v.x[3];
-    let mut c = Case::new(format!("CONV_2D {types:?} {v:?}"), tolerance(types, depth));
-    let (operands, dtype, quant) = operands(&mut c, types, &v.x, &[v.out, v.k[0], v.k[1], v.x[3]], 0);
+    grouped(types, v, 1);
+}
+
+fn grouped(types: Types, v: Conv, groups: usize) {
+    let seen = v.x[3] / groups;
+    let depth = v.k[0] * v.k[1] * seen;
+    let mut c = Case::new(format!("CONV_2D {types:?} {v:?} in {groups} groups"), tolerance(types, depth));
+    let (operands, dtype, quant) = operands(&mut c, types, &v.x, &[v.out, v.k[0], v.k[1], seen], 0);
     let o = Conv2DOptionsT {
         padding: padding(v.same),
         stride_h: v.stride[0],
@@ -252,9 +280,26 @@ fn conv_2d_dynamic() {
 }
 
 #[test]
-fn conv_2d_nibbles() {
-    for types in [Types::DynamicI4, Types::NibblesI8] {
+fn conv_2d_few_bits() {
+    for types in [Types::DynamicI4, Types::NibblesI8, Types::DynamicI2, Types::PairsI8] {
         shapes().into_iter().for_each(|v| dense(types, v));
+    }
+}
+
+/// Groups of whole quads and of odd numbers of channels, as many as there are channels, and outputs that share none.
+#[test]
+fn conv_2d_in_groups() {
+    use Types::*;
+    for types in [F32, HalfWeights, I8, U8, Dynamic, NibblesI8, PairsI8, Computed, ComputedI8, ComputedU8] {
+        for (v, groups) in [
+            (conv([1, 5, 6, 16], 8, [3, 3], 1, 1, true), 4),
+            (conv([2, 7, 5, 6], 9, [2, 3], 2, 1, false), 3),
+            (conv([1, 4, 4, 10], 10, [1, 1], 1, 1, true), 2),
+            (conv([1, 9, 9, 5], 15, [3, 3], 1, 2, true), 5),
+            (Conv { act: RELU6, ..conv([1, 20, 1, 64], 64, [1, 1], 1, 1, true) }, 2),
+        ] {
+            grouped(types, v, groups);
+        }
     }
 }
 
@@ -316,6 +361,13 @@ fn depthwise_u8() {
 #[test]
 fn depthwise_dynamic() {
     depthwise_shapes().into_iter().skip(1).step_by(3).for_each(|v| depthwise(Types::Dynamic, v));
+}
+
+#[test]
+fn depthwise_few_bits() {
+    for types in [Types::DynamicI4, Types::NibblesI8, Types::DynamicI2, Types::PairsI8] {
+        depthwise_shapes().into_iter().for_each(|v| depthwise(types, v));
+    }
 }
 
 #[test]

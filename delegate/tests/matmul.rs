@@ -13,7 +13,9 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
     let tolerance = match (dtype, wtype) {
         (DType::I8 | DType::U8, _) => Tolerance::Exact,
         // The CPU quantizes rows of activations to 8 bits; the GPU does not.
-        (_, DType::I8 | DType::I4) => Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 },
+        (_, DType::I8 | DType::I4 | DType::I2) => {
+            Tolerance::Float { abs: 0.02 * (depth as f32).sqrt() + 0.01, rel: 0.01 }
+        }
         _ => tolerance(depth),
     };
     let name = format!("FULLY_CONNECTED {dtype} {wtype} {x:?} to {units} of {depth}, bias {bias}");
@@ -21,7 +23,8 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
     let scales: Vec<f32> =
         (0..units).map(|i| if i % 4 == 1 { 1.0 / 64.0 } else { 0.003 + 0.0009 * (i % 7) as f32 }).collect();
     let per_channel = Quant { zero_point: vec![0; units], scale: scales, ..Quant::default() };
-    let nibbles = || Quant { scale: per_channel.scale.iter().map(|s| s * 16.0).collect(), ..per_channel.clone() };
+    let wider = |by: f32| Quant { scale: per_channel.scale.iter().map(|s| s * by).collect(), ..per_channel.clone() };
+    let (nibbles, pairs) = (|| wider(16.0), || wider(64.0));
     let (x, w, b, out) = match (dtype, wtype) {
         (DType::I8, DType::I4) => (
             c.int8(x, 0.0625, -5),
@@ -32,6 +35,18 @@ fn fully_connected(dtype: DType, wtype: DType, x: &[usize], units: usize, depth:
         (_, DType::I4) => (
             c.input(DType::F32, x, -2.0, 2.0),
             c.nibbles(&[units, depth], nibbles()),
+            c.weights(DType::F32, &[units], -1.0, 1.0, None),
+            None,
+        ),
+        (DType::I8, DType::I2) => (
+            c.int8(x, 0.0625, -5),
+            c.bits(DType::I2, &[units, depth], pairs()),
+            c.weights(DType::I32, &[units], -200.0, 200.0, None),
+            Some((0.5, 3)),
+        ),
+        (_, DType::I2) => (
+            c.input(DType::F32, x, -2.0, 2.0),
+            c.bits(DType::I2, &[units, depth], pairs()),
             c.weights(DType::F32, &[units], -1.0, 1.0, None),
             None,
         ),
@@ -107,9 +122,11 @@ fn fully_connected_dynamic() {
 }
 
 #[test]
-fn fully_connected_nibbles() {
-    sizes(DType::F32, DType::I4);
-    sizes(DType::I8, DType::I4);
+fn fully_connected_few_bits() {
+    for few in [DType::I4, DType::I2] {
+        sizes(DType::F32, few);
+        sizes(DType::I8, few);
+    }
 }
 
 /// int4 weights with a scale of its own for every few inputs.

@@ -162,6 +162,24 @@ fn ROLE_load8(a: u32, b: u32) -> ROLE_Oct {
     return ROLE_open(ROLE_raw(a, b));
 }
 
+//@ oct_b2_u32
+// int2: half a word holds both quads.
+alias ROLE_Word = u32;
+struct ROLE_Oct {
+    lo: ROLE_Val4,
+    hi: ROLE_Val4,
+}
+alias ROLE_Raw = ROLE_Word;
+fn ROLE_raw(a: u32, b: u32) -> ROLE_Raw {
+    return ROLE[a / 4u] >> ((a & 2u) * 8u);
+}
+fn ROLE_open(r: ROLE_Raw) -> ROLE_Oct {
+    return ROLE_Oct(ROLE_unpack(r), ROLE_unpack(r >> 8u));
+}
+fn ROLE_load8(a: u32, b: u32) -> ROLE_Oct {
+    return ROLE_open(ROLE_raw(a, b));
+}
+
 //@ put_quads
 // Quad a, and quad a + 1 if there are two.
 alias ROLE_Word = ROLE_Elem4;

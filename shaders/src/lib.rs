@@ -62,6 +62,8 @@ pub enum Elem {
     I32,
     /// int4, for weights alone: eight in a `u32`.
     I4,
+    /// int2, for weights alone: sixteen in a `u32`.
+    I2,
 }
 
 impl Elem {
@@ -79,6 +81,7 @@ impl Elem {
             Elem::Bool => "bool",
             Elem::I32 => "i32",
             Elem::I4 => "i4",
+            Elem::I2 => "i2",
         }
     }
 
@@ -89,6 +92,7 @@ impl Elem {
             Elem::F16 | Elem::F16Packed => 8,
             Elem::I8 | Elem::U8 | Elem::Bool => 4,
             Elem::I4 => 2,
+            Elem::I2 => 1,
         }
     }
 
@@ -107,6 +111,7 @@ impl Elem {
             Elem::Bool => file("parts/elem_bool"),
             Elem::I32 => file("parts/elem_i32"),
             Elem::I4 => file("parts/elem_i4"),
+            Elem::I2 => file("parts/elem_i2"),
         }
     }
 }

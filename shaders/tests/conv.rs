@@ -11,8 +11,10 @@ fn validate(key: &KernelKey) {
 }
 
 fn octs(e: Elem) -> Vec<(&'static str, &'static str)> {
-    if e == Elem::I4 {
-        return vec![("oct_b4_u32", "")];
+    match e {
+        Elem::I4 => return vec![("oct_b4_u32", "")],
+        Elem::I2 => return vec![("oct_b2_u32", "")],
+        _ => {}
     }
     let mut all = vec![("oct_quads", "put_quads")];
     all.extend(match e {
@@ -42,6 +44,11 @@ fn convolutions() {
         (F32, I4, "scaled"),
         (F16, I4, "scaled"),
         (F16Packed, I4, "scaled"),
+        (F32, I2, "scaled"),
+        (F16, I2, "scaled"),
+        (F16Packed, I2, "scaled"),
+        (I8, I2, "int"),
+        (I8, I2, "real"),
         (I8, I4, "int"),
         (I8, I4, "real"),
         (I8, I8, "int"),
@@ -88,7 +95,7 @@ fn convolutions() {
             }
         }
         for (wo, _) in octs(w).into_iter().filter(|_| class != "real") {
-            if w != I4 {
+            if !matches!(w, I4 | I2) {
                 let key = KernelKey::new("depthwise_four", &[("x", x), ("w", w), ("out", x)]);
                 validate(&key.part("", chan).part("", quad).part("", muls[0]));
             }

@@ -113,6 +113,16 @@ fn zero(q: Option<&Quant>) -> Lowered<i32> {
     }
 }
 
+/// How integer weights are stored: as in the file.
+fn of_bits(w: DType) -> Elem {
+    match w {
+        DType::I8 => Elem::I8,
+        DType::I4 => Elem::I4,
+        DType::I2 => Elem::I2,
+        _ => Elem::U8,
+    }
+}
+
 /// The limits of floats as the uniform's bits, and what is left of the activation.
 pub(super) fn float_limits(a: ActivationFunctionType) -> Lowered<(i32, i32, Option<Step>)> {
     let bits = |f: f32| f.to_bits() as i32;
@@ -152,22 +162,18 @@ impl Arithmetic {
         match (x.dtype, w) {
             (DType::F32, DType::F32) => {}
             (DType::F32, DType::F16) => all.weights = half,
-            (DType::F32, DType::I8 | DType::I4) => {
-                all.weights = if w == DType::I8 { Elem::I8 } else { Elem::I4 };
+            (DType::F32, DType::I8 | DType::I4 | DType::I2) => {
+                all.weights = of_bits(w);
                 all.class = Class::Scaled(scales(quant, channels)?);
                 if zero(quant)? != 0 {
                     return no(format!("{w} weights with a zero point on floats"));
                 }
             }
-            (DType::I8, DType::I8 | DType::I4) | (DType::U8, DType::U8) => {
+            (DType::I8, DType::I8 | DType::I4 | DType::I2) | (DType::U8, DType::U8) => {
                 let (xs, xz) = x.scale_zero()?;
                 let (ys, yz) = y.scale_zero()?;
                 let ws = scales(quant, channels)?;
-                all.weights = match w {
-                    DType::I8 => Elem::I8,
-                    DType::I4 => Elem::I4,
-                    _ => Elem::U8,
-                };
+                all.weights = of_bits(w);
                 // Scales of channels come without zero points, whatever the file says.
                 let each = quant.is_some_and(|q| q.scale.len() > 1);
                 (all.x_zero, all.w_zero, all.out_zero) = (xz, if each { 0 } else { zero(quant)? }, yz);
@@ -237,6 +243,7 @@ impl Arithmetic {
     pub(super) fn pad(&self) -> u8 {
         match self.weights {
             Elem::I4 => (self.w_zero & 15) as u8 * 0x11,
+            Elem::I2 => (self.w_zero & 3) as u8 * 0x55,
             _ => self.w_zero as u8,
         }
     }
@@ -397,7 +404,7 @@ impl<'a> Filter<'a> {
         if let Filter::Computed(w) = self {
             all.weights = w.elem;
         }
-        if matches!(dtype, DType::I8 | DType::I4) {
+        if matches!(dtype, DType::I8 | DType::I4 | DType::I2) {
             // Signed filters have no zero point, whatever the file says.
             all.w_zero = 0;
         }
@@ -426,6 +433,7 @@ pub(super) fn oct(cx: &Lower<'_, '_>, elem: Elem, even: bool) -> &'static str {
         (Elem::F16Packed, true, false) => "oct_f16_u32",
         (Elem::I8 | Elem::U8, true, _) => "oct_b8_u32",
         (Elem::I4, ..) => "oct_b4_u32",
+        (Elem::I2, ..) => "oct_b2_u32",
         _ => "oct_quads",
     }
 }
@@ -455,8 +463,10 @@ pub(super) struct Layout {
 
 /// Lays weights out in rows padded with `pad` (zeros for floats).
 pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
-    if c.dtype == DType::I4 && elem == Elem::I4 {
-        return pack_nibbles(c, l, pad);
+    match (c.dtype, elem) {
+        (DType::I4, Elem::I4) => return pack_bits(c, l, pad, 4),
+        (DType::I2, Elem::I2) => return pack_bits(c, l, pad, 2),
+        _ => {}
     }
     let from = match c.dtype {
         DType::F32 => 4,
@@ -505,19 +515,20 @@ pub(super) fn pack(c: &Const, elem: Elem, l: &Layout, pad: u8) -> Lowered<Vec<u8
     Ok(out)
 }
 
-/// The same for int4, which files store two to a byte, the first one low, and kernels read so.
-fn pack_nibbles(c: &Const, l: &Layout, pad: u8) -> Lowered<Vec<u8>> {
+/// The same for elements of 4 or 2 bits, of which files store several in a byte, the first one lowest, and kernels read so.
+fn pack_bits(c: &Const, l: &Layout, pad: u8, bits: usize) -> Lowered<Vec<u8>> {
     let Some(n) = l.rows.checked_mul(l.width) else { return no("weights that are too large") };
-    let mut out = vec![pad; n.div_ceil(2)];
+    let (per, mask) = (8 / bits, (1u8 << bits) - 1);
+    let mut out = vec![pad; n.div_ceil(per)];
     for row in 0..l.rows {
         for &(at, first) in &l.runs {
             for i in 0..l.len {
                 let (from, to) = (first + row * l.stride + i * l.step, row * l.width + at + i);
-                let (Some(&s), Some(t)) = (c.bytes.get(from / 2), out.get_mut(to / 2)) else {
+                let (Some(&s), Some(t)) = (c.bytes.get(from / per), out.get_mut(to / per)) else {
                     return no("weights that do not fit their shape");
                 };
-                let shift = to % 2 * 4;
-                *t = *t & !(15 << shift) | (s >> (from % 2 * 4) & 15) << shift;
+                let shift = to % per * bits;
+                *t = *t & !(mask << shift) | (s >> (from % per * bits) & mask) << shift;
             }
         }
     }
@@ -731,12 +742,12 @@ fn convolve<'a>(
     let (&[n, h, width, c], &[o, kh, kw, i]) = (x.shape.as_slice(), w.shape().as_slice()) else {
         return no("an operand whose rank is not 4");
     };
-    if i != c {
-        return no("a grouped convolution");
-    }
     let a = w.arithmetic(cx, 1, x, o, y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
+    if i != c {
+        return grouped(cx, f, &a, x, w, y);
+    }
     let cq = c.div_ceil(4);
     // Steps may run over the boundary between taps only where taps lie side by side.
     let mut merged = cq % 2 == 1 && kw > 1 && f.dilation[1] == 1;
@@ -818,6 +829,90 @@ fn convolve<'a>(
     p.emit(cx, &a, (x.slot, x.elem), packed, chans, y)
 }
 
+/// A convolution each of whose output channels sees the input channels of its group alone.
+fn grouped<'a>(
+    cx: &mut Lower<'a, '_>,
+    f: Frame,
+    a: &Arithmetic,
+    x: &Operand<'a>,
+    w: &Filter<'a>,
+    y: &Operand<'a>,
+) -> Lowered {
+    let (&[.., c], &[o, kh, kw, depth]) = (x.shape.as_slice(), w.shape().as_slice()) else {
+        return no("an operand whose rank is not 4");
+    };
+    if depth == 0 || c % depth != 0 || o % (c / depth) != 0 {
+        return no("groups that do not fit");
+    }
+    let (rows, width, pad, elem) = (kh * kw * depth, o.next_multiple_of(OCT), a.pad(), a.weights);
+    // As for a depthwise convolution: a row for each factor of a sum, a column for each output channel.
+    let packed = match w {
+        Filter::Deep { .. } => return no("a filter with depth"),
+        Filter::Constant(t, w) => cx.packed(*t, elem, "grouped", || {
+            pack(w, elem, &Layout { rows, width, stride: 1, step: rows, len: o, runs: vec![(0, 0)] }, pad)
+        })?,
+        Filter::Computed(w) => {
+            let pitch = depth.next_multiple_of(4);
+            let columns = Dim { n: width, stride: (kh * kw * pitch) as i64, low: 0, high: o };
+            let dims = vec![columns, Dim::whole(depth, 1), Dim::whole(kh * kw, pitch as i64)];
+            packed_on_gpu(cx, w, w, dims, 0, [rows, width], 0)?
+        }
+    };
+    in_groups(cx, f, a, x, packed, y, [kh, kw], depth)
+}
+
+/// The dispatch of `depthwise_multi.wgsl` for groups of `depth` input channels.
+fn in_groups<'a>(
+    cx: &mut Lower<'a, '_>,
+    f: Frame,
+    a: &Arithmetic,
+    x: &Operand<'a>,
+    packed: SlotId,
+    y: &Operand<'a>,
+    [kh, kw]: [usize; 2],
+    depth: usize,
+) -> Lowered {
+    let (&[n, h, width, c], &[_, oh, ow, o]) = (x.shape.as_slice(), y.shape.as_slice()) else {
+        return no("an operand whose rank is not 4");
+    };
+    if n > MAX_QUOTIENT || oh > MAX_QUOTIENT {
+        return no("an operand with too many rows");
+    }
+    let chans = a.channels(cx, Some(2), o, false)?;
+    let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
+    let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
+    let (pixels, nq) = (n * oh * ow, o.div_ceil(4));
+    let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
+    let key = KernelKey::new("depthwise_multi", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
+        .part("w", oct(cx, a.weights, true))
+        .set("WG", wg as i32);
+    let key = a.parts(cx, key, false);
+    let params = Params::new()
+        .u(pixels)
+        .u(oh * ow)
+        .u(ow)
+        .f(reciprocal(oh * ow))
+        .f(reciprocal(ow))
+        .u(h)
+        .u(width)
+        .u(nq)
+        .u(tail(&[o]))
+        .u(nq.div_ceil(2))
+        .u(c.div_ceil(4))
+        .u(o / (c / depth))
+        .u(depth)
+        .i(f.stride[0])
+        .i(f.stride[1])
+        .u(top)
+        .u(left)
+        .i(f.dilation[0])
+        .i(f.dilation[1])
+        .u(kh)
+        .u(kw);
+    let groups = line((pixels * nq).div_ceil(wg));
+    cx.dispatch(key, &[x.slot, packed, chans], &[y.slot], &[], a.params(params), groups)
+}
+
 fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let x = cx.operand(0)?;
     let w = Filter::of(cx, 1)?;
@@ -830,9 +925,6 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let a = w.arithmetic(cx, 1, &x, o, &y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
-    if a.weights == Elem::I4 {
-        return no("int4 weights of a depthwise convolution");
-    }
     let nq = o.div_ceil(4);
     let octs = nq.div_ceil(2);
     let (pad, elem) = (a.pad(), a.weights);
@@ -852,6 +944,9 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
             packed_on_gpu(cx, w, w, dims, 0, [kh * kw, octs * OCT], 0)?
         }
     };
+    if o != c {
+        return in_groups(cx, f, &a, &x, packed, &y, [kh, kw], 1);
+    }
     let chans = a.channels(cx, Some(2), o, false)?;
     let pixels = n * oh * ow;
     if n > MAX_QUOTIENT || oh > MAX_QUOTIENT {
@@ -861,32 +956,6 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
     let wg = if software { 8 } else { 64 };
     let key = |kernel| KernelKey::new(kernel, &[("x", x.elem), ("w", a.weights), ("out", y.elem)]);
     let reads = [x.slot, packed, chans];
-    if o != c {
-        let key = key("depthwise_multi").part("w", oct(cx, a.weights, true)).set("WG", wg as i32);
-        let key = a.parts(cx, key, false);
-        let params = Params::new()
-            .u(pixels)
-            .u(oh * ow)
-            .u(ow)
-            .f(reciprocal(oh * ow))
-            .f(reciprocal(ow))
-            .u(h)
-            .u(width)
-            .u(nq)
-            .u(tail(&[o]))
-            .u(octs)
-            .u(c.div_ceil(4))
-            .u(o / c)
-            .i(f.stride[0])
-            .i(f.stride[1])
-            .u(top)
-            .u(left)
-            .i(f.dilation[0])
-            .i(f.dilation[1])
-            .u(kh)
-            .u(kw);
-        return cx.dispatch(key, &reads, &[y.slot], &[], a.params(params), line((pixels * nq).div_ceil(wg)));
-    }
     let key = |kernel| {
         key(kernel)
             .part("x", oct(cx, x.elem, nq % 2 == 0))
@@ -894,7 +963,7 @@ fn depthwise(cx: &mut Lower<'_, '_>, f: Frame) -> Lowered {
             .part("out", put(cx, y.elem, nq % 2 == 0))
             .set("WG", wg as i32)
     };
-    if software && cx.scene.caps.subgroups == Some((4, 4)) {
+    if software && cx.scene.caps.subgroups == Some((4, 4)) && !matches!(a.weights, Elem::I4 | Elem::I2) {
         let key = KernelKey::new("depthwise_four", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
             .set("WG", 16)
             .set("SLIDE", (f.stride[1] == 1 && f.dilation[1] == 1).into());

@@ -184,8 +184,13 @@ impl Case {
 
     /// A constant of random int4.
     pub fn nibbles(&mut self, shape: &[usize], quant: Quant) -> TensorId {
-        let data = fill(&mut self.random, DType::U8, elements(shape).div_ceil(2), 0.0, 255.0);
-        let mut t = Tensor::constant("const", DType::I4, shape, data);
+        self.bits(DType::I4, shape, quant)
+    }
+
+    /// A constant of 4 or 2 bits.
+    pub fn bits(&mut self, dtype: DType, shape: &[usize], quant: Quant) -> TensorId {
+        let data = fill(&mut self.random, DType::U8, (elements(shape) * dtype.bits()).div_ceil(8), 0.0, 255.0);
+        let mut t = Tensor::constant("const", dtype, shape, data);
         t.quant = Some(quant);
         self.add(t)
     }
