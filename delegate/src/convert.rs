@@ -67,6 +67,11 @@ pub(crate) fn upload(dtype: DType, shape: &[usize], elem: Elem, from: &[u8], to:
                     *d = f16::from_le_bytes(*s).to_f32().to_le_bytes();
                 }
             }
+            (DType::I16, Elem::I32) => {
+                for (s, d) in src.as_chunks::<2>().0.iter().zip(used.as_chunks_mut::<4>().0) {
+                    *d = i32::from(i16::from_le_bytes(*s)).to_le_bytes();
+                }
+            }
             (DType::I64, Elem::I32) => {
                 for (s, d) in src.as_chunks::<8>().0.iter().zip(used.as_chunks_mut::<4>().0) {
                     let v = i32::try_from(i64::from_le_bytes(*s));
@@ -100,6 +105,11 @@ pub(crate) fn download(port: &Port, from: &[u8], to: &mut [u8]) {
             (DType::F16, Elem::F32) => {
                 for (s, d) in src.as_chunks::<4>().0.iter().zip(dst.as_chunks_mut::<2>().0) {
                     *d = f16::from_f32(f32::from_le_bytes(*s)).to_le_bytes();
+                }
+            }
+            (DType::I16, Elem::I32) => {
+                for (s, d) in src.as_chunks::<4>().0.iter().zip(dst.as_chunks_mut::<2>().0) {
+                    *d = (i32::from_le_bytes(*s) as i16).to_le_bytes();
                 }
             }
             (DType::I64, Elem::I32) => {

@@ -398,6 +398,8 @@ impl<'a> Scene<'a> {
             DType::Bool => Elem::Bool,
             DType::I32 => Elem::I32,
             DType::C64 if !tensor.is_variable && !tensor.is_constant() => Elem::F32,
+            // The cell state of an integer LSTM.
+            DType::I16 if tensor.is_variable => Elem::I32,
             DType::I16 if tensor.quant.is_some() => return no("16x8 runs on the CPU by design"),
             d => return no(format!("{d} tensors stay on the CPU")),
         })

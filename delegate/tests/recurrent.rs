@@ -160,6 +160,76 @@ fn lstm_int8() {
     }
 }
 
+/// The LSTM in integers, whose cell state has a scale of 2^`exponent`: to the last bit, results and states.
+fn integers(f: Form, exponent: i32) {
+    let name = format!("integer LSTM of {} cells, {} outputs, {:?}, 2^{exponent}", f.cells, f.outputs(), f.shape());
+    let mut c = Case::new(name, Tolerance::Exact);
+    let scalar = |s: f32, z: i64| Some(Quant::scalar(s, z));
+    let x = c.int8(&f.shape(), 0.0079, 3);
+    let mut operands = vec![Some(x)];
+    for columns in [f.width, f.outputs()] {
+        for g in 0..4 {
+            let scale = 0.004 + 0.0007 * (g + columns % 3) as f32;
+            let wanted = g > 0 || !f.cifg;
+            let w = |c: &mut Case| c.weights(DType::I8, &[f.cells, columns], -127.0, 127.0, scalar(scale, 0));
+            operands.push(wanted.then(|| w(&mut c)));
+        }
+    }
+    operands.extend([None; 3]);
+    for g in 0..4 {
+        let wanted = g > 0 || !f.cifg;
+        operands.push(wanted.then(|| c.weights(DType::I32, &[f.cells], -20000.0, 20000.0, scalar(3e-5, 0))));
+    }
+    let projected = f.projection.is_some();
+    let shape = [f.outputs(), f.cells];
+    operands.push(projected.then(|| c.weights(DType::I8, &shape, -127.0, 127.0, scalar(0.0031, 0))));
+    operands.push(projected.then(|| c.weights(DType::I32, &[f.outputs()], -900.0, 900.0, scalar(2e-5, 0))));
+    let state = scalar(0.0081, -7);
+    operands.push(Some(c.state_of(DType::I8, &[f.batch, f.outputs()], -128.0, 127.0, state.clone())));
+    let cell = scalar(2f32.powi(exponent), 0);
+    operands.push(Some(c.state_of(DType::I16, &[f.batch, f.cells], -32768.0, 32767.0, cell)));
+    operands.extend([None; 4]);
+    let mut parts = Vec::new();
+    for i in 0..5 {
+        let mut t = litegpu_graph::Tensor::new("part", if i < 4 { DType::I16 } else { DType::I8 }, &[]);
+        t.quant = if i < 4 { scalar(2f32.powi(-12), 0) } else { scalar(0.0077, 5) };
+        parts.push(Some(c.add(t)));
+    }
+    let mut y = litegpu_graph::Tensor::new("out", DType::I8, &[]);
+    y.quant = state;
+    let y = c.add(y);
+    let o = UnidirectionalSequenceLSTMOptionsT {
+        fused_activation_function: ActivationFunctionType::TANH,
+        cell_clip: f.clip[0],
+        proj_clip: f.clip[1],
+        time_major: f.time_major,
+        ..Default::default()
+    };
+    let mut node = litegpu_graph::Node::new(Op::UnidirectionalSequenceLstm(o), &[], &[y]);
+    (node.inputs, node.intermediates) = (operands, parts);
+    let graph = c.graph();
+    graph.nodes.push(node);
+    if f.batch == 3 {
+        // What only a conversion reads is written as floats.
+        c.op(Op::Dequantize, &[y], DType::F32, None);
+    } else {
+        graph.outputs.push(y);
+    }
+    c.run_in(&[Config::F32, Config::NoSubgroups]);
+}
+
+#[test]
+fn lstm_in_integers() {
+    // Every number of bits before the point that a cell state may have, and some for which there is no tangent.
+    for exponent in -18..=-7 {
+        integers(Form { time: 3, cells: 9, batch: 2, ..PLAIN }, exponent);
+    }
+    integers(Form { time: 12, batch: 2, cells: 300, width: 16, time_major: true, ..PLAIN }, -11);
+    integers(Form { cifg: true, clip: [3.0, 0.0], batch: 3, ..PLAIN }, -12);
+    integers(Form { projection: Some(3), clip: [0.0, 0.6], time: 9, batch: 2, ..PLAIN }, -11);
+    integers(Form { projection: Some(9), cifg: true, cells: 5, time: 7, ..PLAIN }, -13);
+}
+
 #[test]
 fn rnn_int8() {
     for (batch, time, width, units, asymmetric) in [(1, 1, 3, 4, false), (2, 6, 9, 17, true), (3, 5, 80, 8, false)] {

@@ -88,6 +88,10 @@ kernels! {
         functions: &["f_logistic", "f_tanh", "f_snap"],
         roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)],
     }
+    "lstm_fixed" {
+        functions: &["i_requant4", "i_rounding_shift"],
+        roles: &[("w", &[I8]), ("state", &[I8]), ("acc", &[I32]), ("out", &[I8, F32])],
+    }
     "rfft" { roles: &[("in0", FLOAT), ("out", &[F32])] }
     "reverse" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "rms" { roles: &[("in0", FLOAT), ("in1", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }

@@ -84,6 +84,17 @@ fn convolutions() {
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_5"));
                     }
                     validate(&key("matvec").part("", quad));
+                    if class == "int" {
+                        // Sums of 16 bits, for an LSTM's gates.
+                        for kernel in ["conv", "conv_four", "matvec"] {
+                            let mut key = key(kernel).part("", if kernel == "matvec" { quad } else { each });
+                            key.roles = vec![("x", x), ("w", w), ("out", I32)];
+                            if kernel != "matvec" {
+                                key = key.part("out", "put_quads");
+                            }
+                            validate(&if kernel == "conv" { key.part("", "share_none") } else { key });
+                        }
+                    }
                     if class == "scaled" {
                         for scales in [F32, F16, F16Packed] {
                             let mut key = key("blocks").part("", quad);

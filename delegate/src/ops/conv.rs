@@ -257,9 +257,6 @@ impl Arithmetic {
         each: bool,
     ) -> Lowered<SlotId> {
         let bias = bias.filter(|&i| cx.has(i));
-        let n = channels.next_multiple_of(OCT);
-        // Words of a channel.
-        let mut words: Vec<Vec<u32>> = vec![Vec::new(); n];
         let ints = match self.class {
             Class::Rounded(_) | Class::Real(_) => bias.map(|i| cx.ints(i)).transpose()?,
             _ => None,
@@ -276,12 +273,26 @@ impl Arithmetic {
             },
             _ => None,
         };
-        if ints.as_ref().is_some_and(|b| b.len() != channels) || floats.as_ref().is_some_and(|b| b.len() != channels) {
+        self.channels_of(cx, ints.as_deref(), floats.as_deref(), channels, each)
+    }
+
+    /// The same with the values of the bias, if there is one.
+    pub(super) fn channels_of(
+        &self,
+        cx: &mut Lower<'_, '_>,
+        ints: Option<&[i64]>,
+        floats: Option<&[f32]>,
+        channels: usize,
+        each: bool,
+    ) -> Lowered<SlotId> {
+        if ints.is_some_and(|b| b.len() != channels) || floats.is_some_and(|b| b.len() != channels) {
             return no("a bias of another length");
         }
+        // Words of a channel.
+        let mut words: Vec<Vec<u32>> = vec![Vec::new(); channels.next_multiple_of(OCT)];
         for (c, w) in words.iter_mut().enumerate() {
-            let int = ints.as_ref().and_then(|b| b.get(c)).map_or(0, |&b| b as i32 as u32);
-            let float = floats.as_ref().and_then(|b| b.get(c)).map_or(0, |b| b.to_bits());
+            let int = ints.and_then(|b| b.get(c)).map_or(0, |&b| b as i32 as u32);
+            let float = floats.and_then(|b| b.get(c)).map_or(0, |b| b.to_bits());
             match &self.class {
                 Class::Float => w.push(float),
                 Class::Scaled(s) => w.extend([float, s.get(c).map_or(0, |s| s.to_bits())]),
@@ -707,6 +718,21 @@ pub(super) fn few(
     channels: usize,
 ) -> Lowered {
     let chans = a.channels(cx, bias, channels, false)?;
+    few_of(cx, a, x, w, chans, y, rows, depth, channels)
+}
+
+/// The same with the channels' constants.
+pub(super) fn few_of(
+    cx: &mut Lower<'_, '_>,
+    a: &Arithmetic,
+    x: &Operand<'_>,
+    w: SlotId,
+    chans: SlotId,
+    y: &Operand<'_>,
+    rows: usize,
+    depth: usize,
+    channels: usize,
+) -> Lowered {
     let (cq, nq) = (depth.div_ceil(4), channels.div_ceil(4));
     let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
     let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])

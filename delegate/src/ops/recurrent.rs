@@ -1,6 +1,8 @@
 //! Recurrent cells. The input's part of all steps is one matrix product; a kernel then walks the sequence. States are
 //! variable tensors: they stay in device memory between the part's first and last dispatch.
 
+mod integer;
+
 use super::WG;
 use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, few, pack};
 use super::layout::{Copy, plain};
@@ -162,6 +164,9 @@ fn one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
     if !matches!(cx.node.inputs.len(), 20 | 24) {
         return no("20 or 24 operands are needed");
     }
+    if cx.tensor(0)?.dtype == DType::I8 {
+        return integer::lstm(cx, cell, time_major);
+    }
     let (x, y) = (cx.operand(0)?, cx.result(0)?);
     let walk = Walk::new(&x, time_major, false)?;
     lstm(cx, cell, &Gates::FULL, &x, &y, walk)
@@ -238,6 +243,7 @@ impl Stack {
         }
     }
 
+    /// The scale of the i-th matrix.
     fn scale(&self, i: usize) -> f32 {
         self.scales.get(i).copied().unwrap_or(1.0)
     }

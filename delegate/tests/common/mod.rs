@@ -117,7 +117,7 @@ impl Case {
         &mut self.model.subgraphs[0]
     }
 
-    fn add(&mut self, t: Tensor) -> TensorId {
+    pub fn add(&mut self, t: Tensor) -> TensorId {
         let g = self.graph();
         g.tensors.push(t);
         g.tensors.len() - 1
@@ -157,8 +157,13 @@ impl Case {
 
     /// A variable tensor that holds random floats before the run.
     pub fn state(&mut self, shape: &[usize], low: f64, high: f64) -> TensorId {
-        let mut t = Tensor::new("state", DType::F32, shape);
+        self.state_of(DType::F32, shape, low, high, None)
+    }
+
+    pub fn state_of(&mut self, dtype: DType, shape: &[usize], low: f64, high: f64, quant: Option<Quant>) -> TensorId {
+        let mut t = Tensor::new("state", dtype, shape);
         t.is_variable = true;
+        t.quant = quant;
         let t = self.add(t);
         self.ranges.push((t, low, high));
         t
@@ -286,6 +291,7 @@ pub fn fill(random: &mut Random, dtype: DType, n: usize, low: f64, high: f64) ->
             DType::F16 => out.extend(f16::from_f32(random.float(low as f32, high as f32)).to_le_bytes()),
             DType::I32 => out.extend((random.int(low as i64, high as i64) as i32).to_le_bytes()),
             DType::I64 => out.extend(random.int(low as i64, high as i64).to_le_bytes()),
+            DType::I16 => out.extend((random.int(low as i64, high as i64) as i16).to_le_bytes()),
             _ => out.push(random.int(low as i64, high as i64) as u8),
         }
     }
