@@ -19,8 +19,9 @@ use smallvec::SmallVec;
 pub(crate) const LONGEST: usize = 6;
 /// Bytes that go through all steps of a chain before the next ones.
 const BLOCK: usize = 4096;
-/// Floats that a step with two operands copies before it writes over them: often all of a block of rows.
-const COPY: usize = 128;
+/// Floats that a step with two operands copies before it writes over them: so many that calls weigh little, and so few
+/// that room for them is quickly cleared (which takes wasm longer).
+const COPY: usize = if cfg!(target_family = "wasm") { 128 } else { 256 };
 /// Bytes that the executor gives a thread at a time.
 const CHUNK: usize = 1 << 14;
 /// Elements that a row is repeated to which other rows all meet.
@@ -222,10 +223,15 @@ impl Applied<'_> {
                     return self.pair(f, at / 4, from, block);
                 }
                 let mut copy = [0f32; COPY];
-                for (i, part) in block.chunks_mut(COPY).enumerate() {
+                let (mut rest, mut at, row) = (block, at / 4, self.other.len());
+                while !rest.is_empty() {
+                    // No further than the other operand's row: one call of `f` each.
+                    let reach = if row > 1 { row - at % row } else { COPY };
+                    let (part, next) = rest.split_at_mut(reach.min(COPY).min(rest.len()));
                     let copy = &mut copy[..part.len()];
                     copy.copy_from_slice(part);
-                    self.pair(f, at / 4 + i * COPY, copy, part);
+                    self.pair(f, at, copy, part);
+                    (rest, at) = (next, at + copy.len());
                 }
             }
             Step::Bytes(_) => {}
@@ -261,7 +267,7 @@ pub(crate) fn repeats(other: &[usize], out: &[usize]) -> bool {
 /// Repeats a short row.
 pub(crate) fn repeat(row: &[f32], to: &mut Vec<f32>) {
     to.clear();
-    if (2..ROW / 4).contains(&row.len()) {
+    if (2..=ROW / 2).contains(&row.len()) {
         for _ in 0..ROW / row.len() {
             to.extend_from_slice(row);
         }

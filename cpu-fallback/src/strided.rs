@@ -202,13 +202,14 @@ impl<A: Copy, B: Copy, C, F: Fn(A, B) -> C> Task for EachPair<'_, A, B, C, F> {
         const N: usize = 64;
         let EachPair { a, b, steps, out, f } = self;
         let (Some(&x), Some(&y)) = (a.first(), b.first()) else { return };
-        let (xs, ys) = ([x; N], [y; N]);
         // Both repeat only where there is one result.
         let repeats = if out.len() > 1 { steps.map(|s| s == 0) } else { [false; 2] };
+        let xs = if repeats[0] { Some([x; N]) } else { None };
+        let ys = if repeats[1] { Some([y; N]) } else { None };
         let chunk = if repeats == [false; 2] { out.len().max(1) } else { N };
         for (i, out) in out.chunks_mut(chunk).enumerate() {
-            let a = if repeats[0] { &xs } else { a.get(i * chunk..).unwrap_or_default() };
-            let b = if repeats[1] { &ys } else { b.get(i * chunk..).unwrap_or_default() };
+            let a = xs.as_ref().map_or(a.get(i * chunk..).unwrap_or_default(), |x| x);
+            let b = ys.as_ref().map_or(b.get(i * chunk..).unwrap_or_default(), |y| y);
             out.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y));
         }
     }
