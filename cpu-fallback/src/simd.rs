@@ -257,6 +257,11 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         Self::store(c, &mut z);
         Self::load(&std::array::from_fn(|j| x[j] * y[j] + z[j]))
     }
+    /// The nearest floats.
+    #[inline(always)]
+    fn reals(x: &[i32; 8]) -> Self::F {
+        Self::load(&x.map(|x| x as f32))
+    }
     /// Clamps each lane.
     fn clamp8(x: Self::F, range: (f32, f32)) -> Self::F;
 
@@ -875,6 +880,11 @@ mod avx2 {
         fn mul_add8(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_add_ps(_mm256_mul_ps(a, b), c) }
+        }
+        #[inline(always)]
+        fn reals(x: &[i32; 8]) -> __m256 {
+            // SAFETY: 32 bytes of an array of 32.
+            unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
         }
         #[inline(always)]
         fn clamp8(x: __m256, range: (f32, f32)) -> __m256 {
