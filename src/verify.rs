@@ -9,7 +9,8 @@ use crate::report::Target;
 use crate::session::{Builder, Device, Precision, Session};
 use crate::tensor::{Tensor, View, numbers};
 use bytes::Bytes;
-use litegpu_graph::{DType, Family};
+use litegpu_graph::validate::called;
+use litegpu_graph::{DType, Family, Graph, Node};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -461,12 +462,7 @@ fn touched(session: &Session, report: &crate::Report) -> Vec<Option<u32>> {
         let by_input = node.inputs.iter().flatten().filter_map(|&t| touched.get(t).copied().flatten()).max();
         // A float that the GPU reads is rounded on the way in, even where the result is none.
         let here = on_gpu && (node.outputs.iter().any(float) || node.inputs.iter().flatten().any(float));
-        let weights = node.input(1).and_then(|t| graph.tensors.get(t));
-        let hybrid = here
-            && matches!(node.op.family(), Family::Conv | Family::Matmul)
-            && node.outputs.iter().any(float)
-            && weights.is_some_and(|w| w.is_constant() && !w.dtype.is_float());
-        let now = if here { Some(by_input.unwrap_or(0) + u32::from(hybrid)) } else { by_input };
+        let now = if here { Some(by_input.unwrap_or(0) + hybrids(session.model().graph(), graph, node)) } else { by_input };
         for &t in &node.outputs {
             if let Some(slot) = touched.get_mut(t) {
                 *slot = now;
@@ -474,6 +470,30 @@ fn touched(session: &Session, report: &crate::Report) -> Vec<Option<u32>> {
         }
     }
     touched
+}
+
+/// Whether the operator itself has quantized weights for float activations, and how many such operators there are in the
+/// subgraphs that it runs: a pass of a loop whose state is bounded (by LOGISTIC, TANH) adds what the first adds.
+fn hybrids(model: &litegpu_graph::Model, graph: &Graph, node: &Node) -> u32 {
+    let one = |graph: &Graph, node: &Node| {
+        let tensor = |t: usize| graph.tensors.get(t);
+        let weights = node.input(1).and_then(tensor);
+        matches!(node.op.family(), Family::Conv | Family::Matmul)
+            && node.outputs.iter().any(|&t| tensor(t).is_some_and(|t| t.dtype.is_float()))
+            && weights.is_some_and(|w| w.is_constant() && !w.dtype.is_float())
+    };
+    let (mut open, mut seen) = (called(&node.op), Vec::new());
+    let mut count = u32::from(one(graph, node));
+    while let Some(s) = open.pop() {
+        let body = usize::try_from(s).ok().filter(|_| !seen.contains(&s)).and_then(|s| model.subgraphs.get(s));
+        let Some(body) = body else { continue };
+        seen.push(s);
+        for node in &body.nodes {
+            count += u32::from(one(body, node));
+            open.extend(called(&node.op));
+        }
+    }
+    count
 }
 
 fn is_float(d: DType) -> bool {

@@ -4,7 +4,7 @@ use crate::caps::{AdapterClass, Caps, Precision};
 use crate::cost;
 use crate::lower::{Lower, Scene, variables};
 use crate::program::{Program, Variable};
-use litegpu_graph::shapes::{self, Eval, Shapes};
+use litegpu_graph::shapes::{Eval, Shapes};
 use litegpu_graph::{DType, Error, Family, Graph, Model, Node, NodeId, Op, TensorId};
 use std::collections::HashSet;
 
@@ -250,15 +250,7 @@ fn within(model: &Model, node: &Node) -> HashSet<Variable> {
 
 /// The subgraphs that an operator may run.
 fn subgraphs(op: &Op) -> Vec<usize> {
-    let of = |list: &[i32]| list.iter().filter_map(|&s| usize::try_from(s).ok()).collect();
-    match op {
-        Op::If(o) => of(&[o.then_subgraph_index, o.else_subgraph_index]),
-        Op::While(o) => of(&[o.cond_subgraph_index, o.body_subgraph_index]),
-        Op::StablehloWhile(o) => of(&[o.cond_subgraph_index, o.body_subgraph_index]),
-        Op::StablehloCase(o) => of(o.branch_subgraph_indices.as_deref().unwrap_or_default()),
-        Op::CallOnce(o) => of(&[o.init_subgraph_index]),
-        op => shapes::stands_for(op).into_iter().collect(),
-    }
+    litegpu_graph::validate::called(op).into_iter().filter_map(|s| usize::try_from(s).ok()).collect()
 }
 
 /// A run of nodes on one device.
