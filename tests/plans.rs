@@ -86,3 +86,29 @@ fn mediapipe_networks_are_one_part() {
         assert!(ratio <= 1.05, "{name}: constants are {ratio:.3} of the file's");
     }
 }
+
+/// What networks take of the device's memory, beside what no plan can do without.
+#[test]
+fn plans_are_near_the_least_memory() {
+    let Some(folder) = common::shared("models") else { return };
+    let mut ratios = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "tflite") {
+            continue;
+        }
+        let model = Model::open(&path).unwrap();
+        let report = Session::builder(&model).device(Device::Gpu).threads(1).plan_for(&Caps::baseline()).unwrap();
+        let m = report.memory;
+        if m.gpu_lower_bound > 0 {
+            let ratio = m.gpu_planned as f64 / m.gpu_lower_bound as f64;
+            assert!((1.0..1.4).contains(&ratio), "{}: {ratio:.3}", path.display());
+            ratios.push(ratio);
+        }
+    }
+    assert!(ratios.len() > 20, "{} networks", ratios.len());
+    let above = ratios.iter().filter(|r| **r > 1.1).count();
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    // Those above have residuals beside their largest tensors.
+    assert!(mean < 1.1 && above * 5 < ratios.len(), "{mean:.3}, {above} above 1.1");
+}

@@ -266,7 +266,8 @@ pub struct Program {
     pub outputs: Vec<Port>,
     /// Bytes of activation buffers.
     pub planned_bytes: u64,
-    /// The largest sum of activation bytes that are live at one time: no plan can need less.
+    /// What no plan can need less than: the largest sum of activation bytes that are live at one time, or what chains of
+    /// tensors take that must lie in different buffers.
     pub lower_bound: u64,
 }
 
@@ -467,6 +468,9 @@ pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
     }
     order.sort_by_key(|&(id, bytes, _, _)| (std::cmp::Reverse(bytes), id));
     let conflicts = conflicts(program);
+    let bytes =
+        |s: SlotId| program.slots.get(s).filter(|s| !matches!(s.place, Place::Weight(_))).map_or(0, |s| s.bytes);
+    bound = bound.max(chains(&conflicts, bytes));
     let mut best = arrange(n, &order, &conflicts, align, limit);
     // What made a buffer grow last was placed too late: it goes first in the next try.
     for _ in 0..(4_000_000 / (order.len() * order.len()).max(1)).clamp(4, 64) {
@@ -490,6 +494,24 @@ pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
     program.buffers = best.buffers;
     program.planned_bytes = program.buffers.iter().sum();
     program.lower_bound = bound;
+}
+
+/// The most that four slots take in any plan, each of which may not lie in the next one's buffer: the ends lie apart, or
+/// in one buffer and those between them in two others.
+fn chains(conflicts: &[Vec<SlotId>], bytes: impl Fn(SlotId) -> u64) -> u64 {
+    let of = |s: SlotId| conflicts.get(s).map_or(&[][..], Vec::as_slice);
+    let mut most = 0;
+    for b in 0..conflicts.len() {
+        for &c in of(b).iter().filter(|c| **c > b) {
+            for (&a, &d) in of(b).iter().flat_map(|a| of(c).iter().map(move |d| (a, d))) {
+                let (first, last) = (bytes(a), bytes(d));
+                if a != d && a != c && d != b {
+                    most = most.max((first + last).min(first.max(last) + bytes(b) + bytes(c)));
+                }
+            }
+        }
+    }
+    most
 }
 
 /// Where each slot goes.
@@ -606,6 +628,14 @@ mod tests {
         let mut p = program(&[64; 6], &[(&[0], &[1]), (&[1], &[2]), (&[2], &[3]), (&[3], &[4]), (&[4], &[5])]);
         plan_memory(&mut p, 64, 1 << 30);
         assert_eq!((p.planned_bytes, p.lower_bound), (128, 128));
+    }
+
+    #[test]
+    fn ends_of_a_chain_share_nothing_with_its_middle() {
+        // Of 128 bytes at a time: 64 and 128 or 128 and 64 in two buffers, or two of 64 beside one of 128 for both ends.
+        let mut p = program(&[128, 64, 64, 128], &[(&[0], &[1]), (&[1], &[2]), (&[2], &[3])]);
+        plan_memory(&mut p, 64, 1 << 30);
+        assert_eq!((p.planned_bytes, p.lower_bound), (256, 256));
     }
 
     #[test]
