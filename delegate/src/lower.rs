@@ -192,6 +192,8 @@ pub struct Scene<'a> {
     pub bodies: HashMap<NodeId, Scene<'a>>,
     /// By operator: the condition and the body of a loop, or the branches of a choice.
     pub flows: HashMap<NodeId, Vec<Scene<'a>>>,
+    /// By operator: the builtin operator that it is another name for.
+    pub canonical: HashMap<NodeId, Node>,
     /// By tensor: the operator that writes it.
     pub producers: Vec<Option<NodeId>>,
     /// It is such a subgraph.
@@ -290,6 +292,13 @@ impl<'a> Scene<'a> {
             whole,
             handles: variables(graph),
             producers: graph.producers(),
+            canonical: graph
+                .nodes
+                .iter()
+                .enumerate()
+                .filter(|(_, n)| n.op.family() == Family::Stablehlo)
+                .filter_map(|(i, n)| Some((i, ops::builtin(graph, n)?)))
+                .collect(),
             bodies: HashMap::new(),
             flows: HashMap::new(),
             nested,
@@ -527,8 +536,9 @@ impl<'a, 'e> Lower<'a, 'e> {
 
     /// Lowers one node, or takes back what it had emitted.
     pub(crate) fn node(&mut self, id: NodeId) -> Lowered {
-        let node = self.scene.graph.nodes.get(id).ok_or_else(|| Unsupported::new(format!("no operator {id}")))?;
-        self.node = node;
+        let scene = self.scene;
+        let node = scene.graph.nodes.get(id).ok_or_else(|| Unsupported::new(format!("no operator {id}")))?;
+        self.node = scene.canonical.get(&id).unwrap_or(node);
         (self.id, self.local) = (id, id);
         self.check_results()?;
         let (dispatches, flows, stretch) = (self.program.dispatches.len(), self.program.flows.len(), self.stretch);
@@ -849,7 +859,7 @@ impl<'a, 'e> Lower<'a, 'e> {
             if folded || body.shapes.is_known(node) {
                 continue;
             }
-            (self.node, self.local) = (node, i);
+            (self.node, self.local) = (body.canonical.get(&i).unwrap_or(node), i);
             let done = self.check_results().and_then(|()| ops::lower(self));
             if let Err(e) = done {
                 return no(format!("{} in subgraph {}: {}", node.op.name(), body.subgraph, e.reason));

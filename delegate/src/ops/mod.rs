@@ -17,6 +17,7 @@ mod resize;
 mod select;
 mod signal;
 mod sort;
+mod stablehlo;
 mod unary;
 
 use crate::caps::AdapterClass;
@@ -85,7 +86,7 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
         Family::Control => control::lower,
         Family::Signal => signal::lower,
         Family::Text => return no("text operators stay on the CPU"),
-        Family::Stablehlo => return no("StableHLO operators stay on the CPU"),
+        Family::Stablehlo => stablehlo::lower,
         Family::Custom => match &cx.node.op {
             Op::Custom(c) if c.name == "Convolution2DTransposeBias" => conv::lower,
             Op::Custom(c) => return no(format!("no GPU kernel for the custom operator {}", c.name)),
@@ -99,6 +100,8 @@ pub(crate) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
 pub(crate) fn convert(cx: &mut Lower<'_, '_>, x: &Operand<'_>, to: &Operand<'_>) -> Lowered {
     unary::emit(cx, x, to, Vec::new())
 }
+
+pub(crate) use stablehlo::builtin;
 
 /// Selects between two tensors of the result's shape by one bool.
 pub(crate) fn pick(
