@@ -122,7 +122,7 @@ impl Gpu {
     }
 
     /// Takes over what was measured before. What was measured on another adapter, or with another driver or version, or
-    /// is damaged, counts for nothing.
+    /// is damaged, counts for nothing. In a browser this also asks for measuring what is not known yet ([`Tune::Auto`]).
     pub fn set_tuned(&self, bytes: &[u8]) {
         self.0.set_tuned(bytes);
     }

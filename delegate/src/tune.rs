@@ -15,8 +15,8 @@ use web_time::Instant;
 /// Whether the fastest kernels are found by measuring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tune {
-    /// On GPUs, but not on adapters that run shaders on the CPU. In a browser once choices were given
-    /// ([`Engine::set_tuned`]): there nothing else keeps them between pages.
+    /// On GPUs, but not on adapters that run shaders on the CPU. In a browser on any adapter, but only once earlier
+    /// choices, or none, were given ([`Engine::set_tuned`]): there nothing else keeps them between pages.
     #[default]
     Auto,
     /// On every adapter.
@@ -46,6 +46,8 @@ pub struct Tuned {
     /// Adapter, driver and version: one line.
     about: String,
     choices: BTreeMap<u64, u8>,
+    /// Whether earlier choices were given, if only to say that there are none.
+    given: bool,
 }
 
 impl Tuned {
@@ -53,7 +55,7 @@ impl Tuned {
     pub fn new(caps: &Caps) -> Tuned {
         let about =
             format!("litegpu {} | {} | {} | {}", env!("CARGO_PKG_VERSION"), caps.name, caps.backend, caps.driver);
-        Tuned { about: about.replace(['\n', '\r'], " "), choices: BTreeMap::new() }
+        Tuned { about: about.replace(['\n', '\r'], " "), choices: BTreeMap::new(), given: false }
     }
 
     /// What [`Tuned::to_bytes`] gave; nothing chosen where the bytes are damaged, or another adapter's, driver's or
@@ -256,6 +258,7 @@ impl Engine {
         let given = Tuned::from_bytes(self.caps(), bytes);
         let mut have = self.choices();
         have.merge(&given);
+        have.given = true;
     }
 
     /// Whether dispatches are measured on this adapter.
@@ -264,8 +267,8 @@ impl Engine {
             Tune::Never => false,
             Tune::Always => true,
             Tune::Auto => {
-                let kept = cfg!(not(target_family = "wasm")) || !self.choices().is_empty();
-                self.caps().class != AdapterClass::Software && kept
+                let on_gpu = self.caps().class != AdapterClass::Software;
+                if cfg!(target_family = "wasm") { self.choices().given } else { on_gpu }
             }
         }
     }

@@ -34,7 +34,7 @@ const wrap = (e) =>
 
 /** Loads a model from a URL, a Request, a Response, a Blob, an ArrayBuffer or a typed array. */
 export async function load(source, options = {}) {
-  const { device = 'auto', precision, strict = false, signal, onProgress, gpuDevice, cache } = options;
+  const { device = 'auto', precision, strict = false, signal, onProgress, gpuDevice, cache, tune = false } = options;
   signal?.throwIfAborted();
   try {
     if (!['auto', 'gpu', 'cpu'].includes(device)) throw new LiteGpuError(`device '${device}': auto, gpu or cpu`, 'invalid');
@@ -47,7 +47,7 @@ export async function load(source, options = {}) {
     let state;
     try {
       await receive(file, host, id, signal, onProgress);
-      state = await host.call('open', [id, { device, precision, strict }]);
+      state = await host.call('open', [id, { device, precision, strict, tune, cache: named(cache) }]);
     } catch (e) {
       host.call('drop', [id]).catch(() => {});
       throw e;
@@ -64,7 +64,10 @@ export async function load(source, options = {}) {
   }
 }
 
-/** Forgets models that `load` has kept with `cache`. */
+/** The name of the store that `cache` asks for. */
+const named = (cache) => (typeof cache === 'string' ? cache : cache ? 'litegpu' : undefined);
+
+/** Forgets what `load` has kept with `cache`: models, and what was measured. */
 export const clearCache = (name = 'litegpu') => globalThis.caches?.delete(name);
 
 /** Chunks of a file: `{ name, total, chunks, own }`; `own`: the chunks' memory may be given away. */
@@ -133,7 +136,7 @@ async function request(source, signal, cache) {
   if (!cache || !globalThis.caches) return fetched();
   let store;
   try {
-    store = await caches.open(typeof cache === 'string' ? cache : 'litegpu');
+    store = await caches.open(named(cache));
     const kept = await store.match(source);
     if (kept) return kept;
   } catch {

@@ -4,6 +4,7 @@
 import init, { Network, Upload } from './litegpu_web.js';
 import { adopt, fromDense, gpuFor, lent, toDense, toHost } from './device.js';
 import { failure } from './failure.js';
+import { kept, keep } from './tuned.js';
 import { pixels, uploadPicture } from './picture.js';
 
 /** A model in the module's memory. */
@@ -202,7 +203,7 @@ export class Host {
     this.#files.delete(id);
   }
 
-  async open(id, { device, precision, strict }) {
+  async open(id, { device, precision, strict, tune, cache }) {
     const { upload, gpu } = this.#files.get(id);
     this.#files.delete(id);
     const opened = await gpu;
@@ -211,8 +212,10 @@ export class Host {
       throw failure(opened.reason, 'device');
     }
     const ready = opened?.device ? await lent(opened) : undefined;
+    if (tune && ready) ready.tune(await kept(cache));
     const half = precision ?? (opened?.software && !opened.half ? 'f32' : 'f16');
     const network = await Network.open(upload, device, half, strict, ready?.share(), this.#slice);
+    if (tune && ready) await keep(cache, ready.tuned());
     const model = new Loaded(network, opened?.device ? opened : undefined);
     this.#models.set(id, model);
     return model.state(true);

@@ -50,6 +50,11 @@ export interface LoadOptions {
   /** Keep the model in the browser's Cache API (in a cache of that name; `true`: 'litegpu') and read it from there. */
   cache?: boolean | string;
   /**
+   * Choose the GPU's kernels by measuring them on this adapter, for about a second at the first load of a model; `cache`
+   * keeps what was found. Default: false.
+   */
+  tune?: boolean;
+  /**
    * Whether the runtime lives in a worker of the package's own. Default: in a page, unless `gpuDevice` is given or the
    * page cannot have one. GPUBuffers need the thread of their device: false.
    */
@@ -157,5 +162,5 @@ export declare function load(
   options?: LoadOptions,
 ): Promise<Model>;
 
-/** Forgets the models that `load` has kept with `cache`. */
+/** Forgets what `load` has kept with `cache`: models, and what was measured with `tune`. */
 export declare function clearCache(name?: string): Promise<boolean> | undefined;

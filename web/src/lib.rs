@@ -48,6 +48,14 @@ impl Gpu {
     pub fn share(&self) -> Gpu {
         Gpu(self.0.clone())
     }
+    /// Chooses kernels by measuring from now on, with what was measured before.
+    pub fn tune(&self, before: &[u8]) {
+        self.0.set_tuned(before);
+    }
+    /// What has been measured on this adapter.
+    pub fn tuned(&self) -> Vec<u8> {
+        self.0.tuned()
+    }
     /// Memory on the device, made by one call of `createBuffer`.
     pub fn memory(&self, bytes: f64) -> Memory {
         Memory(self.0.memory(bytes as u64))
@@ -197,7 +205,13 @@ impl Network {
 fn turn() -> Pin<Box<dyn Future<Output = ()>>> {
     let promise = js_sys::Promise::new(&mut |resolve, _| match web_sys::MessageChannel::new() {
         Ok(channel) => {
-            channel.port1().set_onmessage(Some(&resolve));
+            let (port, woken) = (channel.port1(), resolve.clone());
+            // Node goes on living for an open port.
+            let done = Closure::once_into_js(move |_: JsValue| {
+                port.close();
+                let _ = woken.call0(&JsValue::NULL);
+            });
+            channel.port1().set_onmessage(Some(done.unchecked_ref()));
             // Without a message nobody would resolve.
             if channel.port2().post_message(&JsValue::NULL).is_err() {
                 let _ = resolve.call0(&JsValue::NULL);

@@ -327,6 +327,24 @@ await check('a model that the cache keeps needs no network', () =>
     }
   }),
 );
+await check('measured choices of kernels are kept, and taken from the store by the next page', async () => {
+  const load = () =>
+    inPage(async () => {
+      const model = await litegpu.load('/models/sr_x2_f32.tflite', { device: 'gpu', cache: 'tuned', tune: true });
+      const [{ data }] = await model.run(new Float32Array(64 * 64 * 3).fill(0.25));
+      const kept = await (await caches.open('tuned')).match(`${origin}/litegpu-tuned`);
+      return { text: await kept.text(), mean: data.reduce((a, b) => a + b) / data.length, ms: model.report.timings.prepare_ms };
+    });
+  await inPage(() => litegpu.clearCache('tuned'));
+  const first = await load();
+  await page.reload();
+  await page.waitForFunction(() => window.ready);
+  const again = await load();
+  assert(first.text.split('\n').length > 3, first.text);
+  assert(again.text === first.text, again.text);
+  assert(Math.abs(again.mean - first.mean) < 1e-3, `${first.mean} ${again.mean}`);
+  await inPage(() => litegpu.clearCache('tuned'));
+});
 await check('named inputs, signatures, resizing, disposal', () =>
   inPage(async () => {
     const model = await litegpu.load('/models/digits_f32.tflite', { device: 'cpu' });
