@@ -1052,9 +1052,7 @@ impl Session {
             .gpu_times
             .iter()
             .map(|t| NodeTime { op: names.get(&t.node).map(|n| n.to_string()).unwrap_or_default(), ..t.clone() });
-        let mut all: Vec<NodeTime> = cpu.chain(gpu).collect();
-        all.sort_by_key(|t| t.node);
-        all
+        litegpu_graph::ordered(cpu.chain(gpu).collect(), &mut |a, b| a.node.cmp(&b.node))
     }
 }
 

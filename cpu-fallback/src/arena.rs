@@ -98,7 +98,7 @@ pub(crate) fn plan(g: &Graph, release: &[Vec<TensorId>], fixed: &Fixed, chains: 
     if order.len() > MOST {
         order.clear();
     }
-    order.sort_by_key(|(t, l)| (std::cmp::Reverse(l.bytes), *t));
+    let order = litegpu_graph::ordered(order, &mut |a, b| b.1.bytes.cmp(&a.1.bytes).then(a.0.cmp(&b.0)));
     let mut places: Vec<(usize, Vec<Life>)> = Vec::new();
     for (t, life) in order {
         let apart = |l: &Life| l.last < life.first || life.last < l.first;

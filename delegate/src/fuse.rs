@@ -185,7 +185,7 @@ fn divide(
             continue;
         }
         let mut last = last;
-        last.sort_unstable();
+        litegpu_graph::order(&mut last, &mut |a, b| a.cmp(&b));
         while let Some(i) = last.pop() {
             let Merge { into, at, producer, merged } = merges.remove(i);
             for (n, (d, k)) in [(into, producer), (at, merged)] {

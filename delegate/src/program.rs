@@ -466,7 +466,7 @@ pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
     for i in 0..=end {
         bound = bound.max(order.iter().filter(|(_, _, a, b)| *a <= i && i <= *b).map(|o| o.1).sum());
     }
-    order.sort_by_key(|&(id, bytes, _, _)| (std::cmp::Reverse(bytes), id));
+    let mut order = litegpu_graph::ordered(order, &mut |a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
     let conflicts = conflicts(program);
     let bytes =
         |s: SlotId| program.slots.get(s).filter(|s| !matches!(s.place, Place::Weight(_))).map_or(0, |s| s.bytes);

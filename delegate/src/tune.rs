@@ -301,7 +301,7 @@ impl Engine {
                 problems.push(id);
             }
         }
-        open.sort_by_key(|&(size, id, _)| (std::cmp::Reverse(size), id));
+        let open = litegpu_graph::ordered(open, &mut |a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         let until = Instant::now() + self.options().tune_time;
         let mut measured = false;
         for (_, id, at) in open {

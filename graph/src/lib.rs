@@ -27,6 +27,6 @@ pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use model::*;
 pub use op::{CustomOp, Family, Op};
-pub use order::order;
+pub use order::{order, ordered};
 pub use work::{Work, work};
 pub use write::WriteOptions;

@@ -71,10 +71,16 @@ macro_rules! op_table {
             pub(crate) fn join(
                 code: BuiltinOperator, one: BuiltinOptionsT, two: BuiltinOptions2T,
             ) -> Result<Op, Error> {
-                match code {
-                    $( BuiltinOperator::$code => op_table!(@join one, two, $code, $var $(, $union::$tag, $opt)?), )*
-                    c => Err(Error::unsupported(format!("builtin operator code {}", c.0))),
-                }
+                // The messages once, and not in each of the arms.
+                let (first, second) = (one.builtin_options_type(), two.builtin_options_2_type());
+                let op = match code {
+                    $( BuiltinOperator::$code => op_table!(@join one, two, $var $(, $union::$tag, $opt)?), )*
+                    c => return Err(Error::unsupported(format!("builtin operator code {}", c.0))),
+                };
+                op.ok_or_else(|| match first == BuiltinOptions::NONE {
+                    true => Error::invalid(format!("{code:?} carries options of another kind: {second:?}")),
+                    false => Error::invalid(format!("{code:?} carries options of another kind: {first:?}")),
+                })
             }
 
             /// Splits the operator into what the file stores.
@@ -97,25 +103,21 @@ macro_rules! op_table {
     (@bind $o:ident, $var:ident) => { Op::$var };
     (@new $var:ident, $opt:ident) => { Op::$var($opt::default()) };
     (@new $var:ident) => { Op::$var };
-    (@join $one:ident, $two:ident, $code:ident, $var:ident, BuiltinOptionsT::$tag:ident, $opt:ident) => {
+    (@join $one:ident, $two:ident, $var:ident, BuiltinOptionsT::$tag:ident, $opt:ident) => {
         match $one {
-            BuiltinOptionsT::$tag(o) => Ok(Op::$var(*o)),
-            BuiltinOptionsT::NONE => Ok(Op::$var($opt::default())),
-            o => Err(Error::invalid(format!(
-                "{} carries options of another kind: {:?}", stringify!($code), o.builtin_options_type()
-            ))),
+            BuiltinOptionsT::$tag(o) => Some(Op::$var(*o)),
+            BuiltinOptionsT::NONE => Some(Op::$var($opt::default())),
+            _ => None,
         }
     };
-    (@join $one:ident, $two:ident, $code:ident, $var:ident, BuiltinOptions2T::$tag:ident, $opt:ident) => {
+    (@join $one:ident, $two:ident, $var:ident, BuiltinOptions2T::$tag:ident, $opt:ident) => {
         match $two {
-            BuiltinOptions2T::$tag(o) => Ok(Op::$var(*o)),
-            BuiltinOptions2T::NONE => Ok(Op::$var($opt::default())),
-            o => Err(Error::invalid(format!(
-                "{} carries options of another kind: {:?}", stringify!($code), o.builtin_options_2_type()
-            ))),
+            BuiltinOptions2T::$tag(o) => Some(Op::$var(*o)),
+            BuiltinOptions2T::NONE => Some(Op::$var($opt::default())),
+            _ => None,
         }
     };
-    (@join $one:ident, $two:ident, $code:ident, $var:ident) => {{ let _ = (&$one, &$two); Ok(Op::$var) }};
+    (@join $one:ident, $two:ident, $var:ident) => {{ let _ = (&$one, &$two); Some(Op::$var) }};
     (@split $one:ident, $two:ident, $o:ident, BuiltinOptionsT::$tag:ident) => {
         $one = BuiltinOptionsT::$tag(Box::new($o.clone()))
     };

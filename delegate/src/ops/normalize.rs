@@ -108,7 +108,7 @@ fn reduced(scene: &Scene<'_>, t: TensorId, kind: fn(&Op) -> bool) -> Option<(Ten
     let rank = scene.shape(x).ok()?.len();
     let given = convert::ints(&scene.constant(axes).ok()??)?;
     let mut axes: Vec<usize> = given.iter().map(|&a| litegpu_graph::ops::axis(a, rank).ok()).collect::<Option<_>>()?;
-    axes.sort_unstable();
+    litegpu_graph::order(&mut axes, &mut |a, b| a.cmp(&b));
     axes.dedup();
     Some((x, axes))
 }

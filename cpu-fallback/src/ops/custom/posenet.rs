@@ -201,7 +201,7 @@ impl Fields<'_> {
                 poses.push(pose);
             }
         }
-        best_first(&mut poses);
+        poses = best_first(poses);
         // Key points that a better pose has as well do not count.
         for i in 0..poses.len() {
             let (better, rest) = poses.split_at_mut(i);
@@ -214,7 +214,7 @@ impl Fields<'_> {
             }
             pose.score = mean(&counted);
         }
-        best_first(&mut poses);
+        poses = best_first(poses);
         poses.retain(|p| p.score >= o.score_threshold);
         poses
     }
@@ -227,8 +227,8 @@ fn mean(scores: &[f32; KEYPOINTS]) -> f32 {
     order.iter().map(|&i| scores[i]).sum::<f32>() / KEYPOINTS as f32
 }
 
-fn best_first(poses: &mut [Pose]) {
-    poses.sort_by(|a, b| b.score.total_cmp(&a.score));
+fn best_first(poses: Vec<Pose>) -> Vec<Pose> {
+    litegpu_graph::ordered(poses, &mut |a, b| b.score.total_cmp(&a.score))
 }
 
 /// For each cell, the pose whose key points are nearest to where the long offsets lead from there.
