@@ -7,7 +7,8 @@
 
 use crate::gemm::{FinishF32, PackedF32};
 use crate::pool::Pool;
-use crate::simd::{Isa, NR, Task, clamp, dispatch};
+use crate::requant::lanes;
+use crate::simd::{Isa, NR, Task, dispatch};
 
 /// Multiplications below which threads do not pay.
 const PARALLEL: usize = 60_000;
@@ -73,14 +74,15 @@ impl Product<'_> {
         }
         let first = panel * NR;
         let n = NR.min(columns - first);
+        let bias = lanes(&self.finish.bias, first).as_chunks::<8>().0;
+        let one = S::load(&[1.0; 8]);
         for r in 0..R {
-            let mut sums = [[0.0; 8]; 2];
-            S::store(acc[r][0], &mut sums[0]);
-            S::store(acc[r][1], &mut sums[1]);
-            let out = &mut self.out[(row + r) * columns + first..][..n];
-            for (j, o) in out.iter_mut().enumerate() {
-                *o = clamp(sums[j / 8][j % 8] + self.finish.bias[first + j], self.finish.range);
+            let mut sums = [0.0; NR];
+            for (h, out) in sums.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let sum = S::mul_add8(acc[r][h], one, S::load(&bias[h]));
+                S::store(S::clamp8(sum, self.finish.range), out);
             }
+            self.out[(row + r) * columns + first..][..n].copy_from_slice(&sums[..n]);
         }
     }
 }

@@ -135,6 +135,13 @@ fn rows<T: Copy>(
     n: usize,
     rows: usize,
 ) -> Result<()> {
+    if rows == 1
+        && let (Some(src), Some(dst)) = (src.get(from..), dst.get_mut(to..))
+        && let (Some(src), Some(dst)) = (src.get(..n), dst.get_mut(..n))
+    {
+        dst.copy_from_slice(src);
+        return Ok(());
+    }
     let from = Steps { at: from, steps: [step as isize, 1].into_iter().collect() };
     let to = Steps { at: to, steps: [stride as isize, 1].into_iter().collect() };
     copy(&[rows, n], src, &from, dst, &to)
