@@ -6,6 +6,8 @@ override WG: u32 = 32u;
 override MASK: u32 = 0u;
 // Quads of four queries.
 override QUERIES: u32 = 4u;
+// Quads of a value that an invocation takes: up to four. Each makes the kernel longer, and its compilation.
+override QUADS: u32 = 4u;
 
 struct Params {
     groups: u32,
@@ -105,7 +107,7 @@ fn main(
         let less = exp(top - most);
         top = most;
         total *= less;
-        for (var i = 0u; i < 4u; i++) {
+        for (var i = 0u; i < QUADS; i++) {
             sums[i][0] *= less.x;
             sums[i][1] *= less.y;
             sums[i][2] *= less.z;
@@ -115,7 +117,7 @@ fn main(
             let e = scores[j];
             total += e;
             let base = ((image * p.keys + s + j) * kv_heads + head / p.share) * p.v_row;
-            for (var i = 0u; i < 4u; i++) {
+            for (var i = 0u; i < QUADS; i++) {
                 let c = local + i * WG;
                 if (c < p.v_row) {
                     let x = v_unpack(v[base + c]);
@@ -127,7 +129,7 @@ fn main(
             }
         }
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < QUADS; i++) {
         let c = local + i * WG;
         for (var r = 0u; r < 4u; r++) {
             if (c < p.v_row && first + r < p.queries) {

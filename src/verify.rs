@@ -462,7 +462,8 @@ fn touched(session: &Session, report: &crate::Report) -> Vec<Option<u32>> {
         let by_input = node.inputs.iter().flatten().filter_map(|&t| touched.get(t).copied().flatten()).max();
         // A float that the GPU reads is rounded on the way in, even where the result is none.
         let here = on_gpu && (node.outputs.iter().any(float) || node.inputs.iter().flatten().any(float));
-        let now = if here { Some(by_input.unwrap_or(0) + hybrids(session.model().graph(), graph, node)) } else { by_input };
+        let now =
+            if here { Some(by_input.unwrap_or(0) + hybrids(session.model().graph(), graph, node)) } else { by_input };
         for &t in &node.outputs {
             if let Some(slot) = touched.get_mut(t) {
                 *slot = now;

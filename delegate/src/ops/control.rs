@@ -201,7 +201,8 @@ fn attention(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> 
     let key = KernelKey::new("attention", &roles)
         .set("WG", wg as i32)
         .set("MASK", masked as i32)
-        .set("QUERIES", (TILE * hq) as i32);
+        .set("QUERIES", (TILE * hq) as i32)
+        .set("QUADS", vq.div_ceil(wg) as i32);
     let params = Params::new()
         .u(groups)
         .u(t)
