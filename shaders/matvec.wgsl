@@ -1,5 +1,5 @@
-// A matrix product with a constant right side for few rows: an invocation computes four columns of one row. Weights are
-// packed as for conv.wgsl.
+// A matrix product with a constant right side for few rows: an invocation, or several of them, each with every SPLIT-th
+// step, compute four columns of one row. Weights are packed as for conv.wgsl.
 
 override WG: u32 = 8u;
 
@@ -30,16 +30,14 @@ fn product(xl: acc_Val4, xh: acc_Val4, step: u32) -> acc_Val {
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let quad = wg.x * WG + lane;
-    if (quad >= p.nq) {
-        return;
-    }
+    let wanted = wg.x * (WG / SPLIT) + lane / SPLIT;
+    let quad = min(wanted, p.nq - 1u);
     let row = wg.y * p.cq;
     let first = quad * 4u * p.steps;
     // Weights end with the last channel: those past it repeat it, and are masked in the result.
     let last = select(3u, p.tail - 1u, quad + 1u == p.nq);
     var sum = acc_Val4();
-    for (var s = 0u; s < p.steps; s++) {
+    for (var s = lane % SPLIT; s < p.steps; s += SPLIT) {
         let c = 2u * s;
         // Past the end of a row the weights are zero, and so must be the other factor.
         let two = c + 1u < p.cq;
@@ -52,6 +50,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             product(lo, hi, first + s + min(2u, last) * p.steps),
             product(lo, hi, first + s + last * p.steps),
         );
+    }
+    sum = total(sum, lane);
+    if (wanted >= p.nq || lane % SPLIT != 0u) {
+        return;
     }
     let at = wg.y * p.nq + quad;
     let r = finish(result(sum, quad_chans(quad)), at);

@@ -110,6 +110,8 @@ pub struct EngineOptions {
     pub known_subgroups: bool,
     /// Do as if storage buffers could not be mapped.
     pub hide_mappable: bool,
+    /// Choose kernels as for a GPU on an adapter that runs shaders on the CPU: to test those of GPUs without one.
+    pub hide_software: bool,
     /// How f16 tensors are stored.
     pub half: HalfStorage,
     /// How long a run may take before the queue counts as hung.
@@ -137,6 +139,7 @@ impl Default for EngineOptions {
             hide_subgroups: false,
             known_subgroups: false,
             hide_mappable: false,
+            hide_software: false,
             half: HalfStorage::Auto,
             timeout: Duration::from_secs(120),
             compile_threads: 0,
@@ -235,7 +238,10 @@ fn describe(info: &wgpu::AdapterInfo) -> AdapterInfo {
 /// `has`, `limits`: the device's, or what it may ask for.
 fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, options: &EngineOptions) -> Caps {
     let info = adapter.get_info();
-    let about = describe(&info);
+    let mut about = describe(&info);
+    if options.hide_software && about.class == AdapterClass::Software {
+        about.class = AdapterClass::Discrete;
+    }
     let f16 = has.contains(wgpu::Features::SHADER_F16) && !options.hide_f16 && options.half != HalfStorage::Packed;
     let subgroups = has.contains(wgpu::Features::SUBGROUP) || options.known_subgroups;
     let subgroups = subgroups && !options.hide_subgroups && info.subgroup_max_size > 0;

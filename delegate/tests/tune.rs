@@ -60,13 +60,17 @@ fn program(engine: &Engine, model: &Model, shapes: &Shapes) -> Program {
     plan.programs().next().expect("a part on the GPU").clone()
 }
 
-fn results(engine: &Engine, program: &Program) -> Vec<Vec<u8>> {
+fn inputs(program: &Program) -> Vec<Vec<u8>> {
     let mut random = Random::new(9);
-    let inputs: Vec<Vec<u8>> = program
-        .inputs
-        .iter()
-        .map(|p| fill(&mut random, p.dtype, p.host_bytes() / (p.dtype.bits() / 8).max(1), -100.0, 100.0))
-        .collect();
+    let mut input = |p: &Port| fill(&mut random, p.dtype, p.host_bytes() / (p.dtype.bits() / 8).max(1), -100.0, 100.0);
+    program.inputs.iter().map(&mut input).collect()
+}
+
+fn results(engine: &Engine, program: &Program) -> Vec<Vec<u8>> {
+    results_of(engine, program, &inputs(program))
+}
+
+fn results_of(engine: &Engine, program: &Program, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let given: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
     let mut got: Vec<Vec<u8>> = program.outputs.iter().map(|p| vec![0; p.host_bytes()]).collect();
     let mut room: Vec<&mut [u8]> = got.iter_mut().map(Vec::as_mut_slice).collect();
@@ -151,4 +155,38 @@ fn choices_out_of_range_are_the_usual_form() {
     other.set_tuned(&wrong.to_bytes());
     assert_eq!(results(&other, &p), want);
     let _ = std::fs::remove_dir_all(&none);
+}
+
+/// Sums that a GPU's kernels share out among invocations, against those of one invocation each: of integers, and of floats
+/// that are whole numbers, so that the order of a sum makes no difference.
+#[test]
+fn shared_sums_are_the_same() {
+    let none = folder("shared");
+    let Some(engine) = open(Tune::Never, &none, LONG) else { return };
+    let options = EngineOptions { tune: Tune::Never, hide_software: true, ..EngineOptions::default() };
+    let options = EngineOptions { adapter: std::env::var("LITEGPU_ADAPTER").ok(), ..options };
+    let as_gpu = Engine::open_blocking(options).expect("an adapter");
+    // Rows, depth, units: one row by several invocations, with remainders everywhere; tiles of 64 by 64.
+    for (rows, depth, units) in [(1, 1003, 10), (3, 264, 37), (1100, 40, 517)] {
+        for dtype in [DType::I8, DType::F32] {
+            let int = dtype == DType::I8;
+            let mut c = Case::new("shared", Tolerance::Exact);
+            let x = if int { c.int8(&[rows, depth], 0.05, 3) } else { c.input(dtype, &[rows, depth], -9.0, 9.0) };
+            let quant = Quant { scale: vec![0.25], zero_point: vec![0], ..Quant::default() };
+            let w = c.weights(DType::I8, &[units, depth], -127.0, 127.0, Some(quant));
+            c.op(Op::FullyConnected(Default::default()), &[x, w], dtype, int.then_some((3.0, -4)));
+            let shapes = infer(&mut c.model).expect("a sound network");
+            let usual = program(&engine, &c.model, &shapes);
+            let other = program(&as_gpu, &c.model, &shapes);
+            assert_ne!(usual.kernels, other.kernels);
+            let mut given = inputs(&usual);
+            if dtype == DType::F32 {
+                for value in given[0].as_chunks_mut::<4>().0 {
+                    *value = f32::from_le_bytes(*value).round().to_le_bytes();
+                }
+            }
+            let [a, b] = [(&engine, &usual), (&as_gpu, &other)].map(|(e, p)| results_of(e, p, &given));
+            assert_eq!(a, b, "{dtype} {rows} {depth} {units}");
+        }
+    }
 }

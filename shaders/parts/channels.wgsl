@@ -292,6 +292,28 @@ fn pick_chan(m: Chan, c: u32, i: u32) -> Chan {
     return chan(c + i);
 }
 
+//@ split_none
+// An invocation takes all of a sum.
+const SPLIT: u32 = 1u;
+fn total(v: acc_Val4, lane: u32) -> acc_Val4 {
+    return v;
+}
+
+//@ split_sum
+// SPLIT invocations, a power of two, take a sum together; the first has it.
+override SPLIT: u32 = 8u;
+var<workgroup> shares: array<acc_Val4, WG>;
+fn total(v: acc_Val4, lane: u32) -> acc_Val4 {
+    shares[lane] = v;
+    for (var n = SPLIT / 2u; n > 0u; n /= 2u) {
+        workgroupBarrier();
+        if (lane % SPLIT < n) {
+            shares[lane] += shares[lane + n];
+        }
+    }
+    return shares[lane];
+}
+
 //@ taps_3
 const K: u32 = 3u;
 

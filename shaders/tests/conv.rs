@@ -76,6 +76,7 @@ fn convolutions() {
                         validate(&key("conv").part("out", put).part("", each).part("", "share_subgroup"));
                         validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
                         validate(&key("conv_four").part("out", put).part("", each));
+                        validate(&key("conv_tile").part("out", put).part("", each));
                         if class == "real" {
                             continue;
                         }
@@ -83,16 +84,21 @@ fn convolutions() {
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_3"));
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_5"));
                     }
-                    validate(&key("matvec").part("", quad));
+                    validate(&key("matvec").part("", quad).part("", "split_none"));
+                    validate(&key("matvec").part("", quad).part("", "split_sum"));
                     if class == "int" {
                         // Sums of 16 bits, for an LSTM's gates.
-                        for kernel in ["conv", "conv_four", "matvec"] {
+                        for kernel in ["conv", "conv_four", "conv_tile", "matvec"] {
                             let mut key = key(kernel).part("", if kernel == "matvec" { quad } else { each });
                             key.roles = vec![("x", x), ("w", w), ("out", I32)];
                             if kernel != "matvec" {
                                 key = key.part("out", "put_quads");
                             }
-                            validate(&if kernel == "conv" { key.part("", "share_none") } else { key });
+                            validate(&match kernel {
+                                "conv" => key.part("", "share_none"),
+                                "matvec" => key.part("", "split_sum"),
+                                _ => key,
+                            });
                         }
                     }
                     if class == "scaled" {

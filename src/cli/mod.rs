@@ -113,8 +113,9 @@ pub(crate) struct DeviceArgs {
     /// Take the first adapter whose name contains this text (see `litegpu devices`)
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Do as if the adapter lacked these: f16, subgroups, mappable (comma separated)
-    #[arg(long, value_name = "FEATURES", value_delimiter = ',', value_parser = ["f16", "subgroups", "mappable"])]
+    /// Do as if the adapter lacked these: f16, subgroups, mappable; or as if it were no software adapter: software
+    /// (comma separated)
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',', value_parser = ["f16", "subgroups", "mappable", "software"])]
     hide: Vec<String>,
     /// How 16-bit floats are stored on the GPU
     #[arg(long, default_value = "auto", value_parser = ["auto", "native", "packed"])]
@@ -149,6 +150,7 @@ impl DeviceArgs {
             hide_f16: hide("f16"),
             hide_subgroups: hide("subgroups"),
             hide_mappable: hide("mappable"),
+            hide_software: hide("software"),
             half: match self.half.as_str() {
                 "native" => litegpu::HalfStorage::Native,
                 "packed" => litegpu::HalfStorage::Packed,

@@ -590,6 +590,18 @@ impl Product {
         rows && taps && self.stride == [1, 1] && self.pad == [0, 0] && self.to_column == 1
     }
 
+    /// Whether workgroups compute tiles of it together: on GPUs, where there are tiles enough to keep one busy.
+    fn tiled(&self, class: AdapterClass) -> bool {
+        let enough = match class {
+            AdapterClass::Software => return false,
+            AdapterClass::Integrated => 16,
+            AdapterClass::Discrete => 128,
+        };
+        let tiles = (self.batch * self.oh * self.ow).div_ceil(TILE) * self.channels.div_ceil(TILE);
+        let matrices = self.matrices.map_or(1, |m| m.0);
+        self.channels > TILE / 2 && self.steps >= 2 && tiles * matrices >= enough
+    }
+
     pub(super) fn emit(
         &self,
         cx: &mut Lower<'_, '_>,
@@ -608,31 +620,35 @@ impl Product {
         let teams = caps.subgroups == Some((OCT as u32, OCT as u32));
         let software = caps.class == AdapterClass::Software;
         let fours = software && caps.subgroups == Some((4, 4));
+        let tiled = self.tiled(caps.class);
         let wg: usize = match (teams || software, fours) {
             (_, true) => 16,
-            (true, _) => 8,
+            (true, _) if !tiled => 8,
             _ => 64,
         };
-        let key = KernelKey::new(
-            if fours { "conv_four" } else { "conv" },
-            &[("x", x_elem), ("w", a.weights), ("out", y.elem)],
-        )
-        .part("x", oct(cx, x_elem, self.cq % 2 == 0))
-        .part("w", oct(cx, a.weights, true))
-        .part("out", put(cx, y.elem, nq % 2 == 0))
-        .set("WG", wg as i32);
+        // Pixels of an invocation, or of a workgroup; channels of either.
+        let (kernel, of, octets) = match (fours, tiled) {
+            (true, _) => ("conv_four", wg * 4, OCT),
+            (_, true) => ("conv_tile", TILE, TILE),
+            _ => ("conv", wg * 2, OCT),
+        };
+        let key = KernelKey::new(kernel, &[("x", x_elem), ("w", a.weights), ("out", y.elem)])
+            .part("x", oct(cx, x_elem, self.cq % 2 == 0))
+            .part("w", oct(cx, a.weights, true))
+            .part("out", put(cx, y.elem, nq % 2 == 0));
+        let key = if tiled { key } else { key.set("WG", wg as i32) };
         let key = match self.is_matrix() {
             true => key.set("POINT", if self.cq % 2 == 0 { 2 } else { 1 }),
             false => key,
         };
-        let key = match (fours, teams) {
+        let key = match (fours || tiled, teams) {
             (true, _) => key,
             (_, true) => key.part("", "share_subgroup"),
             (_, false) => key.part("", "share_none"),
         };
         let key = a.parts(cx, key, true);
-        let tiles = pixels.div_ceil(wg * if fours { 4 } else { 2 });
-        let across = self.channels.div_ceil(OCT);
+        let tiles = pixels.div_ceil(of);
+        let across = self.channels.div_ceil(octets);
         let max = caps.max_groups as usize;
         let (gx, gz, batch) = match self.matrices {
             None => (tiles.min(max), tiles.div_ceil(max), (0, 0, 0)),
@@ -671,7 +687,7 @@ impl Product {
             .u(batch.2);
         let groups = [gx as u32, across as u32, gz as u32];
         cx.dispatch(key, &[x, w, chans], &[y.slot], &[], a.params(params), groups)?;
-        if !fours {
+        if !fours && !tiled {
             let matrices = self.matrices.is_some();
             let form = |wg: usize| {
                 let tiles = pixels.div_ceil(wg * 2);
@@ -692,6 +708,9 @@ impl Product {
     }
 }
 
+/// Pixels and channels of a workgroup of conv_tile.wgsl.
+const TILE: usize = 64;
+
 /// The place of `more_tiles` in the uniform of conv.wgsl.
 const MORE_TILES: usize = 23;
 
@@ -700,6 +719,16 @@ fn workgroups(caps: &Caps, wg: usize) -> impl Iterator<Item = usize> {
     let sizes: &[usize] = if caps.class == AdapterClass::Software { &[8, 16, 32] } else { &[32, 64, 128, 256] };
     let most = caps.max_invocations as usize;
     sizes.iter().copied().filter(move |&s| s != wg && s <= most)
+}
+
+/// Invocations that share a sum of `steps` steps where there are `sums` of them: as many as leave each a few steps, while a
+/// GPU has more places than that. At most `wg`; a power of two.
+fn split(sums: usize, steps: usize, wg: usize) -> usize {
+    /// Invocations that keep a GPU busy, and the fewest steps that are worth a sum in workgroup memory.
+    const PLACES: usize = 1 << 14;
+    const STEPS: usize = 4;
+    let most = (PLACES / sums.max(1)).min(steps / STEPS).min(wg / 2);
+    1 << most.max(1).ilog2()
 }
 
 /// Rows of a product so few that an invocation for every four channels of every row is better.
@@ -734,14 +763,20 @@ pub(super) fn few_of(
     channels: usize,
 ) -> Lowered {
     let (cq, nq) = (depth.div_ceil(4), channels.div_ceil(4));
-    let wg = if cx.scene.caps.class == AdapterClass::Software { 8 } else { 64 };
+    let software = cx.scene.caps.class == AdapterClass::Software;
+    let wg = if software { 8 } else { 64 };
+    let split = if software { 1 } else { split(rows * nq, depth.div_ceil(OCT), wg) };
     let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
         .part("x", oct(cx, x.elem, cq % 2 == 0))
         .part("w", oct(cx, a.weights, true))
         .set("WG", wg as i32);
     let key = a.parts(cx, key, false);
+    let key = match split {
+        1 => key.part("", "split_none"),
+        n => key.part("", "split_sum").set("SPLIT", n as i32),
+    };
     let params = Params::new().u(rows).u(cq).u(depth.div_ceil(OCT)).u(nq).u(tail(&[channels]));
-    let groups = |wg: usize| [nq.div_ceil(wg) as u32, rows as u32, 1];
+    let groups = |wg: usize| [nq.div_ceil(wg / split) as u32, rows as u32, 1];
     cx.dispatch(key, &[x.slot, w, chans], &[y.slot], &[], a.params(params), groups(wg))?;
     let form = |wg: usize| Form { constants: vec![("WG", wg as i32)], groups: groups(wg), ..Form::default() };
     cx.or(workgroups(cx.scene.caps, wg).map(form));
