@@ -554,11 +554,9 @@ fn arrange(
             if conflicts.get(id).is_some_and(|c| c.iter().any(taken)) {
                 continue;
             }
-            let mut busy: Vec<(u64, u64)> =
-                ranges.iter().filter(|r| r.from <= b && a <= r.to).map(|r| (r.at, r.end)).collect();
-            busy.sort_unstable();
+            let busy = ranges.iter().filter(|r| r.from <= b && a <= r.to).map(|r| (r.at, r.end));
             let mut at = 0;
-            for (start, stop) in busy.into_iter().chain([(u64::MAX, u64::MAX)]) {
+            for (start, stop) in busy.chain([(u64::MAX, u64::MAX)]) {
                 if at + bytes <= start && at + bytes <= limit {
                     let growth = (at + bytes).saturating_sub(*size);
                     let gap = start.min((*size).max(at + bytes)) - (at + bytes);
@@ -583,7 +581,9 @@ fn arrange(
                 *size = at + bytes;
                 late = Some(id);
             }
-            ranges.push(Range { at, end: at + bytes, from: a, to: b });
+            let end = at + bytes;
+            let behind = ranges.partition_point(|r| (r.at, r.end) <= (at, end));
+            ranges.insert(behind, Range { at, end, from: a, to: b });
         }
         if let Some(p) = places.get_mut(id) {
             *p = Some((number, at));

@@ -82,7 +82,13 @@ impl Tuned {
             let (problem, form) = line.split_once(' ')?;
             Some((u64::from_str_radix(problem, 16).ok()?, form.parse().ok()?))
         };
-        lines.map(choice).collect::<Option<BTreeMap<_, _>>>().filter(|c| c.len() <= MAX_CHOICES)
+        // One after the other: a map made of a list comes with a sort of its own.
+        let mut choices = BTreeMap::new();
+        for line in lines {
+            let (problem, form) = choice(line)?;
+            choices.insert(problem, form);
+        }
+        Some(choices).filter(|c| c.len() <= MAX_CHOICES)
     }
 
     /// As bytes: text, with a checksum in its last line.

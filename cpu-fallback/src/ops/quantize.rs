@@ -220,22 +220,28 @@ fn from_float<Y: Element>(site: &Site<'_>, to: &Quant) -> Result<Kernel> {
     }))
 }
 
-fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
+/// What becomes of a tensor that has one scale.
+fn of_tensors(x: &Tensor, y: &Tensor) -> Result<Change> {
     let per_tensor = |t: &Tensor| {
         t.per_tensor().ok_or_else(|| Error::invalid(format!("tensor '{}' has no per-tensor scale", t.name)))
     };
-    let (x, y) = (site.input(0)?, site.output(0)?);
-    let (low, high) = type_range(y.dtype)?;
-    if quantization(x)?.scale.len() > 1 || quantization(y)?.scale.len() > 1 {
-        return requantize_channels::<X, Y>(quantization(x)?, quantization(y)?, (low, high));
-    }
     let (from, to) = (per_tensor(x)?, per_tensor(y)?);
     // Converters give a constant of zeros a scale of zero.
     if !(from.0 >= 0.0 && to.0 > 0.0) {
         return Err(Error::invalid(format!("a scale of {} to a scale of {}", from.0, to.0)));
     }
-    let m = Multiplier::new(from.0 as f64 / to.0 as f64);
-    let one = move |x: i32| m.apply(x.wrapping_sub(from.1)).wrapping_add(to.1).clamp(low, high);
+    Ok((Multiplier::new(from.0 as f64 / to.0 as f64), from.1, to.1))
+}
+
+fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
+    let (x, y) = (site.input(0)?, site.output(0)?);
+    let (low, high) = type_range(y.dtype)?;
+    if quantization(x)?.scale.len() > 1 || quantization(y)?.scale.len() > 1 {
+        let (axis, constants) = by_channel(quantization(x)?, quantization(y)?)?;
+        return requantize_channels::<X, Y>(axis, constants, (low, high));
+    }
+    let (m, from, to) = of_tensors(x, y)?;
+    let one = move |x: i32| m.apply(x.wrapping_sub(from)).wrapping_add(to).clamp(low, high);
     if size_of::<X>() == 1 {
         // 256 values: a table, indexed by the byte.
         let signed = x.dtype == DType::I8;
@@ -257,9 +263,11 @@ fn requantize<X: Element, Y: Element>(site: &Site<'_>) -> Result<Kernel> {
     }))
 }
 
-/// The same where either side has a scale for each channel. The reference takes such a scale for zero, whatever the
-/// values; here they keep their meaning.
-fn requantize_channels<X: Element, Y: Element>(from: &Quant, to: &Quant, range: (i32, i32)) -> Result<Kernel> {
+/// The multiplier and the zero points of a channel.
+type Change = (Multiplier, i32, i32);
+
+/// The axis of channels where either side has a scale for each, and what becomes of each channel.
+fn by_channel(from: &Quant, to: &Quant) -> Result<(usize, Vec<Change>)> {
     let axis = if from.scale.len() > 1 { from.axis } else { to.axis };
     let (from, to, other) = (channels(from), channels(to), to.axis);
     let n = from.len().max(to.len());
@@ -271,21 +279,35 @@ fn requantize_channels<X: Element, Y: Element>(from: &Quant, to: &Quant, range: 
         return Err(Error::invalid(format!("{} scales to {} scales", from.len(), to.len())));
     }
     let at = |list: &[(f32, i32)], i: usize| if list.len() == 1 { list[0] } else { list[i] };
-    let constants: Vec<_> = (0..n)
-        .map(|i| {
-            let ((s, z), (t, y)) = (at(&from, i), at(&to, i));
-            (Multiplier::new(s as f64 / t as f64), z, y)
-        })
-        .collect();
+    let constant = |i| {
+        let ((s, z), (t, y)) = (at(&from, i), at(&to, i));
+        (Multiplier::new(s as f64 / t as f64), z, y)
+    };
+    Ok((axis, (0..n).map(constant).collect()))
+}
+
+/// The elements of a channel: they must be as many as there are constants.
+fn channel_of(shape: &[usize], axis: usize, constants: &[Change]) -> Result<usize> {
+    let (n, inner) = around(shape, axis)?;
+    if n != constants.len() {
+        return Err(Error::invalid(format!("{} scales for {n} channels", constants.len())));
+    }
+    Ok(inner.max(1))
+}
+
+/// [`requantize`] with a scale for each channel. The reference takes such a scale for zero, whatever the values; here they
+/// keep their meaning. It is generic in no more than its loop.
+fn requantize_channels<X: Element, Y: Element>(
+    axis: usize,
+    constants: Vec<Change>,
+    range: (i32, i32),
+) -> Result<Kernel> {
     Ok(Box::new(move |call| {
         let x = call.input(0)?;
-        let (n, inner) = around(x.shape, axis)?;
-        if n != constants.len() {
-            return Err(Error::invalid(format!("{} scales for {n} channels", constants.len())));
-        }
+        let inner = channel_of(x.shape, axis, &constants)?;
         let (x, y) = (x.as_slice::<X>()?, call.output(0)?.as_mut_slice::<Y>()?);
-        for (i, (x, y)) in x.chunks_exact(inner.max(1)).zip(y.chunks_exact_mut(inner.max(1))).enumerate() {
-            let (m, zx, zy) = constants[i % n];
+        let rows = x.chunks_exact(inner).zip(y.chunks_exact_mut(inner));
+        for ((x, y), &(m, zx, zy)) in rows.zip(constants.iter().cycle()) {
             for (y, x) in y.iter_mut().zip(x) {
                 let v = m.apply(x.wide().wrapping_sub(zx)).wrapping_add(zy);
                 *y = Y::narrow(v.clamp(range.0, range.1));
