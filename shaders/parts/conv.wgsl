@@ -1,4 +1,4 @@
-// What conv.wgsl and conv_four.wgsl begin with: parameters, where a pixel lies, and how its results are written.
+// What conv.wgsl, conv_four.wgsl and conv_tile.wgsl begin with: parameters, where a pixel lies, and how its results are written.
 
 // A product of matrices, as a convolution of one tap is: pixels lie one behind the other, and no window reaches outside.
 // 2 where a pixel has an even number of quads, 1 where it has an odd one.

@@ -121,8 +121,8 @@ kernels! {
     }
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "conv" { parted: true, files: &["parts/conv", "conv"] }
-    "conv_four" { parted: true, files: &["parts/conv", "conv_four"] }
-    "conv_tile" { parted: true, files: &["parts/conv", "conv_tile"] }
+    "conv_four" { parted: true, files: &["parts/conv", "parts/sums", "conv_four"] }
+    "conv_tile" { parted: true, files: &["parts/conv", "parts/sums", "conv_tile"] }
     "depthwise" { parted: true }
     "depthwise_four" { parted: true }
     "depthwise_rows" { parted: true }
