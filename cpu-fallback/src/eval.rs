@@ -41,6 +41,7 @@ pub fn evaluate(
         variables: &mut [],
         pool: &Pool::default(),
         resources: &mut Resources::default(),
+        record: None,
         then: Default::default(),
         pads: Default::default(),
     };

@@ -10,9 +10,11 @@ use crate::chain::{Applied, Chains, LONGEST, Link, Then, repeat, repeats};
 use crate::custom::{CustomOperator, CustomOperators};
 use crate::fixed::{self, Fixed, Padded};
 use crate::kernel::{Call, Kernel, Site};
+use crate::moves::{self, Piece};
 use crate::ops;
 use crate::pool::Pool;
 use crate::resources::Resources;
+use crate::share::Share;
 use crate::value::{Budget, Constant, Storage, Value, View};
 use litegpu_graph::ops::Fact;
 use litegpu_graph::{DType, Error, Family, Graph, Model, NodeId, Op, Result, Shape, Tensor, TensorId, elements};
@@ -94,6 +96,8 @@ pub struct Executor {
     /// One per subgraph; `None` while it runs, so that a recursive call is found.
     frames: Vec<Option<Frame>>,
     pool: Pool,
+    /// The caller's thread, for what is done sooner without others.
+    alone: Pool,
     options: Options,
     memory: Memory,
     /// Subgraphs that are running now.
@@ -140,6 +144,16 @@ impl Memory {
             Some(Home::Any) | None => take_best(&mut self.free, value, want),
         }
     }
+
+    /// Gives a value a shape and storage for it.
+    fn shape(&mut self, value: &mut Value, shape: &[usize], home: Option<Home>) -> Result<()> {
+        let want = value.dtype.byte_len(elements(shape)).unwrap_or(0);
+        if value.shape.as_slice() == shape && value.bytes().len() == want && value.dtype.bits() != 0 {
+            return Ok(());
+        }
+        self.room(value, want, home);
+        value.reshape(shape)
+    }
 }
 
 /// The values and kernels of one subgraph.
@@ -153,6 +167,10 @@ struct Frame {
     chains: Chains,
     /// Where each tensor's storage comes from; empty where nothing is planned.
     homes: Vec<Home>,
+    /// Goes up when the shape of a tensor changes: nodes that have seen this number need not look at shapes again.
+    epoch: u64,
+    /// Tensors that callers write.
+    written: Vec<TensorId>,
 }
 
 impl std::fmt::Debug for Frame {
@@ -163,7 +181,12 @@ impl std::fmt::Debug for Frame {
 
 enum Slot {
     Constant(Constant),
-    Value { value: Value, ready: bool },
+    Value {
+        value: Value,
+        ready: bool,
+        /// The shape that was last written: where it changes, the frame's `epoch` goes up.
+        seen: Shape,
+    },
 }
 
 #[derive(Default)]
@@ -173,6 +196,12 @@ struct NodeState {
     out_shapes: SmallVec<[Option<Shape>; 2]>,
     inferred: bool,
     by_value: bool,
+    /// The frame's when the shapes of the operands were last looked at.
+    epoch: u64,
+    /// What a node of moves copies, once it is known.
+    pieces: Option<Vec<Piece>>,
+    /// Whether threads help.
+    share: Share,
     /// Bytes of the outputs after the last run, where shapes cannot be foreseen.
     rooms: SmallVec<[usize; 2]>,
     /// It has run and need not run again before a reset.
@@ -206,7 +235,8 @@ impl Executor {
         let pool = Pool::new(options.threads);
         let resources = Resources::new(budget.clone());
         let memory = Memory { budget, free: Vec::new() };
-        Ok(Executor { model, frames, pool, options, memory, depth: 0, packed: 0, resources })
+        let alone = Pool::default();
+        Ok(Executor { model, frames, pool, alone, options, memory, depth: 0, packed: 0, resources })
     }
 
     /// The model.
@@ -274,10 +304,15 @@ impl Executor {
     /// # Errors
     /// `Invalid` for a constant, a tensor that does not exist, or a size that cannot be had.
     pub fn write(&mut self, subgraph: usize, tensor: TensorId, shape: &[usize]) -> Result<&mut Value> {
-        match self.frame(subgraph)?.slots.get_mut(tensor) {
-            Some(Slot::Value { value, ready }) => {
+        let Frame { slots, written, .. } = self.frame(subgraph)?;
+        match slots.get_mut(tensor) {
+            Some(Slot::Value { value, ready, .. }) => {
                 value.reshape(shape)?;
                 *ready = true;
+                // Who has the value may change its shape: the next run looks.
+                if !written.contains(&tensor) {
+                    written.push(tensor);
+                }
                 Ok(value)
             }
             Some(Slot::Constant(_)) => Err(Error::invalid(format!("tensor {tensor} is a constant"))),
@@ -291,10 +326,12 @@ impl Executor {
     /// # Errors
     /// `Invalid` for a constant, a tensor that does not exist, or another type.
     pub fn exchange(&mut self, subgraph: usize, tensor: TensorId, value: &mut Value) -> Result<()> {
-        match self.frame(subgraph)?.slots.get_mut(tensor) {
-            Some(Slot::Value { value: held, ready }) if held.dtype == value.dtype => {
+        let frame = self.frame(subgraph)?;
+        match frame.slots.get_mut(tensor) {
+            Some(Slot::Value { value: held, ready, .. }) if held.dtype == value.dtype => {
                 std::mem::swap(held, value);
                 *ready = true;
+                frame.look_at(tensor);
                 Ok(())
             }
             Some(_) => Err(Error::invalid(format!("tensor {tensor} cannot take a {} value", value.dtype))),
@@ -361,6 +398,9 @@ impl Executor {
         self.depth += 1;
         let model = self.model.clone();
         let mut result = Ok(());
+        let written = std::mem::take(&mut frame.written);
+        written.iter().for_each(|&t| frame.look_at(t));
+        frame.written = written;
         if let Some(graph) = model.subgraphs.get(subgraph) {
             for n in nodes {
                 result = self.run_node(&model, graph, &mut frame, n).map_err(|e| place(graph, n, e));
@@ -457,7 +497,7 @@ impl Executor {
         }
         if let Some(list) = frame.release.get(n) {
             for &t in list {
-                if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {
+                if let Some(Slot::Value { value, ready, .. }) = frame.slots.get_mut(t) {
                     *ready = false;
                     // A small tensor keeps its room: to look for some anew would take longer than most small operators.
                     if value.capacity() <= SMALL {
@@ -485,14 +525,24 @@ impl Executor {
         state: &mut NodeState,
     ) -> Result<()> {
         let Some(node) = graph.nodes.get(n) else { return Ok(()) };
-        if state.settled {
+        if state.settled || variable(&mut self.memory, &self.resources, graph, frame, n) {
+            return Ok(());
+        }
+        if matches!(node.op, Op::AssignVariable) && assign(&mut self.resources, graph, frame, n) {
             return Ok(());
         }
         if state.kernel.is_none() {
             state.kernel = Some(self.make(&Site { model, graph, node })?);
         }
-        infer(graph, frame, n, state, self.custom(&node.op))?;
+        if state.by_value || state.epoch != frame.epoch || !state.inferred {
+            infer(graph, frame, n, state, self.custom(&node.op))?;
+            state.epoch = frame.epoch;
+        }
+        if replay(&mut self.memory, graph, frame, n, state) {
+            return Ok(());
+        }
         if moves(graph, frame, n, state) {
+            node.outputs.iter().for_each(|&t| frame.look_at(t));
             return Ok(());
         }
         let links = follow(graph, frame, n, state);
@@ -509,11 +559,7 @@ impl Executor {
             let mut value = std::mem::replace(value, Value::empty(DType::U8, None));
             let shape = state.out_shapes.get(o).and_then(Option::as_ref);
             let done = match shape {
-                Some(shape) => {
-                    let want = value.dtype.byte_len(elements(shape)).unwrap_or(0);
-                    self.memory.room(&mut value, want, frame.homes.get(t).copied());
-                    value.reshape(shape)
-                }
+                Some(shape) => self.memory.shape(&mut value, shape, frame.homes.get(t).copied()),
                 // What it was is the best guess.
                 None => {
                     let want = state.rooms.get(o).copied().unwrap_or(0);
@@ -542,6 +588,11 @@ impl Executor {
         if links > 0 {
             swap_quant(frame, node, &mut outputs);
         }
+        let records = links == 0 && state.pieces.is_none() && moves::records(&node.op) && !state.by_value;
+        let mut pieces = None;
+        let alone = state.share.alone(self.pool.threads());
+        let pool = if alone { &self.alone } else { &self.pool };
+        let watch = state.share.start(pool);
         let run = (|| {
             let mut inputs: SmallVec<[Option<View<'_>>; 24]> = SmallVec::new();
             for (i, t) in node.inputs.iter().enumerate() {
@@ -571,15 +622,16 @@ impl Executor {
             }
             let then = Then { steps: &steps };
             if let (Some(from), Some(out)) = (from, outputs.first_mut()) {
-                then.whole(&self.pool, Some(from), out.bytes_mut());
+                then.whole(pool, Some(from), out.bytes_mut());
                 return Ok(());
             }
             let mut call = Call {
                 inputs: &inputs,
                 outputs: &mut outputs,
                 variables: &mut variables,
-                pool: &self.pool,
+                pool,
                 resources: &mut self.resources,
+                record: records.then_some(&mut pieces),
                 then,
                 pads: frame.padded(n).map_or([[0; 2]; 2], |p| p.amounts),
             };
@@ -589,10 +641,22 @@ impl Executor {
             }
             let left = call.then;
             if let (false, Some(out)) = (left.is_empty(), call.outputs.first_mut()) {
-                left.whole(&self.pool, None, out.bytes_mut());
+                left.whole(pool, None, out.bytes_mut());
             }
             Ok(())
         })();
+        state.share.stop(pool, watch);
+        // What is moved must hang on constants alone.
+        let constant = |t: TensorId| matches!(frame.slots.get(t), Some(Slot::Constant(_)));
+        let moved = |i: usize, p: &[Piece]| p.iter().any(|p| p.operand == i);
+        state.pieces = match pieces {
+            None => state.pieces.take(),
+            Some(p) => {
+                let mut others = node.inputs.iter().enumerate().filter_map(|(i, t)| Some((i, (*t)?)));
+                let known = others.all(|(i, t)| moved(i, &p) || constant(t));
+                (known && run.is_ok()).then_some(p)
+            }
+        };
         if links > 0 {
             swap_quant(frame, node, &mut outputs);
         }
@@ -797,7 +861,7 @@ fn operands(graph: &Graph, frame: &mut Frame, n: NodeId, skip: usize, memory: &m
 /// Moves a value into a tensor's slot; the storage that was there becomes free.
 fn put(frame: &mut Frame, memory: &mut Memory, t: TensorId, v: Value) -> Result<()> {
     match frame.slots.get_mut(t) {
-        Some(Slot::Value { value, ready }) => {
+        Some(Slot::Value { value, ready, .. }) => {
             if value.dtype != v.dtype {
                 return Err(Error::invalid(format!("type {} given, {} expected", v.dtype, value.dtype)));
             }
@@ -809,6 +873,7 @@ fn put(frame: &mut Frame, memory: &mut Memory, t: TensorId, v: Value) -> Result<
             if old.capacity() > 0 {
                 memory.free.push(old);
             }
+            frame.look_at(t);
             Ok(())
         }
         Some(Slot::Constant(_)) => Err(Error::invalid(format!("tensor {t} is a constant"))),
@@ -820,7 +885,7 @@ fn put(frame: &mut Frame, memory: &mut Memory, t: TensorId, v: Value) -> Result<
 fn take(graph: &Graph, frame: &mut Frame, t: TensorId, keep: bool, memory: &mut Memory) -> Result<Value> {
     let stays = keep || graph.tensors.get(t).is_some_and(|t| t.is_variable);
     if !stays
-        && let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t)
+        && let Some(Slot::Value { value, ready, .. }) = frame.slots.get_mut(t)
         && *ready
     {
         let empty = Value::empty(value.dtype, value.quant.clone()).budgeted(&memory.budget);
@@ -863,7 +928,8 @@ impl Frame {
                         value.reshape(&t.shape)?;
                         initialise(t, &mut value);
                     }
-                    Slot::Value { value, ready: t.is_variable }
+                    let seen = value.shape.clone();
+                    Slot::Value { value, ready: t.is_variable, seen }
                 }
             });
         }
@@ -892,11 +958,19 @@ impl Frame {
         let nodes = graph.nodes.iter().map(|_| Some(Box::default())).collect();
         let times = if options.profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
         let homes = if planned { arena::plan(graph, &release, &fixed, &chains, SMALL) } else { Vec::new() };
-        Ok(Frame { slots, nodes, release, times, fixed, chains, homes })
+        Ok(Frame { slots, nodes, release, times, fixed, chains, homes, epoch: 1, written: Vec::new() })
     }
-}
 
-impl Frame {
+    /// Looks at the shape of a tensor that has been written.
+    fn look_at(&mut self, tensor: TensorId) {
+        if let Some(Slot::Value { value, seen, .. }) = self.slots.get_mut(tensor)
+            && value.shape != *seen
+        {
+            seen.clone_from(&value.shape);
+            self.epoch += 1;
+        }
+    }
+
     /// What a convolution pads itself, if it is one that does.
     fn padded(&self, n: NodeId) -> Option<&Padded> {
         self.fixed.pads.iter().find(|p| p.conv == n)
@@ -929,6 +1003,8 @@ fn infer(
             return Ok(());
         }
     }
+    state.pieces = None;
+    state.share = Share::default();
     let mut views: SmallVec<[Option<View<'_>>; 8]> = SmallVec::new();
     for (i, t) in node.inputs.iter().enumerate() {
         views.push(match t {
@@ -993,13 +1069,14 @@ fn moves(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool
     if !matches!(node.op, Op::Reshape(_) | Op::Squeeze(_) | Op::ExpandDims) || !last || from == *to {
         return false;
     }
-    let Ok([Slot::Value { value: x, ready: true }, Slot::Value { value: y, ready }]) =
+    let Ok([Slot::Value { value: x, ready: true, .. }, Slot::Value { value: y, ready, .. }]) =
         frame.slots.get_disjoint_mut([from, *to])
     else {
         return false;
     };
     let same = x.dtype == y.dtype && x.dtype.bits() != 0 && x.dtype.byte_len(elements(shape)) == Some(x.bytes().len());
-    if !same {
+    // Small tensors keep their storage: a copy is sooner done.
+    if !same || x.bytes().len() <= SMALL {
         return false;
     }
     let storage = x.take_storage();
@@ -1008,6 +1085,73 @@ fn moves(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool
     // The bytes are there: only the shape is set.
     *ready = y.reshape(shape).is_ok();
     *ready
+}
+
+/// Does again what a node of moves was seen to do. Where that cannot be, the node must run: false.
+fn replay(memory: &mut Memory, graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool {
+    let (Some(pieces), Some(node)) = (&state.pieces, graph.nodes.get(n)) else { return false };
+    for (o, &t) in node.outputs.iter().enumerate() {
+        let Some(Some(shape)) = state.out_shapes.get(o) else { return false };
+        let Some(Slot::Value { value, ready, seen }) = frame.slots.get_mut(t) else { return false };
+        if *seen != *shape || memory.shape(value, shape, frame.homes.get(t).copied()).is_err() {
+            return false;
+        }
+        *ready = true;
+    }
+    let mut pieces = pieces.as_slice();
+    while let Some(first) = pieces.first() {
+        let same = pieces.iter().take_while(|p| (p.operand, p.output) == (first.operand, first.output)).count();
+        let (group, rest) = pieces.split_at(same);
+        pieces = rest;
+        let (Some(from), Some(&to)) = (node.input(first.operand), node.outputs.get(first.output)) else { return false };
+        let Ok([from, Slot::Value { value: to, .. }]) = frame.slots.get_disjoint_mut([from, to]) else { return false };
+        let from = match from {
+            Slot::Constant(c) => c.bytes(),
+            Slot::Value { value, ready: true, .. } => value.bytes(),
+            Slot::Value { .. } => return false,
+        };
+        let to = to.bytes_mut();
+        for p in group {
+            let (Some(from), Some(to)) = (from.get(p.from..p.from + p.bytes), to.get_mut(p.to..p.to + p.bytes)) else {
+                return false;
+            };
+            to.copy_from_slice(from);
+        }
+    }
+    true
+}
+
+/// The number of the resource that a node names by its first operand.
+fn resource(graph: &Graph, frame: &Frame, node: &litegpu_graph::Node) -> Option<i32> {
+    let handle = view(graph, &frame.slots, node.input(0)?).ok()?;
+    Some(i32::from_le_bytes(*handle.bytes.first_chunk::<4>()?))
+}
+
+/// READ_VARIABLE of a value whose shape is that of the run before.
+fn variable(memory: &mut Memory, resources: &Resources, graph: &Graph, frame: &mut Frame, n: NodeId) -> bool {
+    let Some(node) = graph.nodes.get(n).filter(|n| matches!(n.op, Op::ReadVariable)) else { return false };
+    let Some(from) = resource(graph, frame, node).and_then(|n| resources.variables.get(&n)) else { return false };
+    let Some(&t) = node.outputs.first() else { return false };
+    let Some(Slot::Value { value, ready, seen }) = frame.slots.get_mut(t) else { return false };
+    let same = *seen == from.shape && value.dtype == from.dtype && value.dtype.bits() != 0;
+    if !same || memory.shape(value, &from.shape, frame.homes.get(t).copied()).is_err() {
+        return false;
+    }
+    value.bytes_mut().copy_from_slice(from.bytes());
+    *ready = true;
+    true
+}
+
+/// ASSIGN_VARIABLE of a value whose type and shape the variable has already.
+fn assign(resources: &mut Resources, graph: &Graph, frame: &Frame, n: NodeId) -> bool {
+    let Some(node) = graph.nodes.get(n) else { return false };
+    let Some(Ok(from)) = node.input(1).map(|t| view(graph, &frame.slots, t)) else { return false };
+    let Some(held) = resource(graph, frame, node).and_then(|n| resources.variables.get_mut(&n)) else { return false };
+    let same = held.dtype == from.dtype && held.shape.as_slice() == from.shape && held.dtype.bits() != 0;
+    if same {
+        held.bytes_mut().copy_from_slice(from.bytes);
+    }
+    same
 }
 
 /// How many of the operators that follow a node can be done with it in this run.
@@ -1083,9 +1227,12 @@ fn restore(
     ok: bool,
 ) {
     for (&t, v) in last.outputs.iter().zip(outputs.drain(..)) {
-        if let Some(Slot::Value { value, ready }) = frame.slots.get_mut(t) {
+        if let Some(Slot::Value { value, ready, .. }) = frame.slots.get_mut(t) {
             *value = v;
             *ready = ok;
+        }
+        if ok {
+            frame.look_at(t);
         }
     }
     for (i, v) in variables.drain(..) {
@@ -1114,13 +1261,22 @@ fn take_best(free: &mut Vec<Storage>, value: &mut Value, want: usize) {
     }
 }
 
+#[inline]
 fn view<'a>(graph: &'a Graph, slots: &'a [Slot], tensor: TensorId) -> Result<View<'a>> {
+    match slots.get(tensor) {
+        Some(Slot::Value { value, ready: true, .. }) => Ok(value.view()),
+        _ => view_rarely(graph, slots, tensor),
+    }
+}
+
+/// A constant, or a tensor that cannot be read.
+#[inline(never)]
+fn view_rarely<'a>(graph: &'a Graph, slots: &'a [Slot], tensor: TensorId) -> Result<View<'a>> {
     let t = graph.tensors.get(tensor).ok_or_else(|| Error::invalid(format!("no tensor {tensor}")))?;
     match slots.get(tensor) {
         Some(Slot::Constant(c)) => {
             Ok(View { dtype: t.dtype, shape: &t.shape, quant: t.quant.as_ref(), bytes: c.bytes() })
         }
-        Some(Slot::Value { value, ready: true }) => Ok(value.view()),
         // A tensor without elements needs no writer.
         Some(_) if t.elements() == 0 => {
             Ok(View { dtype: t.dtype, shape: &t.shape, quant: t.quant.as_ref(), bytes: &[] })

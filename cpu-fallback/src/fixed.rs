@@ -138,7 +138,7 @@ fn plan(
             constant || fixed.kept.get(*t) == Some(&true)
         };
         let once = fixed.skip.get(n) == Some(&false)
-            && constants::pure(g, node)
+            && (constants::pure(g, node) || matches!(node.op, Op::VarHandle(_)))
             && node.inputs.iter().flatten().all(known)
             && !node.outputs.iter().any(|&t| leaves(t));
         if !once {

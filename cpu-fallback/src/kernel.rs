@@ -1,6 +1,7 @@
 //! What an operator's implementation sees.
 
 use crate::chain::Then;
+use crate::moves::Piece;
 use crate::pool::Pool;
 use crate::resources::Resources;
 use crate::value::{Value, View};
@@ -64,6 +65,8 @@ pub struct Call<'a> {
     pub pool: &'a Pool,
     /// Variables and hash tables of the session.
     pub resources: &'a mut Resources,
+    /// Where a kernel that only moves elements says which, when it is asked to.
+    pub(crate) record: Option<&'a mut Option<Vec<Piece>>>,
     /// What follows on the first output's elements. A kernel that writes them all once may take it and apply it to each
     /// piece; what no kernel takes is applied when it has returned.
     pub(crate) then: Then<'a>,

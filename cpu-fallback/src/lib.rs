@@ -15,6 +15,7 @@ mod pool;
 mod real;
 mod requant;
 mod resources;
+mod share;
 mod simd;
 mod strided;
 pub mod strings;

@@ -5,7 +5,7 @@ use crate::kernel::Call;
 use crate::strings;
 use crate::value::View;
 use bytemuck::Pod;
-use litegpu_graph::{DType, Error, Result, Shape, elements};
+use litegpu_graph::{DType, Error, Op, Result, Shape, elements};
 use smallvec::SmallVec;
 
 /// An operand: shape and elements.
@@ -20,6 +20,41 @@ pub(crate) struct Src<'a, T> {
 pub(crate) struct Dst<'a, T> {
     pub shape: Shape,
     pub data: &'a mut [T],
+}
+
+/// Bytes that an operator copies from an operand to an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub operand: usize,
+    pub from: usize,
+    pub output: usize,
+    pub to: usize,
+    pub bytes: usize,
+}
+
+/// Elements that are moved as pieces at most.
+const FEW: usize = 1 << 14;
+/// Pieces that are sooner copied one by one than found out anew.
+const PIECES: usize = 96;
+
+/// Whether all that an operator does is to copy elements from one place to another that its constants and shapes tell.
+/// In the browser's module code weighs more than the time that this saves.
+pub(crate) fn records(op: &Op) -> bool {
+    !cfg!(target_family = "wasm")
+        && matches!(
+            op,
+            Op::Concatenation(_)
+                | Op::StridedSlice(_)
+                | Op::Slice
+                | Op::Split(_)
+                | Op::SplitV(_)
+                | Op::Pack(_)
+                | Op::Unpack(_)
+                | Op::Transpose
+                | Op::Reshape(_)
+                | Op::Squeeze(_)
+                | Op::ExpandDims
+        )
 }
 
 /// An operator that moves elements of any copyable type.
@@ -61,6 +96,9 @@ pub(crate) fn run(call: &mut Call<'_>, operands: &[usize], m: &dyn AnyMove) -> R
     let Some(dtype) = views.first().map(|v| v.dtype).or(call.outputs.first().map(|v| v.dtype)) else { return Ok(()) };
     if views.iter().any(|v| v.dtype != dtype) || call.outputs.iter().any(|v| v.dtype != dtype) {
         return Err(Error::invalid(format!("operands and outputs are not all {dtype}")));
+    }
+    if let Some(record) = call.record.take() {
+        *record = pieces(call, operands, &views, dtype, m);
     }
     match dtype {
         DType::String => move_strings(call, &views, m),
@@ -158,6 +196,77 @@ fn packed(call: &mut Call<'_>, views: &[View<'_>], bits: usize, m: &dyn AnyMove)
     Ok(())
 }
 
+/// Where the elements of the outputs come from, by the numbers that `data` gives to those of the operands.
+fn numbered(
+    call: &Call<'_>,
+    views: &[View<'_>],
+    data: &[Vec<u32>],
+    m: &dyn AnyMove,
+) -> Result<SmallVec<[Vec<u32>; 2]>> {
+    let src: SmallVec<[Src<'_, u32>; 4]> =
+        views.iter().zip(data).map(|(v, d)| Src { shape: v.shape, data: d }).collect();
+    let mut room: SmallVec<[Vec<u32>; 2]> = SmallVec::new();
+    for v in call.outputs.iter() {
+        // A string takes at least four bytes, so that room is bounded by the operands unless an operator repeats them.
+        let n = elements(&v.shape);
+        if n > 1 << 28 {
+            return Err(Error::invalid(format!("{n} elements are too many")));
+        }
+        room.push(vec![u32::MAX; n]);
+    }
+    let mut dst: SmallVec<[Dst<'_, u32>; 2]> =
+        call.outputs.iter().zip(&mut room).map(|(v, d)| Dst { shape: v.shape.clone(), data: d }).collect();
+    m.go4(&src, &mut dst)?;
+    drop(dst);
+    Ok(room)
+}
+
+/// The pieces that an operator of whole bytes moves, when they are few: its elements are numbered, and the numbers moved.
+fn pieces(
+    call: &Call<'_>,
+    operands: &[usize],
+    views: &[View<'_>],
+    dtype: DType,
+    m: &dyn AnyMove,
+) -> Option<Vec<Piece>> {
+    let total = |n: usize, shape: &[usize]| n.saturating_add(elements(shape));
+    let read = views.iter().fold(0, |n, v| total(n, v.shape));
+    if read.max(call.outputs.iter().fold(0, |n, v| total(n, &v.shape))) > FEW
+        || !matches!(dtype.bits(), 8 | 16 | 32 | 64)
+    {
+        return None;
+    }
+    let width = dtype.bits() / 8;
+    let mut starts: SmallVec<[usize; 4]> = SmallVec::new();
+    let mut next = 0;
+    let mut data: SmallVec<[Vec<u32>; 4]> = SmallVec::new();
+    for v in views {
+        starts.push(next);
+        data.push((next as u32..(next + v.len()) as u32).collect());
+        next += v.len();
+    }
+    let mut found: Vec<Piece> = Vec::new();
+    for (output, numbers) in numbered(call, views, &data, m).ok()?.iter().enumerate() {
+        for (to, &number) in numbers.iter().enumerate() {
+            let number = number as usize;
+            let which = starts.iter().rposition(|&s| s <= number).filter(|_| number < next)?;
+            let (operand, from) = (*operands.get(which)?, (number - starts.get(which)?) * width);
+            let full = found.len() == PIECES;
+            match found.last_mut() {
+                Some(p)
+                    if (p.operand, p.output, p.from + p.bytes, p.to + p.bytes)
+                        == (operand, output, from, to * width) =>
+                {
+                    p.bytes += width;
+                }
+                _ if full => return None,
+                _ => found.push(Piece { operand, from, output, to: to * width, bytes: width }),
+            }
+        }
+    }
+    Some(found)
+}
+
 /// Strings are numbered through all operands; the numbers are moved, then the strings are written out by number.
 fn move_strings(call: &mut Call<'_>, views: &[View<'_>], m: &dyn AnyMove) -> Result<()> {
     let mut all: Vec<&[u8]> = Vec::new();
@@ -170,21 +279,7 @@ fn move_strings(call: &mut Call<'_>, views: &[View<'_>], m: &dyn AnyMove) -> Res
         data.push((0..list.len()).map(|i| (all.len() + i) as u32).collect());
         all.extend(list);
     }
-    let src: SmallVec<[Src<'_, u32>; 4]> =
-        views.iter().zip(&data).map(|(v, d)| Src { shape: v.shape, data: d }).collect();
-    let mut room: SmallVec<[Vec<u32>; 2]> = SmallVec::new();
-    for v in call.outputs.iter() {
-        // A string takes at least four bytes, so that room is bounded by the operands unless an operator repeats them.
-        let n = elements(&v.shape);
-        if n > 1 << 28 {
-            return Err(Error::invalid(format!("{n} strings are too many")));
-        }
-        room.push(vec![u32::MAX; n]);
-    }
-    let mut dst: SmallVec<[Dst<'_, u32>; 2]> =
-        call.outputs.iter().zip(&mut room).map(|(v, d)| Dst { shape: v.shape.clone(), data: d }).collect();
-    m.go4(&src, &mut dst)?;
-    drop(dst);
+    let room = numbered(call, views, &data, m)?;
     for (v, d) in call.outputs.iter_mut().zip(&room) {
         let list: Vec<&[u8]> = d.iter().map(|&i| all.get(i as usize).copied().unwrap_or_default()).collect();
         v.set_raw(&strings::encode(&list)?)?;
@@ -227,6 +322,9 @@ pub(crate) fn int(v: &View<'_>) -> Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Pool;
+    use crate::resources::Resources;
+    use crate::value::Value;
 
     /// The second operand's elements and then the first's, backwards.
     struct Backwards;
@@ -243,6 +341,58 @@ mod tests {
         let mut data = [T::default(); 4];
         go(&src, &mut [Dst { shape: [4].as_slice().into(), data: &mut data }]).unwrap();
         data.to_vec()
+    }
+
+    /// The pieces that a move of two operands into one output is seen to be.
+    fn seen(a: &Value, b: &Value, m: &dyn AnyMove) -> Option<Vec<Piece>> {
+        let mut out = [Value::zeros(a.dtype, &[a.len() + b.len()]).unwrap()];
+        let (mut record, inputs) = (None, [Some(a.view()), None, Some(b.view())]);
+        let mut call = Call {
+            inputs: &inputs,
+            outputs: &mut out,
+            variables: &mut [],
+            pool: &Pool::default(),
+            resources: &mut Resources::default(),
+            record: Some(&mut record),
+            then: Default::default(),
+            pads: Default::default(),
+        };
+        run(&mut call, &[0, 2], m).unwrap();
+        // What was done is what was seen.
+        let mut again = vec![0xaa; out[0].bytes().len()];
+        for p in record.iter().flatten() {
+            let from = if p.operand == 0 { a } else { b };
+            again[p.to..p.to + p.bytes].copy_from_slice(&from.bytes()[p.from..p.from + p.bytes]);
+        }
+        assert!(record.is_none() || again == out[0].bytes());
+        record
+    }
+
+    struct After;
+    impl Move for After {
+        fn go<T: Pod + Send + Sync>(&self, src: &[Src<'_, T>], dst: &mut [Dst<'_, T>]) -> Result<()> {
+            let all = src.iter().rev().flat_map(|s| s.data);
+            dst[0].data.iter_mut().zip(all).for_each(|(d, s)| *d = *s);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn few_pieces_are_recorded() {
+        let value =
+            |dtype, n: usize| Value::from_bytes(dtype, &[n], &vec![n as u8; dtype.byte_len(n).unwrap()]).unwrap();
+        for dtype in [DType::I8, DType::I16, DType::F32, DType::I64] {
+            let w = dtype.bits() / 8;
+            let piece = |operand, to, n| Piece { operand, from: 0, output: 0, to: to * w, bytes: n * w };
+            let (a, b) = (value(dtype, 300), value(dtype, 5));
+            assert_eq!(seen(&a, &b, &After), Some(vec![piece(2, 0, 5), piece(0, 5, 300)]));
+            // Every element on its own.
+            assert_eq!(seen(&a, &b, &Backwards), None);
+            assert_eq!(seen(&b, &b, &Backwards).unwrap().len(), 10);
+            assert_eq!(seen(&value(dtype, FEW), &b, &After), None);
+        }
+        // Half bytes are not moved as bytes.
+        assert_eq!(seen(&value(DType::I4, 4), &value(DType::I4, 4), &After), None);
     }
 
     #[test]

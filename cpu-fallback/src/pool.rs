@@ -87,6 +87,15 @@ impl Pool {
         1
     }
 
+    /// How often work was given to several threads.
+    pub(crate) fn parts(&self) -> u64 {
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(w) = &self.workers {
+            return w.parts.load(Ordering::Relaxed);
+        }
+        0
+    }
+
     /// Splits `out` into pieces of `chunk` elements (the last may be shorter) and calls `f(index, piece)` for each, in
     /// parallel when `parallel` and there is more than one thread. Results do not depend on the number of threads.
     pub fn chunks<T: Send>(&self, out: &mut [T], chunk: usize, parallel: bool, f: impl Fn(usize, &mut [T]) + Sync) {

@@ -2,7 +2,7 @@
 
 use crate::value::{Budget, Value};
 use litegpu_graph::DType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Variables, hash tables and initialisation marks of one session.
@@ -11,7 +11,7 @@ pub struct Resources {
     /// Handle numbers by (container, shared name). A handle tensor holds the number.
     handles: HashMap<(String, String), i32>,
     /// Variable values by handle; absent until assigned.
-    pub variables: HashMap<i32, Value>,
+    pub variables: BTreeMap<i32, Value>,
     /// Hash tables by handle.
     pub tables: HashMap<i32, HashTable>,
     /// CALL_ONCE initialisers (subgraph index) that have run.

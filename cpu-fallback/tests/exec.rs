@@ -2,7 +2,10 @@
 
 use litegpu_cpu::{Call, CustomOperator, CustomOperators, Executor, Kernel, Options, Site, Value};
 use litegpu_graph::ops::{Inferred, Site as ShapeSite};
-use litegpu_graph::schema::{CallOptionsT, IfOptionsT, UnidirectionalSequenceLSTMOptionsT, WhileOptionsT};
+use litegpu_graph::schema::{
+    CallOptionsT, ConcatenationOptionsT, IfOptionsT, PackOptionsT, ReshapeOptionsT, SplitOptionsT,
+    StridedSliceOptionsT, UnidirectionalSequenceLSTMOptionsT, VarHandleOptionsT, WhileOptionsT,
+};
 use litegpu_graph::{CustomOp, DType, ErrorKind, Graph, Model, Node, Op, Result, Shape, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -136,6 +139,63 @@ fn shapes_may_change_from_run_to_run() {
 }
 
 /// WHILE over (counter, carried), whose body is given.
+/// Concatenated, transposed, sliced, split, packed, flattened, and kept in a variable from which it is read.
+fn moving() -> Graph {
+    let mut g = Graph::default();
+    let mut add = |t: Tensor| {
+        g.tensors.push(t);
+        g.tensors.len() - 1
+    };
+    let ints = |v: &[i32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let x = add(Tensor::new("x", DType::F32, &[3, 4]));
+    let [double, turned, part, first, second, both, flat, read] =
+        ["double", "turned", "part", "first", "second", "both", "flat", "read"]
+            .map(|name| add(Tensor::new(name, DType::F32, &[])));
+    let handle = add(Tensor::new("handle", DType::Resource, &[1]));
+    let [order, begin, end, step] = [("order", [1, 0]), ("begin", [1, 0]), ("end", [3, 9]), ("step", [1, 2])]
+        .map(|(name, v)| add(Tensor::constant(name, DType::I32, &[2], ints(&v))));
+    let axis = add(Tensor::constant("axis", DType::I32, &[], ints(&[0])));
+    let all = add(Tensor::constant("all", DType::I32, &[1], ints(&[-1])));
+    let concat = ConcatenationOptionsT { axis: 0, ..Default::default() };
+    let slice = StridedSliceOptionsT { end_mask: 2, ..Default::default() };
+    g.nodes = vec![
+        Node::new(Op::VarHandle(VarHandleOptionsT::default()), &[], &[handle]),
+        Node::new(Op::Concatenation(concat), &[x, x], &[double]),
+        Node::new(Op::Transpose, &[double, order], &[turned]),
+        Node::new(Op::StridedSlice(slice), &[turned, begin, end, step], &[part]),
+        Node::new(Op::Split(SplitOptionsT { num_splits: 2 }), &[axis, part], &[first, second]),
+        Node::new(Op::Pack(PackOptionsT { values_count: 2, axis: 1 }), &[second, first], &[both]),
+        Node::new(Op::Reshape(ReshapeOptionsT::default()), &[both, all], &[flat]),
+        Node::new(Op::AssignVariable, &[handle, flat], &[]),
+        Node::new(Op::ReadVariable, &[handle], &[read]),
+    ];
+    (g.inputs, g.outputs) = (vec![x], vec![read, turned]);
+    g
+}
+
+/// What small moves copy is found out in a first run and done again in later ones. Other shapes are other copies, of
+/// the same number of elements too, and more elements than are recorded.
+#[test]
+fn moves_follow_the_shapes() {
+    let mut exec = executor(vec![moving()], Options::default());
+    let shapes = [[3, 4], [3, 4], [3, 4], [2, 6], [2, 6], [2, 6], [5, 4], [3, 4], [3, 4], [6000, 4], [6000, 4], [2, 6]];
+    for (run, shape) in shapes.into_iter().enumerate() {
+        let x: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i * 7 + run * 1000) as f32).collect();
+        let v = Value::from_bytes(DType::F32, &shape, bytemuck::cast_slice(&x)).unwrap();
+        exec.set(0, 0, v.view()).unwrap();
+        exec.run(0).unwrap();
+        let [rows, columns] = shape;
+        let turned: Vec<f32> = (0..columns)
+            .flat_map(|c| (0..2 * rows).map(move |r| (r % rows, c)))
+            .map(|(r, c)| x[r * columns + c])
+            .collect();
+        let part = |c: usize| turned[c * 2 * rows..][..2 * rows].iter().step_by(2).copied();
+        assert_eq!(get(&exec, 2), turned, "run {run}, {shape:?}");
+        assert_eq!(get(&exec, 8), part(2).chain(part(1)).collect::<Vec<_>>(), "run {run}, {shape:?}");
+        assert_eq!(exec.get(0, 2).unwrap().shape, [columns, 2 * rows]);
+    }
+}
+
 fn looped(body: Graph, condition: &str) -> Vec<Graph> {
     let mut cond = chain(&[condition], 1);
     cond.tensors[1].dtype = DType::Bool;

@@ -199,6 +199,9 @@ fn concatenation(site: &Site<'_>, axis: i32, activation: Activation) -> Result<K
     kernel(move |call| {
         let axis = rules::axis(axis as i64, call.input(0)?.shape.len())?;
         let all: SmallVec<[usize; 8]> = (0..call.inputs.len()).collect();
+        if some {
+            call.record = None;
+        }
         moves::run(call, &all, &Concat(axis))?;
         if !some {
             return Ok(());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernel::Call;
+use crate::moves::Piece;
 use litegpu_graph::{DType, Op};
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
@@ -20,6 +21,9 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                     return Err(Error::internal("a reshape that changes the number of bytes"));
                 }
                 out.bytes_mut().copy_from_slice(x.bytes);
+                if let Some(record) = &mut call.record {
+                    **record = Some(vec![Piece { operand: 0, from: 0, output: 0, to: 0, bytes: x.bytes.len() }]);
+                }
                 Ok(())
             }))
         }
