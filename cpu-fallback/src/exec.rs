@@ -198,8 +198,9 @@ struct NodeState {
     by_value: bool,
     /// The frame's when the shapes of the operands were last looked at.
     epoch: u64,
-    /// What a node of moves copies, once it is known.
+    /// What a node of moves copies, once it is known, and whether anybody has tried to find out.
     pieces: Option<Vec<Piece>>,
+    tried: bool,
     /// Whether threads help.
     share: Share,
     /// Bytes of the outputs after the last run, where shapes cannot be foreseen.
@@ -588,7 +589,7 @@ impl Executor {
         if links > 0 {
             swap_quant(frame, node, &mut outputs);
         }
-        let records = links == 0 && state.pieces.is_none() && moves::records(&node.op) && !state.by_value;
+        let records = links == 0 && !state.tried && !state.by_value && moves::records(&node.op);
         let mut pieces = None;
         let alone = state.share.alone(self.pool.threads());
         let pool = if alone { &self.alone } else { &self.pool };
@@ -646,6 +647,7 @@ impl Executor {
             Ok(())
         })();
         state.share.stop(pool, watch);
+        state.tried |= records;
         // What is moved must hang on constants alone.
         let constant = |t: TensorId| matches!(frame.slots.get(t), Some(Slot::Constant(_)));
         let moved = |i: usize, p: &[Piece]| p.iter().any(|p| p.operand == i);
@@ -1003,7 +1005,7 @@ fn infer(
             return Ok(());
         }
     }
-    state.pieces = None;
+    (state.pieces, state.tried) = (None, false);
     state.share = Share::default();
     let mut views: SmallVec<[Option<View<'_>>; 8]> = SmallVec::new();
     for (i, t) in node.inputs.iter().enumerate() {
@@ -1111,11 +1113,8 @@ fn replay(memory: &mut Memory, graph: &Graph, frame: &mut Frame, n: NodeId, stat
             Slot::Value { .. } => return false,
         };
         let to = to.bytes_mut();
-        for p in group {
-            let (Some(from), Some(to)) = (from.get(p.from..p.from + p.bytes), to.get_mut(p.to..p.to + p.bytes)) else {
-                return false;
-            };
-            to.copy_from_slice(from);
+        if !group.iter().all(|p| p.copy(from, to)) {
+            return false;
         }
     }
     true

@@ -812,6 +812,26 @@ pub(crate) trait Finish<U, Out>: Sync {
     ) where
         U: Sum,
     {
+        self.in_tiles::<S>(a, runs, lda, rows, b, row, column, out, ldc, n);
+    }
+
+    /// The same by [`Isa::tile_i16`]. `#[inline(always)]`.
+    #[inline(always)]
+    fn in_tiles<S: Isa>(
+        &self,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [Out],
+        ldc: usize,
+        n: usize,
+    ) where
+        U: Sum,
+    {
         // No closure: where there are two calls of it, the compiler would not make it part of a function for the
         // instruction set.
         for r in (0..rows).step_by(S::MRI) {
@@ -826,6 +846,15 @@ pub(crate) trait Finish<U, Out>: Sync {
     /// pixel. `#[inline(always)]`.
     #[inline(always)]
     fn strip<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [Out], stride: usize, n: usize)
+    where
+        U: Sum,
+    {
+        self.by_pixels::<S>(strip, row, column, out, stride, n);
+    }
+
+    /// The same by [`Strip::pixels`]. `#[inline(always)]`.
+    #[inline(always)]
+    fn by_pixels<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [Out], stride: usize, n: usize)
     where
         U: Sum,
     {

@@ -22,7 +22,7 @@ pub(crate) struct Dst<'a, T> {
     pub data: &'a mut [T],
 }
 
-/// Bytes that an operator copies from an operand to an output.
+/// Bytes that an operator copies from an operand to an output, as often as `count` says and each time further on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub operand: usize,
@@ -30,12 +30,64 @@ pub(crate) struct Piece {
     pub output: usize,
     pub to: usize,
     pub bytes: usize,
+    pub count: usize,
+    /// From one time to the next, modulo the size of an address: operands are read backwards too.
+    pub steps: [usize; 2],
+}
+
+impl Piece {
+    /// Does it. False where the bytes are not there.
+    pub(crate) fn copy(&self, from: &[u8], to: &mut [u8]) -> bool {
+        match self.bytes {
+            1 => self.elements::<1>(from, to),
+            2 => self.elements::<2>(from, to),
+            4 => self.elements::<4>(from, to),
+            _ => self.each(from, to, |from, to| to.copy_from_slice(from)),
+        }
+    }
+
+    fn elements<const N: usize>(&self, from: &[u8], to: &mut [u8]) -> bool {
+        self.each(from, to, |from, to| {
+            if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+                *to = *from;
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn each(&self, from: &[u8], to: &mut [u8], copy: impl Fn(&[u8], &mut [u8])) -> bool {
+        let [mut at, mut end] = [self.from, self.to];
+        for _ in 0..self.count {
+            let source = from.get(at..at.wrapping_add(self.bytes));
+            let (Some(from), Some(to)) = (source, to.get_mut(end..end.wrapping_add(self.bytes))) else { return false };
+            copy(from, to);
+            (at, end) = (at.wrapping_add(self.steps[0]), end.wrapping_add(self.steps[1]));
+        }
+        true
+    }
+
+    /// Whether `next` is one time more; then it is counted.
+    fn joins(&mut self, next: &Piece) -> bool {
+        let same = (self.operand, self.output, self.bytes) == (next.operand, next.output, next.bytes);
+        let last = |first: usize, step: usize| first.wrapping_add(step.wrapping_mul(self.count - 1));
+        let steps = [
+            next.from.wrapping_sub(last(self.from, self.steps[0])),
+            next.to.wrapping_sub(last(self.to, self.steps[1])),
+        ];
+        if !same || (self.count > 1 && steps != self.steps) {
+            return false;
+        }
+        self.steps = steps;
+        self.count += 1;
+        true
+    }
 }
 
 /// Elements that are moved as pieces at most.
 const FEW: usize = 1 << 14;
-/// Pieces that are sooner copied one by one than found out anew.
-const PIECES: usize = 96;
+/// Pieces, and times that they are copied in all, that are done sooner than found out anew.
+const PIECES: usize = 64;
+const TIMES: usize = 1024;
 
 /// Whether all that an operator does is to copy elements from one place to another that its constants and shapes tell.
 /// In the browser's module code weighs more than the time that this saves.
@@ -246,22 +298,26 @@ fn pieces(
         next += v.len();
     }
     let mut found: Vec<Piece> = Vec::new();
+    let mut times = 0;
     for (output, numbers) in numbered(call, views, &data, m).ok()?.iter().enumerate() {
-        for (to, &number) in numbers.iter().enumerate() {
-            let number = number as usize;
+        let mut rest = numbers.as_slice();
+        while let Some(&first) = rest.first() {
+            let number = first as usize;
             let which = starts.iter().rposition(|&s| s <= number).filter(|_| number < next)?;
+            // Neighbours that were neighbours.
+            let end = starts.get(which + 1).map_or(next, |&s| s) - number;
+            let n = rest.iter().take(end).zip(first..).take_while(|(a, b)| **a == *b).count();
             let (operand, from) = (*operands.get(which)?, (number - starts.get(which)?) * width);
-            let full = found.len() == PIECES;
-            match found.last_mut() {
-                Some(p)
-                    if (p.operand, p.output, p.from + p.bytes, p.to + p.bytes)
-                        == (operand, output, from, to * width) =>
-                {
-                    p.bytes += width;
-                }
-                _ if full => return None,
-                _ => found.push(Piece { operand, from, output, to: to * width, bytes: width }),
+            let to = (numbers.len() - rest.len()) * width;
+            let piece = Piece { operand, from, output, to, bytes: n * width, count: 1, steps: [0; 2] };
+            times += 1;
+            if !found.last_mut().is_some_and(|p| p.joins(&piece)) {
+                found.push(piece);
             }
+            if found.len() > PIECES || times > TIMES {
+                return None;
+            }
+            rest = rest.get(n..)?;
         }
     }
     Some(found)
@@ -362,7 +418,8 @@ mod tests {
         let mut again = vec![0xaa; out[0].bytes().len()];
         for p in record.iter().flatten() {
             let from = if p.operand == 0 { a } else { b };
-            again[p.to..p.to + p.bytes].copy_from_slice(&from.bytes()[p.from..p.from + p.bytes]);
+            assert!(p.copy(from.bytes(), &mut again));
+            assert!(!p.copy(&from.bytes()[p.bytes..], &mut [0; 1]));
         }
         assert!(record.is_none() || again == out[0].bytes());
         record
@@ -383,12 +440,24 @@ mod tests {
             |dtype, n: usize| Value::from_bytes(dtype, &[n], &vec![n as u8; dtype.byte_len(n).unwrap()]).unwrap();
         for dtype in [DType::I8, DType::I16, DType::F32, DType::I64] {
             let w = dtype.bits() / 8;
-            let piece = |operand, to, n| Piece { operand, from: 0, output: 0, to: to * w, bytes: n * w };
+            let piece = |operand, to, n| Piece {
+                operand,
+                from: 0,
+                output: 0,
+                to: to * w,
+                bytes: n * w,
+                count: 1,
+                steps: [0; 2],
+            };
             let (a, b) = (value(dtype, 300), value(dtype, 5));
             assert_eq!(seen(&a, &b, &After), Some(vec![piece(2, 0, 5), piece(0, 5, 300)]));
-            // Every element on its own.
-            assert_eq!(seen(&a, &b, &Backwards), None);
-            assert_eq!(seen(&b, &b, &Backwards).unwrap().len(), 10);
+            // Every element on its own, backwards.
+            let back = |operand, n, to| {
+                let (from, steps) = ((n - 1) * w, [w.wrapping_neg(), w]);
+                Piece { operand, from, output: 0, to: to * w, bytes: w, count: n, steps }
+            };
+            assert_eq!(seen(&a, &b, &Backwards), Some(vec![back(2, 5, 0), back(0, 300, 5)]));
+            assert_eq!(seen(&value(dtype, TIMES), &b, &Backwards), None);
             assert_eq!(seen(&value(dtype, FEW), &b, &After), None);
         }
         // Half bytes are not moved as bytes.

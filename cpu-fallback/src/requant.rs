@@ -2,7 +2,9 @@
 
 use crate::gemm::{Finish, refill};
 use crate::real::whole;
-use crate::simd::{Isa, NR, Once, Panel, Requant, RequantWide, Strip, Task, apart, dispatch, narrow_rows, tiles};
+use crate::simd::{
+    Isa, NR, Once, Panel, Requant, RequantWide, Scaled, Strip, Task, apart, dispatch, narrow_rows, tiles,
+};
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::schema::ActivationFunctionType;
@@ -442,9 +444,41 @@ impl Finish<i32, f32> for HybridRows<'_> {
             }
         }
     }
+    #[inline(always)]
+    fn panel<S: Isa>(
+        &self,
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [f32],
+        ldc: usize,
+        n: usize,
+    ) {
+        if !S::panel_scaled(a, runs, lda, rows, b, &self.scaled(row, column, n), out, ldc) {
+            self.in_tiles::<S>(a, runs, lda, rows, b, row, column, out, ldc, n);
+        }
+    }
+    #[inline(always)]
+    fn strip<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [f32], stride: usize, n: usize) {
+        if !S::strip_scaled(strip, &self.scaled(row, column, n), out, stride) {
+            self.by_pixels::<S>(strip, row, column, out, stride, n);
+        }
+    }
 }
 
 impl HybridRows<'_> {
+    /// What the 16 columns from `column` on and the rows from `row` on need.
+    #[inline(always)]
+    fn scaled(&self, row: usize, column: usize, columns: usize) -> Scaled<'_> {
+        let (bias, scale) = (lanes(&self.constants.bias, column), lanes(&self.constants.scale, column));
+        let pieces = self.pieces.0.get(self.first..).unwrap_or_default();
+        Scaled { bias, scale, range: self.constants.range, columns, pieces, rows: self.rows, row }
+    }
+
     #[inline(always)]
     fn halves<S: Isa>(&self, x: &[i32; NR], scale: &[f32; NR], piece: f32, bias: &[f32; NR], out: &mut [f32; NR]) {
         // Less than nothing is added, so that a product of negative zero stays one.
@@ -632,7 +666,7 @@ pub(crate) fn after(activation: ActivationFunctionType) -> Option<fn(f32) -> f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::Portable;
+    use crate::simd::{LineI8, LineI16, Portable, Taps};
 
     #[test]
     fn quantized_floats_are_rounded_half_away() {
@@ -715,6 +749,63 @@ mod tests {
         for n in [1, 7, 8, 15, 16] {
             let fast = dispatch(Finished(&finish, n));
             assert_eq!(fast, Finished(&finish, n).run::<Portable>(), "{n} columns");
+        }
+    }
+
+    /// Panels and strips of a product, finished.
+    struct Whole<'a>(&'a HybridRows<'a>, &'a [i16], Panel<'a>, &'a Taps, &'a [[i16; NR]], usize);
+    impl Task for Whole<'_> {
+        type Output = Vec<u32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<u32> {
+            let Whole(finish, a, panel, taps, lines, n) = self;
+            let mut out = vec![0.0; 1200];
+            for rows in 1..=9 {
+                for row in [0, 1, 5] {
+                    finish.panel::<S>(a, &[0, 40], 4, rows, panel, row, 0, &mut out[20 * rows + row..], 20, n);
+                }
+            }
+            for pixels in 1..=7 {
+                let strip = Strip { image: a, first: 40, step: 8, pixels, line: 20, rows: 3, taps, lines };
+                // All pixels of a strip are of one piece.
+                let finish = HybridRows { rows: 1000, ..*finish };
+                finish.strip::<S>(&strip, 3000, 0, &mut out[400 + 20 * pixels..], 24, n);
+            }
+            out.iter().map(|v| v.to_bits()).collect()
+        }
+    }
+
+    #[test]
+    fn hybrid_products_agree() {
+        let mut pieces = Pieces::default();
+        pieces.resize(12).unwrap();
+        (0..12).for_each(|i| pieces.set(i, 0.013 * (i as f32 - 1.5)));
+        let mut constants = Hybrid::linear();
+        let columns = |f: f32| -> Vec<f32> { (0..NR).map(|j| f * (j as f32 - 7.0)).collect() };
+        constants.set(Some(&columns(1.7)), &columns(3.1e-3)).unwrap();
+        let mut seed = 1u32;
+        let mut next = |_: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as i16 - 128
+        };
+        let a: Vec<i16> = (0..400).map(&mut next).collect();
+        let narrow: Vec<LineI8> =
+            (0..4).map(|_| LineI8(std::array::from_fn(|j| [next(j) as i8, next(j) as i8]))).collect();
+        let wide: Vec<LineI16> = narrow.iter().map(|l| LineI16(l.0.map(|p| p.map(|w| w as i16)))).collect();
+        let mut lines: Vec<[i16; NR]> = (0..41).map(|_| std::array::from_fn(&mut next)).collect();
+        lines[40] = [0; NR];
+        for (range, rows, taps) in [((f32::MIN, f32::MAX), 1, 9), ((-9.0, 20.0), 3, 25), ((0.0, 6.0), 1000, 27)] {
+            constants.range = range;
+            let finish = HybridRows { constants: &constants, pieces: &pieces, first: 1, rows };
+            let mut list = Taps::default();
+            list.set((0..taps).map(|t| ((t * 29 % 200) as isize - 40, t)), 40);
+            for n in [1, 7, 8, 9, 15, 16] {
+                for panel in [Panel::Narrow(&narrow), Panel::Wide(&wide)] {
+                    let fast = dispatch(Whole(&finish, &a, panel, &list, &lines, n));
+                    let portable = Whole(&finish, &a, panel, &list, &lines, n).run::<Portable>();
+                    assert_eq!(fast, portable, "{rows} rows a piece, {taps} taps, {n} columns");
+                }
+            }
         }
     }
 

@@ -29,6 +29,7 @@ use crate::requant::Quantized;
 use bytemuck::{Pod, Zeroable};
 use litegpu_graph::fixed::Multiplier;
 use smallvec::SmallVec;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Columns of a packed panel.
 pub(crate) const NR: usize = 16;
@@ -181,6 +182,21 @@ pub(crate) fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O
             }
         }
     }
+}
+
+/// What becomes of the sums of 16 columns where activations are quantized by pieces: times the column's scale and the
+/// piece's, plus `bias`, limited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scaled<'a> {
+    pub bias: &'a [f32; NR],
+    pub scale: &'a [f32; NR],
+    pub range: (f32, f32),
+    pub columns: usize,
+    /// The pieces' scales, as bits. What is missing counts as zero.
+    pub pieces: &'a [AtomicU32],
+    /// Rows to a piece, and the first row.
+    pub rows: usize,
+    pub row: usize,
 }
 
 /// Any number of rows times a panel, tile by tile, finished by `finish(row, sums)`.
@@ -362,6 +378,27 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             Self::requantize_wide(acc, q);
             narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
         });
+    }
+
+    /// Any number of rows times a panel, scaled in registers; false where that has no code of its own.
+    #[inline(always)]
+    fn panel_scaled(
+        _: &[i16],
+        _runs: &[usize],
+        _lda: usize,
+        _rows: usize,
+        _: Panel<'_>,
+        _: &Scaled<'_>,
+        _out: &mut [f32],
+        _ldc: usize,
+    ) -> bool {
+        false
+    }
+
+    /// The same of the sums of a strip, all of whose pixels belong to the first row.
+    #[inline(always)]
+    fn strip_scaled(_: &Strip<'_>, _: &Scaled<'_>, _out: &mut [f32], _stride: usize) -> bool {
+        false
     }
 
     /// The sums of a strip of a depthwise convolution, requantized and narrowed.
@@ -911,9 +948,7 @@ mod avx2 {
             let mut out = [0i32; NR];
             // SAFETY: the two stores fill the array's 64 bytes.
             unsafe {
-                // Pairing works within halves: the first sums hold lanes 0 to 3 and 8 to 11.
-                let low = _mm256_permute2x128_si256::<0x20>(x[0], x[1]);
-                let high = _mm256_permute2x128_si256::<0x31>(x[0], x[1]);
+                let [low, high] = in_order(x);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), low);
                 _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), high);
             }
@@ -1051,6 +1086,32 @@ mod avx2 {
             }
             // SAFETY: the function checks its arguments.
             unsafe { multiply_panel(a, runs, lda, rows, b, &[0; NR], q, out, ldc) }
+        }
+
+        #[inline(always)]
+        fn panel_scaled(
+            a: &[i16],
+            runs: &[usize],
+            lda: usize,
+            rows: usize,
+            b: Panel<'_>,
+            q: &Scaled<'_>,
+            out: &mut [f32],
+            ldc: usize,
+        ) -> bool {
+            // SAFETY: the function checks its arguments.
+            unsafe { scaled(a, runs, lda, rows, b, q, out, ldc) };
+            true
+        }
+
+        #[inline(always)]
+        fn strip_scaled(strip: &Strip<'_>, q: &Scaled<'_>, out: &mut [f32], stride: usize) -> bool {
+            let few = strip.taps.list.len() <= 2 * PAIRS;
+            if few {
+                // SAFETY: the function checks its arguments.
+                unsafe { scaled_strip(strip, q, out, stride) };
+            }
+            few
         }
 
         #[inline(always)]
@@ -1492,6 +1553,227 @@ mod avx2 {
         weights: [__m256i; 2],
     }
 
+    /// The pairs of a strip's taps.
+    ///
+    /// # Safety
+    /// AVX2; there are as many lines as the taps name.
+    #[inline(always)]
+    unsafe fn pairs_of<'r>(strip: &Strip<'_>, room: &'r mut [MaybeUninit<Pair>; PAIRS]) -> &'r [Pair] {
+        let mut count = 0;
+        // SAFETY: the caller's promise; as many pairs as are counted have been written.
+        unsafe {
+            for (pair, &[(o0, l0), (o1, l1)]) in room.iter_mut().zip(strip.taps.list.as_chunks::<2>().0) {
+                let line = |l: usize| _mm256_loadu_si256(strip.lines.as_ptr().add(l).cast());
+                pair.write(Pair { offsets: [o0, o1], weights: Avx2::pair(line(l0), line(l1)) });
+                count += 1;
+            }
+            std::slice::from_raw_parts(room.as_ptr().cast::<Pair>(), count)
+        }
+    }
+
+    /// [`Scaled`] in registers, with the scales of one piece.
+    struct Scaling<'a> {
+        of: &'a Scaled<'a>,
+        scale: [__m256; 2],
+        /// The scales times the piece's.
+        now: [__m256; 2],
+        bias: [__m256; 2],
+        range: [__m256; 2],
+        /// The first row of the next piece.
+        until: usize,
+    }
+
+    impl<'a> Scaling<'a> {
+        #[inline(always)]
+        fn new(of: &'a Scaled<'a>) -> Scaling<'a> {
+            // SAFETY: the function is part of functions for AVX2; the loads are the halves of arrays of 16.
+            unsafe {
+                let (scale, bias) = (of.scale.as_ptr(), of.bias.as_ptr());
+                let scale = [_mm256_loadu_ps(scale), _mm256_loadu_ps(scale.add(8))];
+                let bias = [_mm256_loadu_ps(bias), _mm256_loadu_ps(bias.add(8))];
+                let range = [_mm256_set1_ps(of.range.0), _mm256_set1_ps(of.range.1)];
+                Scaling { of, scale, now: scale, bias, range, until: 0 }
+            }
+        }
+
+        /// Comes to a row, counted from the first.
+        #[inline(always)]
+        fn come_to(&mut self, row: usize) {
+            let (row, rows) = (self.of.row + row, self.of.rows.max(1));
+            if row < self.until {
+                return;
+            }
+            let piece = if rows == 1 { row } else { row / rows };
+            self.until = if rows == 1 { row + 1 } else { (piece + 1).saturating_mul(rows) };
+            let scale = self.of.pieces.get(piece).map_or(0, |p| p.load(Ordering::Relaxed));
+            // SAFETY: see above.
+            unsafe {
+                let scale = _mm256_set1_ps(f32::from_bits(scale));
+                self.now = [_mm256_mul_ps(self.scale[0], scale), _mm256_mul_ps(self.scale[1], scale)];
+            }
+        }
+
+        #[inline(always)]
+        fn half(&self, sums: [__m256i; 2], c: usize) -> __m256 {
+            // SAFETY: see above.
+            unsafe {
+                let x = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[c]), self.now[c]), self.bias[c]);
+                // The value is the second operand: NaN stays NaN.
+                _mm256_min_ps(self.range[1], _mm256_max_ps(self.range[0], x))
+            }
+        }
+
+        /// Stores what becomes of the first C halves of 16 sums of a row.
+        ///
+        /// # Safety
+        /// AVX2; as many floats as there are columns, at most 8 C, can be written at `out`.
+        #[inline(always)]
+        unsafe fn store<const C: usize>(&self, sums: [__m256i; 2], out: *mut f32) {
+            let columns = self.of.columns;
+            // SAFETY: the caller's promise; what is not a whole row is copied from an array of 16.
+            unsafe {
+                if C > 1 && columns >= NR {
+                    _mm256_storeu_ps(out, self.half(sums, 0));
+                    _mm256_storeu_ps(out.add(8), self.half(sums, 1));
+                } else {
+                    let mut part = [0f32; NR];
+                    for c in 0..C {
+                        _mm256_storeu_ps(part.as_mut_ptr().add(8 * c), self.half(sums, c));
+                    }
+                    std::ptr::copy_nonoverlapping(part.as_ptr(), out, columns);
+                }
+            }
+        }
+    }
+
+    /// [`Isa::panel_scaled`].
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn scaled(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        q: &Scaled<'_>,
+        out: &mut [f32],
+        ldc: usize,
+    ) {
+        if rows == 0 {
+            return;
+        }
+        let reach = reach(runs, b.len()) + b.len() / runs.len().max(1);
+        assert!(a.len() >= reach + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + q.columns && q.columns <= NR);
+        // SAFETY: the assert covers every run of every row of `a`, and `out`; `b` is read line by line.
+        unsafe {
+            match b {
+                Panel::Narrow(b) if q.columns <= 8 => scaled_panel::<1, _>(a, runs, lda, rows, b, q, out, ldc),
+                Panel::Narrow(b) => scaled_panel::<2, _>(a, runs, lda, rows, b, q, out, ldc),
+                Panel::Wide(b) => scaled_panel::<2, _>(a, runs, lda, rows, b, q, out, ldc),
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX2; from each of `runs` on, `a` holds the run's share of pairs of `rows` rows, `lda` apart; `out` holds as
+    /// many rows of outputs, `ldc` apart; there are 8 C columns at most.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn scaled_panel<const C: usize, L: Line>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &[L],
+        q: &Scaled<'_>,
+        out: &mut [f32],
+        ldc: usize,
+    ) {
+        let (a, out) = (a.as_ptr(), out.as_mut_ptr());
+        let mut scaling = Scaling::new(q);
+        // SAFETY: the caller's promise bounds every pointer below.
+        unsafe {
+            let mut r = 0;
+            while r + 4 <= rows {
+                let sum = int_sums::<4, C, L>(a.add(r * lda), runs, lda, b, &[0; NR]);
+                scale_rows::<4, C>(sum, r, &mut scaling, out.add(r * ldc), ldc);
+                r += 4;
+            }
+            let (a, out) = (a.add(r * lda), out.add(r * ldc));
+            match rows - r {
+                3 => scale_rows::<3, C>(int_sums::<3, C, L>(a, runs, lda, b, &[0; NR]), r, &mut scaling, out, ldc),
+                2 => scale_rows::<2, C>(int_sums::<2, C, L>(a, runs, lda, b, &[0; NR]), r, &mut scaling, out, ldc),
+                1 => scale_rows::<1, C>(int_sums::<1, C, L>(a, runs, lda, b, &[0; NR]), r, &mut scaling, out, ldc),
+                _ => {}
+            }
+        }
+    }
+
+    /// Rows from row `row` on.
+    ///
+    /// # Safety
+    /// AVX2; at `out`, R rows of as many floats as there are columns, at most 8 C, `ldc` apart, can be written.
+    #[inline(always)]
+    unsafe fn scale_rows<const R: usize, const C: usize>(
+        sum: [[__m256i; 2]; R],
+        row: usize,
+        scaling: &mut Scaling<'_>,
+        out: *mut f32,
+        ldc: usize,
+    ) {
+        for (r, sum) in sum.into_iter().enumerate() {
+            scaling.come_to(row + r);
+            // SAFETY: the caller's promise.
+            unsafe { scaling.store::<C>(sum, out.add(r * ldc)) };
+        }
+    }
+
+    /// [`Isa::strip_scaled`].
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma")]
+    fn scaled_strip(strip: &Strip<'_>, q: &Scaled<'_>, out: &mut [f32], stride: usize) {
+        let (pixels, step) = (strip.pixels, strip.step);
+        if pixels == 0 || strip.rows == 0 {
+            return;
+        }
+        strip.check();
+        assert!(strip.taps.list.len() <= 2 * PAIRS);
+        assert!(out.len() >= (pixels * strip.rows - 1) * stride + q.columns && q.columns <= NR);
+        let mut scaling = Scaling::new(q);
+        scaling.come_to(0);
+        // SAFETY: the asserts cover the lowest and the highest element that any tap of any pixel reads, every line, and
+        // what is written; the loads cover arrays of 16.
+        unsafe {
+            let mut room = [MaybeUninit::<Pair>::uninit(); PAIRS];
+            let pairs = pairs_of(strip, &mut room);
+            let start = [_mm256_setzero_si256(); 2];
+            for r in 0..strip.rows {
+                let x = strip.image.as_ptr().add(strip.first + r * strip.line);
+                let to = out.as_mut_ptr().add(r * pixels * stride);
+                let mut p = 0;
+                while p + 4 <= pixels {
+                    let sums = pair_sums::<4>(x.add(p * step), step, pairs, start);
+                    for (i, sums) in sums.into_iter().enumerate() {
+                        scaling.store::<2>(in_order(sums), to.add((p + i) * stride));
+                    }
+                    p += 4;
+                }
+                while p < pixels {
+                    let [sums] = pair_sums::<1>(x.add(p * step), step, pairs, start);
+                    scaling.store::<2>(in_order(sums), to.add(p * stride));
+                    p += 1;
+                }
+            }
+        }
+    }
+
+    /// Sums of pairs by column: pairing works within halves, so that the first sums hold lanes 0 to 3 and 8 to 11.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn in_order(x: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_permute2x128_si256::<0x20>(x[0], x[1]), _mm256_permute2x128_si256::<0x31>(x[0], x[1])]
+    }
+
     /// [`Isa::strip`] and [`Isa::strip_wide`]; sums begin at `bias`.
     #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
@@ -1515,13 +1797,7 @@ mod avx2 {
             let constants = G::Constants::paired([rounding.constants(0), rounding.constants(1)]);
             let start = Avx2::load_sums(bias);
             let mut room = [MaybeUninit::<Pair>::uninit(); PAIRS];
-            let mut count = 0;
-            for (pair, &[(o0, l0), (o1, l1)]) in room.iter_mut().zip(strip.taps.list.as_chunks::<2>().0) {
-                let line = |l: usize| _mm256_loadu_si256(strip.lines.as_ptr().add(l).cast());
-                pair.write(Pair { offsets: [o0, o1], weights: Avx2::pair(line(l0), line(l1)) });
-                count += 1;
-            }
-            let pairs = std::slice::from_raw_parts(room.as_ptr().cast::<Pair>(), count);
+            let pairs = pairs_of(strip, &mut room);
             for r in 0..strip.rows {
                 let x = strip.image.as_ptr().add(strip.first + r * strip.line);
                 let to = out.as_mut_ptr().add(r * pixels * stride);

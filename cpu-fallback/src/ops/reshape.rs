@@ -22,7 +22,8 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                 }
                 out.bytes_mut().copy_from_slice(x.bytes);
                 if let Some(record) = &mut call.record {
-                    **record = Some(vec![Piece { operand: 0, from: 0, output: 0, to: 0, bytes: x.bytes.len() }]);
+                    let (bytes, steps) = (x.bytes.len(), [0; 2]);
+                    **record = Some(vec![Piece { operand: 0, from: 0, output: 0, to: 0, bytes, count: 1, steps }]);
                 }
                 Ok(())
             }))

@@ -306,16 +306,24 @@ impl<F, U: Sum> IntRows<'_, F, U> {
 }
 
 /// Rows of integers from row `first` of all batches on, a block of them at a time.
-struct StripTask<'a, X, O, F, U> {
+struct StripTask<'a, X, O, F, U, C> {
     d: &'a Depthwise,
     rows: &'a IntRows<'a, F, U>,
     x: &'a [X],
+    /// Turns elements of a batch into words less the zero point.
+    words: &'a C,
     first: usize,
     out: &'a mut [O],
     then: Then<'a>,
 }
 
-impl<X: Word, O: Pod, U: Sum, F: Finish<U, O>> Task for StripTask<'_, X, O, F, U> {
+impl<X, O, U, F, C> Task for StripTask<'_, X, O, F, U, C>
+where
+    O: Pod,
+    U: Sum,
+    F: Finish<U, O>,
+    C: Fn(&[X], &mut [i16], usize),
+{
     type Output = Result<()>;
     #[inline(always)]
     fn run<S: Isa>(self) -> Result<()> {
@@ -345,7 +353,7 @@ impl<X: Word, O: Pod, U: Sum, F: Finish<U, O>> Task for StripTask<'_, X, O, F, U
         while done < count {
             let (batch, y) = ((self.first + done) / oh, (self.first + done) % oh);
             let n = step.min(count - done).min(oh - y);
-            let (x, zero) = (&self.x[batch * image..][..image], self.rows.zero(batch));
+            let x = &self.x[batch * image..][..image];
             let top = (y * d.stride[0]) as i64 - d.before[0] as i64;
             for (i, line) in buffer.chunks_exact_mut(pitch).enumerate().take(d.reach(0, n)) {
                 let at = top + i as i64;
@@ -356,9 +364,7 @@ impl<X: Word, O: Pod, U: Sum, F: Finish<U, O>> Task for StripTask<'_, X, O, F, U
                 line[..low * c].fill(0);
                 let from = (at as usize * width + low - d.before[1].min(low)) * c;
                 let pixels = &x[from..][..(high - low) * c];
-                for (to, x) in line[low * c..high * c].iter_mut().zip(pixels) {
-                    *to = x.word().wrapping_sub(zero);
-                }
+                (self.words)(pixels, &mut line[low * c..high * c], batch);
                 line[high * c..].fill(0);
             }
             let out = &mut self.out[done * ow * c..][..n * ow * c];
@@ -397,6 +403,22 @@ fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
         run(pool, d, x, out, then, rows);
         return Ok(());
     }
+    run_strips(pool, d, x, out, then, rows, &|from, to, batch| {
+        let zero = rows.zero(batch);
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = x.word().wrapping_sub(zero));
+    })
+}
+
+/// The same in strips, of what `words` makes of the elements.
+fn run_strips<X: Sync, O: Pod + Send, U: Sum, F: Finish<U, O>>(
+    pool: &Pool,
+    d: &Depthwise,
+    x: &[X],
+    out: &mut [O],
+    then: Then<'_>,
+    rows: &IntRows<'_, F, U>,
+    words: &(impl Fn(&[X], &mut [i16], usize) + Sync),
+) -> Result<()> {
     let width = d.output[1] * d.channels;
     if width == 0 || d.input[0] * d.input[1] * d.channels == 0 || out.is_empty() {
         return Ok(());
@@ -404,7 +426,7 @@ fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
     let (per, parallel) = pieces(pool, d, out.len());
     let failed = OnceLock::new();
     pool.chunks(out, per * width, parallel, |i, out| {
-        keep(&failed, dispatch(StripTask { d, rows, x, first: i * per, out, then }));
+        keep(&failed, dispatch(StripTask { d, rows, x, words, first: i * per, out, then }));
     });
     failed.into_inner().map_or(Ok(()), Err)
 }
@@ -573,16 +595,34 @@ fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
         let batch = x.shape.first().copied().unwrap_or(0);
         let x = x.as_slice::<f32>()?;
         batch_steps(x, batch, false, &mut steps, &mut pieces)?;
-        refill(&mut q, x.len(), 0)?;
-        let per = (x.len() / batch.max(1)).max(1);
-        for ((q, x), s) in q.chunks_exact_mut(per).zip(x.chunks_exact(per)).zip(&steps) {
-            s.bytes(x, q);
-        }
         zeros.clear();
         zeros.extend(steps.iter().map(|s| s.zero as i16));
         let finish = HybridRows { constants: &state.finish, pieces: &pieces, first: 0, rows: PIECE };
         let rows = IntRows::<_, i32> { lines: &state.lines, zeros: &zeros, finish: &finish, sum: PhantomData };
         let (pool, then) = (call.pool, call.take_then(true));
-        run_ints(pool, &d, &q, call.output(0)?.as_mut_slice::<f32>()?, then, &rows)
+        let out = call.output(0)?.as_mut_slice::<f32>()?;
+        if rows.in_strips(&d) {
+            // Lines are quantized as they are laid out.
+            let steps = &steps;
+            return run_strips(
+                pool,
+                &d,
+                x,
+                out,
+                then,
+                &rows,
+                &|from: &[f32], to: &mut [i16], batch: usize| match steps.get(batch) {
+                    Some(s) => s.words_inline(from, to),
+                    None => to.fill(0),
+                },
+            );
+        }
+        refill(&mut q, x.len(), 0)?;
+        let per = (x.len() / batch.max(1)).max(1);
+        for ((q, x), s) in q.chunks_exact_mut(per).zip(x.chunks_exact(per)).zip(&steps) {
+            s.bytes(x, q);
+        }
+        run(pool, &d, &q, out, then, &rows);
+        Ok(())
     }))
 }
