@@ -225,10 +225,13 @@ fn kernels(plan: &delegate::Plan, nodes: usize) -> Vec<Vec<String>> {
     for p in plan.programs() {
         let labels: Vec<String> = p.kernels.iter().map(|k| k.label()).collect();
         for d in &p.dispatches {
-            if let (Some(list), Some(label)) = (out.get_mut(d.node), labels.get(d.kernel))
-                && !list.contains(label)
-            {
-                list.push(label.clone());
+            let mut name = |node: NodeId, label: &String| match out.get_mut(node) {
+                Some(list) if !list.contains(label) => list.push(label.clone()),
+                _ => {}
+            };
+            match labels.get(d.kernel) {
+                Some(label) if d.members.is_empty() => name(d.node, label),
+                _ => d.members.iter().for_each(|m| name(m.node, &m.label)),
             }
         }
     }

@@ -39,7 +39,7 @@ impl Engine {
         let (work, copied) = (usize::min(quads, most), usize::min(copies, most));
         let mut program = Program::default();
         let bytes = work.max(copied) as u64 * 16;
-        program.slots = vec![Slot { bytes, place: Place::Unused }; 2];
+        program.slots = vec![Slot { bytes, place: Place::Unused, within: None }; 2];
         let wg = if caps.class == AdapterClass::Software { 8 } else { 64 };
         for (steps, quads) in [(steps, work), (0, copied)] {
             let key = KernelKey::new("ceiling", &[("in0", Elem::F32), ("out", Elem::F32)]);
@@ -47,6 +47,7 @@ impl Engine {
             program.dispatches.push(Dispatch {
                 stretch: 0,
                 node: 0,
+                members: Vec::new(),
                 kernel: program.kernels.len() - 1,
                 bindings: vec![
                     Binding { binding: 1, slot: 0, access: Access::Read },

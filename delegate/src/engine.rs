@@ -2,7 +2,7 @@
 
 use crate::caps::{AdapterClass, Caps};
 use crate::convert;
-use crate::program::{Access, Dispatch, Flow, LEAST_BINDING, Move, Passes, Place, Port, Program, SlotId};
+use crate::program::{Access, Dispatch, Flow, LEAST_BINDING, Member, Move, Passes, Place, Port, Program, SlotId};
 use crate::tune::{self, Tune, Tuned};
 use litegpu_graph::NodeId;
 use litegpu_shaders::KernelKey;
@@ -727,6 +727,7 @@ impl Engine {
             });
             dispatches.push(Ready {
                 node: d.node,
+                members: d.members.clone(),
                 kernel: d.kernel,
                 pipeline: compiled.pipeline.clone(),
                 group,
@@ -929,7 +930,7 @@ impl<'a> Bench<'a> {
         let buffer = |usage| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("compile"),
-                size: 4096,
+                size: 64 << 10,
                 usage,
                 mapped_at_creation: false,
             })
@@ -1064,6 +1065,7 @@ impl DeviceMemory {
 
 struct Ready {
     node: NodeId,
+    members: Vec<Member>,
     kernel: usize,
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
@@ -1418,16 +1420,19 @@ impl Loaded {
         }
         let view = readable.get_mapped_range(..).map_err(|e| GpuError::new(GpuErrorKind::Internal, e.to_string()))?;
         let tick = f64::from(self.queue.get_timestamp_period());
-        let times = view.as_chunks::<16>().0.iter().zip(&self.dispatches).map(|(t, d)| {
+        let mut times = Vec::new();
+        for (t, d) in view.as_chunks::<16>().0.iter().zip(&self.dispatches) {
             let (a, b) = t.split_at(8);
             let read = |s: &[u8]| s.first_chunk::<8>().map_or(0, |c| u64::from_le_bytes(*c));
-            Timing {
-                node: d.node,
-                kernel: self.labels.get(d.kernel).cloned().unwrap_or_default(),
-                time: Duration::from_nanos((read(b).saturating_sub(read(a)) as f64 * tick) as u64),
+            let time = Duration::from_nanos((read(b).saturating_sub(read(a)) as f64 * tick) as u64);
+            let part = |m: &Member| Timing { node: m.node, kernel: m.label.clone(), time: time.mul_f32(m.share) };
+            times.extend(d.members.iter().map(part));
+            if d.members.is_empty() {
+                let kernel = self.labels.get(d.kernel).cloned().unwrap_or_default();
+                times.push(Timing { node: d.node, kernel, time });
             }
-        });
-        Ok(times.collect())
+        }
+        Ok(times)
     }
 
     /// The bytes of a slot after a run, padding included; `None` for a constant. For tests.

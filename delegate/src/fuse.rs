@@ -143,10 +143,10 @@ pub(crate) fn fuse(program: &mut Program, pinned: &[SlotId], max_storage_buffers
 }
 
 /// Runs of a network that a first result may be late by, to come sooner.
-const RUNS: f64 = 100.0;
+pub(crate) const RUNS: f64 = 100.0;
 /// What a byte of a shader's text takes to compile on an adapter that runs shaders on the CPU, a byte of a tensor to be
 /// read or written, and a dispatch: microseconds, by measurement.
-const TEXT_US: f64 = 35.0;
+pub(crate) const TEXT_US: f64 = 35.0;
 const BYTE_US: f64 = 0.7e-3;
 const DISPATCH_US: f64 = 15.0;
 

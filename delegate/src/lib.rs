@@ -29,6 +29,7 @@ mod lower;
 mod ops;
 mod plan;
 mod program;
+mod series;
 mod tune;
 
 pub use caps::{AdapterClass, Caps, Precision};
@@ -41,8 +42,8 @@ pub use litegpu_shaders::Elem;
 pub use lower::{Const, Lower, Lowered, Operand, Params, Scene, Unsupported, line, no};
 pub use plan::{Device, Placement, Plan, PlanOptions, Step, plan};
 pub use program::{
-    Access, Binding, Dispatch, Flow, Form, Move, Passes, Place, Port, Program, Slot, SlotId, Variable, padded_bytes,
-    quads, row_quads, rows, tail,
+    Access, Binding, Dispatch, Flow, Form, Member, Move, Passes, Place, Port, Program, Slot, SlotId, Variable,
+    padded_bytes, quads, row_quads, rows, tail,
 };
 pub use tune::{Tune, Tuned};
 /// The graphics interface, in the version that [`Engine::share`] takes devices of.

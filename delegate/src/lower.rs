@@ -8,6 +8,7 @@ use crate::convert;
 use crate::cost;
 use crate::counter::passes;
 use crate::ops;
+use crate::plan::PlanOptions;
 use crate::program::*;
 use bytes::Bytes;
 use litegpu_graph::shapes::{self, Eval, Shapes};
@@ -1080,7 +1081,7 @@ impl<'a, 'e> Lower<'a, 'e> {
     }
 
     fn slot(&mut self, bytes: u64) -> SlotId {
-        self.program.slots.push(Slot { bytes, place: Place::Unused });
+        self.program.slots.push(Slot { bytes, place: Place::Unused, within: None });
         self.program.slots.len() - 1
     }
 
@@ -1167,6 +1168,7 @@ impl<'a, 'e> Lower<'a, 'e> {
         let (params, limits) = params.finish();
         self.program.dispatches.push(Dispatch {
             node: self.id,
+            members: Vec::new(),
             stretch: self.stretch,
             kernel,
             bindings,
@@ -1198,7 +1200,7 @@ impl<'a, 'e> Lower<'a, 'e> {
     }
 
     /// Finishes the part: ports for `outputs`, and memory.
-    pub(crate) fn finish(mut self, outputs: &[TensorId], fuse: bool) -> Lowered<Program> {
+    pub(crate) fn finish(mut self, outputs: &[TensorId], options: &PlanOptions) -> Lowered<Program> {
         for &t in &self.inputs {
             let port = port(self.scene, t, self.tensors.get(&t).copied(), self.scene.elem(t)?)?;
             self.program.inputs.push(port);
@@ -1224,13 +1226,14 @@ impl<'a, 'e> Lower<'a, 'e> {
             self.program.inputs.extend(h.read.map(port));
             self.program.outputs.extend(h.written.then(|| port(h.slot)));
         }
-        if fuse {
+        if options.fuse {
             let flows = self.program.flows.iter();
             let kept = flows.flat_map(|f| f.moves().flat_map(|m| [m.from, m.to]).chain(f.flag()));
             let pinned: Vec<SlotId> = self.program.outputs.iter().map(|p| p.slot).chain(kept).collect();
             let caps = self.scene.caps;
             let slow = caps.class == AdapterClass::Software;
             crate::fuse::fuse(&mut self.program, &pinned, caps.max_storage_buffers, slow);
+            crate::series::gather(&mut self.program, &pinned, caps, options.force_series);
         }
         let caps = self.scene.caps;
         plan_memory(&mut self.program, u64::from(caps.storage_align).max(16), caps.max_buffer);

@@ -21,6 +21,8 @@ pub struct PlanOptions {
     pub prefer_gpu: bool,
     /// Fuse element-wise operators into their producers.
     pub fuse: bool,
+    /// Make one dispatch of small neighbours even where its pipeline takes longer to compile than that saves: for tests.
+    pub force_series: bool,
     /// Bytes of GPU memory that the plan may use for constants and activations; `None` for no limit.
     pub memory_budget: Option<u64>,
 }
@@ -33,6 +35,7 @@ impl Default for PlanOptions {
             force_cpu: false,
             prefer_gpu: true,
             fuse: true,
+            force_series: false,
             memory_budget: None,
         }
     }
@@ -415,7 +418,7 @@ fn build<'e>(
             }
         }
         let program = lower
-            .finish(&outputs, options.fuse)
+            .finish(&outputs, options)
             .map_err(|e| (group.nodes.first().copied().unwrap_or(usize::MAX), e.reason))?;
         steps.push(Step::Gpu(program));
     }

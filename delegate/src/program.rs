@@ -15,6 +15,8 @@ pub struct Slot {
     pub bytes: u64,
     /// Where it lives.
     pub place: Place,
+    /// The slot that it is a part of, and from which byte on.
+    pub within: Option<(SlotId, u64)>,
 }
 
 /// Where a slot lives.
@@ -61,11 +63,24 @@ pub struct Form {
     pub groups: [u32; 3],
 }
 
+/// An operator's part of a dispatch that serves several.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// The operator.
+    pub node: NodeId,
+    /// What it would run as by itself.
+    pub label: String,
+    /// About how much of the dispatch's time it takes.
+    pub share: f32,
+}
+
 /// One kernel invocation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
     /// The (first) operator that it belongs to.
     pub node: NodeId,
+    /// Of a series: the dispatches that it stands for, in order.
+    pub members: Vec<Member>,
     /// The stretch of the program that it is in. Stretches follow each other by number, but for those of a [`Flow`].
     pub stretch: usize,
     /// Index into [`Program::kernels`].
@@ -364,21 +379,27 @@ pub(crate) fn floats_of(shape: &[usize]) -> Shape {
 /// The least that a binding has: kernels that load four 64-bit words at once need that much.
 pub(crate) const LEAST_BINDING: u64 = 32;
 
+/// The slot that has the memory: itself, or the one that it is a part of.
+fn root(program: &Program, slot: SlotId) -> SlotId {
+    program.slots.get(slot).and_then(|s| s.within).map_or(slot, |(s, _)| s)
+}
+
 /// What one dispatch reads and what it writes must not lie in one buffer, wherever in it: the interface forbids it.
 fn conflicts(program: &Program) -> Vec<Vec<SlotId>> {
     let mut all: Vec<Vec<SlotId>> = vec![Vec::new(); program.slots.len()];
     for d in &program.dispatches {
         for a in &d.bindings {
             for b in d.bindings.iter().filter(|b| b.access != a.access) {
-                if let Some(list) = all.get_mut(a.slot) {
-                    list.push(b.slot);
+                if let Some(list) = all.get_mut(root(program, a.slot)) {
+                    list.push(root(program, b.slot));
                 }
             }
         }
     }
     // Nor may a copy.
     for m in program.flows.iter().flat_map(Flow::moves).copied().chain(program.renewed().into_iter().flatten()) {
-        for (a, b) in [(m.from, m.to), (m.to, m.from)] {
+        let (a, b) = (root(program, m.from), root(program, m.to));
+        for (a, b) in [(a, b), (b, a)] {
             if let Some(list) = all.get_mut(a) {
                 list.push(b);
             }
@@ -390,11 +411,11 @@ fn conflicts(program: &Program) -> Vec<Vec<SlotId>> {
 /// The first and last moment at which each slot holds something that is wanted. Dispatch `i` is at 2 i + 1; what happens
 /// before it is at 2 i.
 fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
-    fn touch(live: &mut [Option<(usize, usize)>], slot: SlotId, at: usize) {
-        if let Some(s) = live.get_mut(slot) {
+    let touch = |live: &mut [Option<(usize, usize)>], slot: SlotId, at: usize| {
+        if let Some(s) = live.get_mut(root(program, slot)) {
             *s = Some(s.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
         }
-    }
+    };
     let mut live = vec![None; program.slots.len()];
     let steady = program.renewed().is_some();
     for p in &program.inputs {
@@ -491,9 +512,33 @@ pub(crate) fn plan_memory(program: &mut Program, align: u64, limit: u64) {
             slot.place = Place::Buffer(buffer, at);
         }
     }
+    for id in 0..program.slots.len() {
+        let part = program.slots.get(id).and_then(|s| s.within);
+        if let Some((whole, more)) = part
+            && let Some(&Place::Buffer(buffer, at)) = program.slots.get(whole).map(|s| &s.place)
+            && let Some(slot) = program.slots.get_mut(id)
+        {
+            slot.place = Place::Buffer(buffer, at + more);
+        }
+    }
     program.buffers = best.buffers;
     program.planned_bytes = program.buffers.iter().sum();
     program.lower_bound = bound;
+}
+
+/// Arranges slots, each with its bytes and the first and the last moment at which it is wanted, in one range: its size, and
+/// the places.
+pub(crate) fn arranged(slots: usize, order: &[(SlotId, u64, usize, usize)], align: u64) -> (u64, Vec<Option<u64>>) {
+    let order = litegpu_graph::ordered(order.to_vec(), &mut |a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+    let made = arrange(slots, &order, &[], align, u64::MAX);
+    // One buffer behind the other.
+    let (mut end, mut starts) = (0u64, Vec::new());
+    for size in &made.buffers {
+        starts.push(end);
+        end = (end + size).next_multiple_of(align);
+    }
+    let place = |p: (usize, u64)| Some(starts.get(p.0)? + p.1);
+    (end, made.places.into_iter().map(|p| p.and_then(place)).collect())
 }
 
 /// The most that four slots take in any plan, each of which may not lie in the next one's buffer: the ends lie apart, or
@@ -603,11 +648,12 @@ mod tests {
             all.enumerate().map(|(i, (slot, access))| Binding { binding: i as u32 + 1, slot, access }).collect()
         };
         Program {
-            slots: slots.iter().map(|&bytes| Slot { bytes, place: Place::Unused }).collect(),
+            slots: slots.iter().map(|&bytes| Slot { bytes, place: Place::Unused, within: None }).collect(),
             dispatches: dispatches
                 .iter()
                 .map(|(r, w)| Dispatch {
                     node: 0,
+                    members: Vec::new(),
                     stretch: 0,
                     kernel: 0,
                     bindings: bind(r, w),

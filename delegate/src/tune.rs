@@ -198,7 +198,7 @@ impl Trial {
                 let bytes = program.slots.get(b.slot).map_or(0, |s| s.bytes).max(LEAST_BINDING);
                 let slot = *slots.entry(b.slot).or_insert_with(|| {
                     total = total.saturating_add(bytes);
-                    trial.slots.push(Slot { bytes, place: Place::Unused });
+                    trial.slots.push(Slot { bytes, place: Place::Unused, within: None });
                     trial.slots.len() - 1
                 });
                 Binding { slot, ..*b }

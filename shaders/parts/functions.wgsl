@@ -523,6 +523,18 @@ fn i_rounding_shift(x: vec4<i32>, n: vec4<u32>) -> vec4<i32> {
     return (x >> n) + select(vec4<i32>(), vec4<i32>(1), remainder > threshold);
 }
 
+//@ i_shift_up:
+// To the left by positive shifts; others do nothing.
+fn i_shift_up(x: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {
+    return x << vec4<u32>(max(shift, vec4<i32>()));
+}
+
+//@ i_shift_down: i_rounding_shift
+// To the right, rounded, by negative shifts.
+fn i_shift_down(x: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {
+    return i_rounding_shift(x, vec4<u32>(min(-min(shift, vec4<i32>()), vec4<i32>(31))));
+}
+
 //@ i_requant4: i_high_mul i_rounding_shift
 // x times (multiplier, shift) of each lane, rounded twice.
 fn i_requant4(x: vec4<i32>, multiplier: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {

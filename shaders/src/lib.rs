@@ -4,7 +4,8 @@
 //! `parts/common.wgsl`, with one element part per role (how four elements are stored and unpacked: the storage type,
 //! apart from the arithmetic type), with the functions of `parts/functions.wgsl` that are called, and with one
 //! generated function, `finish`, that calls those in order: the epilogue that activations and element-wise operators
-//! are fused into. Everything else that varies is an `override` constant. Shapes are data, in a uniform.
+//! are fused into. Everything else that varies is an `override` constant. Shapes are data, in a uniform. One kernel,
+//! [`SERIES`], is an interpreter: what it does is data as well, and a function `apply` is generated that lists what it calls.
 //!
 //! Conventions that every kernel keeps:
 //! - binding 0 is the uniform `p: Params`; storage bindings follow in the order of the dispatch; operands of the
@@ -284,6 +285,9 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     wanted.extend(key.epilogue.iter().map(|s| s.f));
     library(&wanted, &mut text)?;
     let finishes = body.contains("finish(");
+    if kernel.name == SERIES {
+        choose(&key.functions, &mut text)?;
+    }
     for (alias, f) in &key.functions {
         // A kernel may also define the alternatives itself.
         body = body.replace(&format!("{alias}("), &format!("{f}("));
@@ -303,7 +307,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
 
 /// A section of the part files whose text depends on a role.
 fn section(name: &str) -> Option<&'static str> {
-    let files = [file("parts/octs"), file("parts/channels")];
+    let files = [file("parts/octs"), file("parts/channels"), file("parts/series")];
     files.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
         Some((head, body)) if head == name => Some(body),
         _ => None,
@@ -359,6 +363,34 @@ fn finish(steps: &[Step], text: &mut String) {
     text.push_str("fn finish(v0: acc_Val4, at: u32) -> out_Val4 {\n");
     text.push_str(&body);
     text.push_str(&format!("    return v{};\n}}\n", steps.len()));
+}
+
+/// The kernel that does what its uniform says.
+pub const SERIES: &str = "series";
+
+/// The function `apply` of a series: calls the functions of the key by their numbers in it, from 1; 0 gives the operand.
+fn choose(functions: &[(&str, &str)], text: &mut String) -> Result<(), String> {
+    text.push_str("fn apply(f: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>) -> vec4<u32> {\nswitch f {\n");
+    for (i, (_, f)) in functions.iter().enumerate() {
+        let start = format!("fn {f}(");
+        let head = file("parts/functions").split(&start).nth(1).and_then(|s| s.split(')').next());
+        let head = head.ok_or_else(|| format!("no function {f}"))?;
+        let (mut operands, mut words) = (["a", "b"].into_iter(), 0..4);
+        let args: Option<Vec<String>> = head
+            .split(", ")
+            .map(|arg| {
+                let ty = arg.split(": ").nth(1)?;
+                match ty.starts_with("vec4") {
+                    true => Some(format!("bitcast<{ty}>({})", operands.next()?)),
+                    false => Some(format!("bitcast<{ty}>(c[{}])", words.next()?)),
+                }
+            })
+            .collect();
+        let args = args.ok_or_else(|| format!("{f} takes too much"))?.join(", ");
+        text.push_str(&format!("case {}u: {{ return bitcast<vec4<u32>>({f}({args})); }}\n", i + 1));
+    }
+    text.push_str("default: { return b; }\n}\n}\n");
+    Ok(())
 }
 
 /// Appends the library sections of `wanted` and of what they need, each once. A section starts with

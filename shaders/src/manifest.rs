@@ -129,6 +129,7 @@ kernels! {
     "depthwise_multi" { parted: true }
     "matvec" { parted: true }
     "blocks" { parted: true }
+    "series" { parted: true }
     "matrix" { roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("out", &[F32, F16, F16Packed, I8, U8])] }
 }
 

@@ -104,3 +104,21 @@ fn epilogue_operands() {
         }
     }
 }
+
+/// A series of whatever functions take two operands at most, and single words.
+#[test]
+fn series() {
+    for settle in ["settle_barrier", "settle_none"] {
+        let mut key = KernelKey::new("series", &[]).part("", settle);
+        for f in functions().into_iter().filter(|f| !matches!(*f, "b_flag" | "f_grid" | "f_snap" | "i_requant4")) {
+            key = key.with("-", f);
+        }
+        let text = source(&key).unwrap();
+        assert!(text.contains("{ return bitcast<vec4<u32>>(i_add(bitcast<vec4<i32>>(a), bitcast<vec4<i32>>(b))); }"));
+        assert!(text.contains("f_clamp(bitcast<vec4<f32>>(a), bitcast<f32>(c[0]), bitcast<f32>(c[1]))"), "{text}");
+        if let Err(e) = validate(&text) {
+            panic!("{e}\n{text}");
+        }
+    }
+    assert!(source(&KernelKey::new("series", &[]).with("-", "i_requant4")).is_err());
+}

@@ -103,6 +103,8 @@ pub struct Case {
     /// (tensor, least, greatest) of the inputs' random values.
     ranges: Vec<(TensorId, f64, f64)>,
     random: Random,
+    /// Small dispatches become series.
+    pub series: bool,
 }
 
 impl Case {
@@ -110,7 +112,7 @@ impl Case {
         let model = Model { version: 3, subgraphs: vec![Graph::default()], ..Model::default() };
         let name = name.into();
         let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b as u64));
-        Case { name, model, tolerance, ranges: Vec::new(), random: Random::new(seed) }
+        Case { name, model, tolerance, ranges: Vec::new(), random: Random::new(seed), series: false }
     }
 
     pub fn graph(&mut self) -> &mut Graph {
@@ -265,7 +267,7 @@ impl Case {
                 })
                 .collect();
             let want = on_cpu(&model, &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-            let got = on_gpu(&engine, config, &model, &shapes, &inputs)
+            let got = on_gpu(&engine, config, &model, &shapes, &inputs, self.series)
                 .unwrap_or_else(|e| panic!("{} in {config:?}: {e}", self.name));
             for (o, (t, (want, got))) in
                 compared(&model.subgraphs[0]).into_iter().zip(want.iter().zip(&got)).enumerate()
@@ -365,13 +367,19 @@ fn on_gpu(
     model: &Model,
     shapes: &Shapes,
     inputs: &[(TensorId, Vec<u8>)],
+    force_series: bool,
 ) -> Result<Vec<Vec<u8>>, String> {
     let graph = &model.subgraphs[0];
     let mut results: Vec<Option<Vec<u8>>> = Vec::new();
     // Plainly first, then fused and with shared memory: what users get.
     for guard in [true, false] {
-        let options =
-            PlanOptions { precision: config.precision(), force_gpu: true, fuse: !guard, ..PlanOptions::default() };
+        let options = PlanOptions {
+            precision: config.precision(),
+            force_gpu: true,
+            fuse: !guard,
+            force_series,
+            ..PlanOptions::default()
+        };
         let plan = gpu_plan(model, shapes, engine.caps(), &options).map_err(|e| e.to_string())?;
         for p in &plan.placements {
             if p.device == Device::Cpu {

@@ -1,0 +1,191 @@
+// A series of small operators, one after another, by one workgroup, where each would take less time than its dispatch.
+// What they do is data: instructions in the uniform. Memory is words; what one instruction writes the next may read.
+//
+// An instruction writes the quads of a region of a tensor, each invocation some of them. A quad is made in steps, each of
+// which reads four elements of an operand (or none) and gives them, with what the steps before have made, to a function
+// of the library. Values are the bits of f32 or i32.
+
+override WG: u32 = 64u;
+
+// Of a step's how: operands are numbered as the output's memory, not as the region.
+const BY_OUTPUT: u32 = 1u;
+// Each of the four elements has a place of its own; or else they lie side by side; or else one stands for all.
+const EACH: u32 = 2u;
+const SIDE_BY_SIDE: u32 = 4u;
+// The operand is the function's first argument.
+const SWAP: u32 = 8u;
+// What the steps before have made are indices (arguments: how many there are, their stride).
+const INDIRECT: u32 = 16u;
+// The step ends with a row of arguments.
+const ARGUMENTS: u32 = 32u;
+// There are two operands, which are multiplied: four by four, or summed up, where the second has four rows that are
+// read. Arguments: the distance of those rows, and what is subtracted from either operand where they are integers.
+const PRODUCT: u32 = 64u;
+const INTEGERS: u32 = 128u;
+
+struct Params {
+    // An instruction: (where the next begins, quads, quads of a row, elements of a row),
+    // (the region's first lane in a row, 1 where elements are bytes, address in words, rows in a group or 0),
+    // (quads from group to group beyond their rows, first quad, quads of an output row, -), and its steps:
+    // (function, where the next begins, how and from bit 16 on how often something is read, repetitions), operands and
+    // arguments. An operand: (how and where it is stored, address, what is outside, dimensions by the element's number
+    // and from bit 16 on by the repetition's), and those dimensions: (size or 0 for all the rest, stride, low, high).
+    code: array<vec4<u32>, 2048>,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> constants: array<u32>;
+@group(0) @binding(2) var<storage, read> in0: array<u32>;
+@group(0) @binding(3) var<storage, read> in1: array<u32>;
+@group(0) @binding(4) var<storage, read> in2: array<u32>;
+@group(0) @binding(5) var<storage, read> in3: array<u32>;
+@group(0) @binding(6) var<storage, read> in4: array<u32>;
+@group(0) @binding(7) var<storage, read_write> memory: array<u32>;
+
+const OUTSIDE: i32 = -1073741824;
+
+// Four elements from one on, or one four times. How: 1 bytes and not words, 2 signed ones, 16 and up where they lie.
+fn load(how: u32, at: u32, four: bool) -> vec4<u32> {
+    let narrow = (how & 1u) * 2u;
+    var e = vec4<u32>();
+    let start = at >> narrow;
+    let end = start + select(1u, 4u, four && narrow == 0u);
+    for (var i = start; i < end; i++) {
+        var w = 0u;
+        switch how >> 4u {
+            case 0u: { w = memory[i]; }
+            case 1u: { w = constants[i]; }
+            case 2u: { w = in0[i]; }
+            case 3u: { w = in1[i]; }
+            case 4u: { w = in2[i]; }
+            case 5u: { w = in3[i]; }
+            default: { w = in4[i]; }
+        }
+        e = vec4<u32>(e.yzw, w);
+    }
+    if (narrow != 0u) {
+        e = select(unpack4xU8(e.w), bitcast<vec4<u32>>(unpack4xI8(e.w)), (how & 2u) != 0u);
+        e.w = e[select(at & 3u, 3u, four)];
+    }
+    return select(e.wwww, e, four);
+}
+
+// The distance of the element of that number by the dimensions in rows `first` to `end`.
+fn place(first: u32, end: u32, number: u32) -> i32 {
+    var rest = number;
+    var at = 0;
+    var inside = true;
+    for (var k = first; k < end; k++) {
+        let dim = p.code[k];
+        var c = rest;
+        if (dim.x != 0u) {
+            rest /= dim.x;
+            c -= rest * dim.x;
+        }
+        inside = inside && i32(c) >= i32(dim.z) && i32(c) < i32(dim.w);
+        at += i32(c) * i32(dim.y);
+    }
+    return select(OUTSIDE, at, inside);
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(local_invocation_index) local: u32) {
+    let end = p.code[0].x;
+    var pc = 1u;
+    while (pc < end) {
+        let head = p.code[pc];
+        let to = p.code[pc + 1u];
+        let rows = p.code[pc + 2u];
+        for (var i = local; i < head.y; i += WG) {
+            var r = 0u;
+            var x = i;
+            if (head.z < head.y) {
+                r = i / head.z;
+                x -= r * head.z;
+            }
+            let start = r * head.w + x * 4u - to.x;
+            var o = r * rows.z + rows.y + x;
+            if (to.w != 0u) {
+                o += (r / to.w) * rows.x;
+            }
+            let keep = vec4<u32>(x * 4u - to.x) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(head.w);
+            var v = vec4<u32>();
+            for (var s = pc + 3u; s < head.x;) {
+                let step = p.code[s];
+                let source = p.code[s + 1u];
+                let args = p.code[step.y - 1u];
+                let how = step.z;
+                let reads = how >> 16u;
+                let number = select(start, o * 4u, (how & BY_OUTPUT) != 0u);
+                for (var t = 0u; t < step.w; t++) {
+                    var b = vec4<u32>();
+                    var first = vec4<u32>();
+                    var at = 0;
+                    for (var l = 0u; l < reads; l++) {
+                        var k = s + 1u;
+                        if ((how & PRODUCT) != 0u && l > 0u) {
+                            let n = p.code[k].w;
+                            k += 1u + (n & 65535u) + (n >> 16u);
+                        }
+                        let source = p.code[k];
+                        if (l < 2u || (how & EACH) != 0u) {
+                            let over = k + 1u + (source.w & 65535u);
+                            at = i32(source.y) + place(over, over + (source.w >> 16u), t)
+                                + place(k + 1u, over, number + select(0u, l, (how & EACH) != 0u));
+                            if ((how & INDIRECT) != 0u) {
+                                at = select(OUTSIDE, at + i32(v.x * args.y), v.x < args.x);
+                            }
+                        }
+                        var e = vec4<u32>(source.z);
+                        if (at >= 0 && ((how & EACH) == 0u || x * 4u + l - to.x < head.w)) {
+                            e = load(source.x, u32(at), (how & SIDE_BY_SIDE) != 0u);
+                        }
+                        if ((how & EACH) != 0u) {
+                            b = vec4<u32>(b.yzw, e.x);
+                            v = v.yzwx;
+                        } else if ((how & PRODUCT) == 0u || l == 0u) {
+                            b = e;
+                            first = e;
+                        } else {
+                            var f = bitcast<vec4<u32>>(bitcast<vec4<f32>>(first) * bitcast<vec4<f32>>(e));
+                            if ((how & INTEGERS) != 0u) {
+                                f = (first - args.y) * (e - args.z);
+                            }
+                            if (reads == 2u) {
+                                b = f;
+                            } else {
+                                let g = bitcast<vec4<f32>>(f);
+                                let sum = select(bitcast<u32>(g.x + g.y + g.z + g.w), f.x + f.y + f.z + f.w, (how & INTEGERS) != 0u);
+                                b = vec4<u32>(b.yzw, sum);
+                            }
+                            at += i32(args.x);
+                        }
+                    }
+                    let swap = (how & SWAP) != 0u;
+                    v = apply(step.x, select(v, b, swap), select(b, v, swap), args);
+                }
+                s = step.y;
+            }
+            v = select(vec4<u32>(), v, keep);
+            let bytes = to.y != 0u;
+            let count = select(4u, 1u, bytes);
+            if (bytes) {
+                v.x = pack4xU8(v);
+            }
+            // What lies before the region in its first quad was written earlier.
+            let before = select(0u, to.x, x == 0u);
+            for (var l = 0u; l < count; l++) {
+                let at = to.z + o * count + l;
+                var e = v.x;
+                if (before != 0u) {
+                    let old = select(select(0u, ~0u, l < before), (1u << (before * 8u)) - 1u, bytes);
+                    e = (memory[at] & old) | (e & ~old);
+                }
+                memory[at] = e;
+                v = v.yzwx;
+            }
+        }
+        settle();
+        pc = head.x;
+    }
+}
