@@ -468,7 +468,7 @@ impl Held {
             Held::Tensor(t) => exec.get(subgraph, *t),
             Held::Variable(n) => {
                 let none = || litegpu_graph::Error::invalid("a variable is read that has no value yet");
-                exec.resources.variables.get(n).map(Value::view).ok_or_else(none)
+                exec.resources.variables.get(*n).map(Value::view).ok_or_else(none)
             }
         }
     }
@@ -477,11 +477,11 @@ impl Held {
 /// Gives a resource variable the value that the GPU has computed.
 fn assign(exec: &mut Executor, variable: &delegate::Variable, from: &Value) -> Result<(), litegpu_graph::Error> {
     let n = exec.resources.handle(&variable.container, &variable.name);
-    if exec.resources.variables.get(&n).is_none_or(|v| v.dtype != from.dtype) {
+    if exec.resources.variables.get(n).is_none_or(|v| v.dtype != from.dtype) {
         let empty = exec.resources.empty(from.dtype);
         exec.resources.variables.insert(n, empty);
     }
-    let Some(held) = exec.resources.variables.get_mut(&n) else { return Ok(()) };
+    let Some(held) = exec.resources.variables.get_mut(n) else { return Ok(()) };
     let view = from.view();
     held.reshape(view.shape)?;
     held.bytes_mut().copy_from_slice(view.bytes);

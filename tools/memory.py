@@ -4,11 +4,13 @@
 
 Needs ai-edge-litert and numpy. A figure is the peak of the process that runs the model ten times with one thread, less
 what was resident before the model was opened: for LiteRT in the same process, for litegpu in one that only parses its
-command line (Linux).
+command line (Linux). Each is the median of --rounds runs: the system maps code in pieces, and where these begin
+changes from process to process.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +55,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", default="target/release/litegpu")
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    base = idle(args.ours)
+
+    def median(measure, *given):
+        rounds = [measure(*given) for _ in range(args.rounds)]
+        return None if None in rounds else statistics.median(rounds)
+
+    base = median(idle, args.ours)
     print("| model | litegpu | whole process | LiteRT |\n|---|---|---|---|")
     for model in args.models:
-        whole, other = ours(args.ours, model), theirs(model)
+        whole, other = median(ours, args.ours, model), median(theirs, model)
         shown = [None if whole is None else whole - base, whole, other]
         cells = ["failed" if mb is None else f"{mb:.1f}" for mb in shown]
         print(f"| {Path(model).stem} | {' | '.join(cells)} |", flush=True)

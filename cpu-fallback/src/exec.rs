@@ -1091,7 +1091,7 @@ fn moves(graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool
 
 /// Does again what a node of moves was seen to do. Where that cannot be, the node must run: false.
 fn replay(memory: &mut Memory, graph: &Graph, frame: &mut Frame, n: NodeId, state: &NodeState) -> bool {
-    let (Some(pieces), Some(node)) = (&state.pieces, graph.nodes.get(n)) else { return false };
+    let (true, Some(pieces), Some(node)) = (moves::RECORDED, &state.pieces, graph.nodes.get(n)) else { return false };
     for (o, &t) in node.outputs.iter().enumerate() {
         let Some(Some(shape)) = state.out_shapes.get(o) else { return false };
         let Some(Slot::Value { value, ready, seen }) = frame.slots.get_mut(t) else { return false };
@@ -1129,7 +1129,7 @@ fn resource(graph: &Graph, frame: &Frame, node: &litegpu_graph::Node) -> Option<
 /// READ_VARIABLE of a value whose shape is that of the run before.
 fn variable(memory: &mut Memory, resources: &Resources, graph: &Graph, frame: &mut Frame, n: NodeId) -> bool {
     let Some(node) = graph.nodes.get(n).filter(|n| matches!(n.op, Op::ReadVariable)) else { return false };
-    let Some(from) = resource(graph, frame, node).and_then(|n| resources.variables.get(&n)) else { return false };
+    let Some(from) = resource(graph, frame, node).and_then(|n| resources.variables.get(n)) else { return false };
     let Some(&t) = node.outputs.first() else { return false };
     let Some(Slot::Value { value, ready, seen }) = frame.slots.get_mut(t) else { return false };
     let same = *seen == from.shape && value.dtype == from.dtype && value.dtype.bits() != 0;
@@ -1145,7 +1145,7 @@ fn variable(memory: &mut Memory, resources: &Resources, graph: &Graph, frame: &m
 fn assign(resources: &mut Resources, graph: &Graph, frame: &Frame, n: NodeId) -> bool {
     let Some(node) = graph.nodes.get(n) else { return false };
     let Some(Ok(from)) = node.input(1).map(|t| view(graph, &frame.slots, t)) else { return false };
-    let Some(held) = resource(graph, frame, node).and_then(|n| resources.variables.get_mut(&n)) else { return false };
+    let Some(held) = resource(graph, frame, node).and_then(|n| resources.variables.get_mut(n)) else { return false };
     let same = held.dtype == from.dtype && held.shape.as_slice() == from.shape && held.dtype.bits() != 0;
     if same {
         held.bytes_mut().copy_from_slice(from.bytes);

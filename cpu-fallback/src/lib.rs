@@ -28,5 +28,5 @@ pub use eval::evaluate;
 pub use exec::{Executor, Options, Packed};
 pub use kernel::{Call, Kernel, Site};
 pub use pool::Pool;
-pub use resources::{HashTable, Resources};
+pub use resources::{HashTable, Resources, Variables};
 pub use value::{Storage, Value, View};

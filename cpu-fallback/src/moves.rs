@@ -89,10 +89,12 @@ const FEW: usize = 1 << 14;
 const PIECES: usize = 64;
 const TIMES: usize = 1024;
 
+/// Whether moves are recorded. In the browser's module code weighs more than the time that this saves.
+pub(crate) const RECORDED: bool = !cfg!(target_family = "wasm");
+
 /// Whether all that an operator does is to copy elements from one place to another that its constants and shapes tell.
-/// In the browser's module code weighs more than the time that this saves.
 pub(crate) fn records(op: &Op) -> bool {
-    !cfg!(target_family = "wasm")
+    RECORDED
         && matches!(
             op,
             Op::Concatenation(_)
@@ -149,7 +151,7 @@ pub(crate) fn run(call: &mut Call<'_>, operands: &[usize], m: &dyn AnyMove) -> R
     if views.iter().any(|v| v.dtype != dtype) || call.outputs.iter().any(|v| v.dtype != dtype) {
         return Err(Error::invalid(format!("operands and outputs are not all {dtype}")));
     }
-    if let Some(record) = call.record.take() {
+    if RECORDED && let Some(record) = call.record.take() {
         *record = pieces(call, operands, &views, dtype, m);
     }
     match dtype {

@@ -35,11 +35,16 @@ impl Share {
 
     /// Called before the run with the parts that the pool has had.
     pub(crate) fn start(&self, pool: &Pool) -> Watch {
-        Watch { parts: pool.parts(), since: self.trial.then(Instant::now) }
+        let tries = self.trial && !cfg!(target_family = "wasm");
+        Watch { parts: pool.parts(), since: tries.then(Instant::now) }
     }
 
     /// Called after it.
     pub(crate) fn stop(&mut self, pool: &Pool, watch: Watch) {
+        // There are no other threads.
+        if cfg!(target_family = "wasm") {
+            return;
+        }
         if let Some(since) = watch.since {
             self.tried(self.left % 2 == 1, since.elapsed());
         } else if self.left > 0 {

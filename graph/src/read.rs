@@ -52,6 +52,11 @@ impl Model {
     }
 }
 
+/// Makes room for as many as there are: they are large, and a list that grows holds up to three times as much.
+fn reserve<T>(list: &mut Vec<T>, n: usize) -> Result<()> {
+    list.try_reserve_exact(n).map_err(|_| Error::invalid(format!("no memory for {n} entries")))
+}
+
 struct Reader<'a> {
     file: &'a Bytes,
     root: fb::Model<'a>,
@@ -124,6 +129,7 @@ impl<'a> Reader<'a> {
 
     fn graph(&self, g: fb::SubGraph<'a>, buffers: &[Option<Bytes>]) -> Result<Graph> {
         let mut graph = Graph { name: g.name().unwrap_or_default().to_string(), ..Graph::default() };
+        reserve(&mut graph.tensors, g.tensors().map_or(0, |t| t.len()))?;
         for (i, t) in g.tensors().iter().flatten().enumerate() {
             let name = t.name().unwrap_or_default().to_string();
             graph.tensors.push(self.tensor(t, &name, buffers).map_err(|e| e.at(format!("tensor {i} '{name}'")))?);
@@ -131,6 +137,7 @@ impl<'a> Reader<'a> {
         let n = graph.tensors.len();
         graph.inputs = ids(g.inputs(), n).map_err(|e| e.at("inputs"))?;
         graph.outputs = ids(g.outputs(), n).map_err(|e| e.at("outputs"))?;
+        reserve(&mut graph.nodes, g.operators().map_or(0, |o| o.len()))?;
         for (i, o) in g.operators().iter().flatten().enumerate() {
             graph.nodes.push(self.node(o, n).map_err(|e| e.at(format!("operator {i}")))?);
         }

@@ -21,7 +21,7 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::ReadVariable => Ok(Box::new(|call| {
             let n = handle(&call.input(0)?)?;
             let value =
-                call.resources.variables.get(&n).ok_or_else(|| Error::invalid("the variable has no value yet"))?;
+                call.resources.variables.get(n).ok_or_else(|| Error::invalid("the variable has no value yet"))?;
             let Some(out) = call.outputs.first_mut() else { return Ok(()) };
             if out.dtype != value.dtype {
                 return Err(Error::invalid(format!("the variable holds {}, {} is declared", value.dtype, out.dtype)));
@@ -31,11 +31,11 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
         Op::AssignVariable => Ok(Box::new(|call| {
             let n = handle(&call.input(0)?)?;
             let from = call.input(1)?;
-            if call.resources.variables.get(&n).is_none_or(|v| v.dtype != from.dtype) {
+            if call.resources.variables.get(n).is_none_or(|v| v.dtype != from.dtype) {
                 let empty = call.resources.empty(from.dtype);
                 call.resources.variables.insert(n, empty);
             }
-            let slot = call.resources.variables.get_mut(&n).ok_or_else(|| Error::internal("variable"))?;
+            let slot = call.resources.variables.get_mut(n).ok_or_else(|| Error::internal("variable"))?;
             copy(&from, slot)
         })),
         Op::Hashtable(o) => {

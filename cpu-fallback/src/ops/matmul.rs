@@ -402,14 +402,20 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     Ok(Box::new(move |call| {
         if !ready {
             let w = weights.get(call)?;
-            let bytes = w.bytes8()?;
-            if bytes.len() != units * depth {
+            let bytes = w.raw();
+            if bytes.len() != (units * depth).div_ceil(2) {
                 return Err(Error::invalid("the weights' data does not fit their shape"));
             }
+            // Straight from half bytes: all of them as bytes would be the most memory that a run needs.
+            let nibble = |i: usize| {
+                let both = bytes[i / 2] as i8;
+                i16::from(if i.is_multiple_of(2) { both << 4 >> 4 } else { both >> 4 })
+            };
             blocks.weights.pack(step * blocks.count, units, false, |n, row| {
-                for (to, from) in row.chunks_exact_mut(step).zip(bytes[n * depth..].chunks_exact(block)) {
+                for (b, to) in row.chunks_exact_mut(step).enumerate() {
                     to.fill(0);
-                    to.iter_mut().zip(from).for_each(|(t, w)| *t = *w as i16);
+                    let from = n * depth + b * block;
+                    to.iter_mut().take(block).enumerate().for_each(|(k, t)| *t = nibble(from + k));
                 }
             })?;
             let bias = bias.as_ref().map(|b| b.get(call)).transpose()?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernel::Call;
-use crate::moves::Piece;
+use crate::moves::{self, Piece};
 use litegpu_graph::{DType, Op};
 
 pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
@@ -21,7 +21,9 @@ pub(super) fn prepare(site: &Site<'_>) -> Result<Kernel> {
                     return Err(Error::internal("a reshape that changes the number of bytes"));
                 }
                 out.bytes_mut().copy_from_slice(x.bytes);
-                if let Some(record) = &mut call.record {
+                if moves::RECORDED
+                    && let Some(record) = &mut call.record
+                {
                     let (bytes, steps) = (x.bytes.len(), [0; 2]);
                     **record = Some(vec![Piece { operand: 0, from: 0, output: 0, to: 0, bytes, count: 1, steps }]);
                 }

@@ -2,7 +2,7 @@
 
 use crate::pool::Pool;
 use crate::requant::Steps;
-use crate::simd::{Isa, Task, dispatch};
+use crate::simd::{Isa, NR, Task, dispatch};
 use crate::value::{View, fill_to};
 use litegpu_graph::{DType, Error, Result};
 use std::collections::HashMap;
@@ -144,16 +144,9 @@ pub(super) fn accumulate<'x>(
         return;
     }
     match m.weights {
-        Weights::Float(w) => {
-            products(m, out, pool, |i, r| dot(&w[r * m.cols..][..m.cols], row(i)));
-        }
+        Weights::Float(w) => products(m, out, pool, &FloatDots { w, cols: m.cols, row }),
         Weights::Int { q: w, scale } => {
-            let sums = sums.get(m);
-            products(m, out, pool, |i, r| {
-                let sum = dot_i8(&w[r * m.cols..][..m.cols], &q.q[i * m.cols..][..m.cols]);
-                let offset = sums.get(r).map_or(0, |s| s.wrapping_mul(q.zero[i]));
-                sum.wrapping_sub(offset) as f32 * (scale * q.scale[i])
-            });
+            products(m, out, pool, &IntDots { w, cols: m.cols, scale, sums: sums.get(m), q });
         }
         Weights::Diagonal(w) => {
             for (i, out) in out.chunks_exact_mut(m.rows).enumerate() {
@@ -165,19 +158,55 @@ pub(super) fn accumulate<'x>(
     }
 }
 
+/// The product of row `i` with the weights of output `r`. `at` is `#[inline(always)]`.
+trait Dots: Sync {
+    fn at<S: Isa>(&self, i: usize, r: usize) -> f32;
+}
+
+struct FloatDots<'a, R> {
+    w: &'a [f32],
+    cols: usize,
+    row: R,
+}
+
+impl<'x, R: Fn(usize) -> &'x [f32] + Sync> Dots for FloatDots<'_, R> {
+    #[inline(always)]
+    fn at<S: Isa>(&self, i: usize, r: usize) -> f32 {
+        dot(&self.w[r * self.cols..][..self.cols], (self.row)(i))
+    }
+}
+
+struct IntDots<'a> {
+    w: &'a [i8],
+    cols: usize,
+    scale: f32,
+    sums: &'a [i32],
+    q: &'a QuantizedRows,
+}
+
+impl Dots for IntDots<'_> {
+    #[inline(always)]
+    fn at<S: Isa>(&self, i: usize, r: usize) -> f32 {
+        let (q, cols) = (self.q, self.cols);
+        let sum = dot_i8::<S>(&self.w[r * cols..][..cols], &q.q[i * cols..][..cols]);
+        let offset = self.sums.get(r).map_or(0, |s| s.wrapping_mul(q.zero[i]));
+        sum.wrapping_sub(offset) as f32 * (self.scale * q.scale[i])
+    }
+}
+
 /// out[i][r] += f(i, r). Rows go in groups that share a pass over the weights.
-fn products(m: &Matrix<'_>, out: &mut [f32], pool: &Pool, f: impl Fn(usize, usize) -> f32 + Sync) {
+fn products(m: &Matrix<'_>, out: &mut [f32], pool: &Pool, f: &impl Dots) {
     const GROUP: usize = 8;
     let rows = out.len() / m.rows;
     let parallel = out.len() * m.cols >= PARALLEL;
     if rows >= GROUP * pool.threads() {
         pool.chunks(out, GROUP * m.rows, parallel, |g, out| {
-            dispatch(Group { out, rows: m.rows, first: g * GROUP, f: &f });
+            dispatch(Group { out, rows: m.rows, first: g * GROUP, f });
         });
         return;
     }
     let chunk = if parallel { out.len().div_ceil(2 * pool.threads()).max(16) } else { out.len() };
-    pool.chunks(out, chunk, parallel, |c, out| dispatch(Run { out, rows: m.rows, first: c * chunk, f: &f }));
+    pool.chunks(out, chunk, parallel, |c, out| dispatch(Run { out, rows: m.rows, first: c * chunk, f }));
 }
 
 /// All results of some rows, from row `first` on.
@@ -188,13 +217,13 @@ struct Group<'a, F> {
     f: &'a F,
 }
 
-impl<F: Fn(usize, usize) -> f32> Task for Group<'_, F> {
+impl<F: Dots> Task for Group<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
         for r in 0..self.rows {
             for (i, o) in self.out.iter_mut().skip(r).step_by(self.rows).enumerate() {
-                *o += (self.f)(self.first + i, r);
+                *o += self.f.at::<S>(self.first + i, r);
             }
         }
     }
@@ -208,13 +237,13 @@ struct Run<'a, F> {
     f: &'a F,
 }
 
-impl<F: Fn(usize, usize) -> f32> Task for Run<'_, F> {
+impl<F: Dots> Task for Run<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
         let (mut i, mut r) = (self.first / self.rows, self.first % self.rows);
         for o in self.out {
-            *o += (self.f)(i, r);
+            *o += self.f.at::<S>(i, r);
             r += 1;
             if r == self.rows {
                 (i, r) = (i + 1, 0);
@@ -238,15 +267,60 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     acc.iter().sum::<f32>() + rest
 }
 
+/// `sum` plus 16 products, two to a lane.
+#[inline(always)]
+fn dot16<S: Isa>(sum: S::I, a: &[i8; NR], b: &[i8; NR]) -> S::I {
+    let (mut x, mut y) = ([0; NR], [0; NR]);
+    for j in 0..NR {
+        (x[j], y[j]) = (a[j] as i16, b[j] as i16);
+    }
+    S::dot(sum, S::load_words(&x), S::load_words(&y))
+}
+
 /// The sum of products modulo 2^32.
 #[inline(always)]
-fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).fold(0i32, |s, (&a, &b)| s.wrapping_add(a as i16 as i32 * b as i16 as i32))
+fn dot_i8<S: Isa>(a: &[i8], b: &[i8]) -> i32 {
+    let ((a16, a_rest), (b16, b_rest)) = (a.as_chunks::<NR>(), b.as_chunks::<NR>());
+    let mut acc = S::load_sums(&[0; NR]);
+    let ((a32, a16), (b32, b16)) = (a16.as_chunks::<2>(), b16.as_chunks::<2>());
+    for ([a0, a1], [b0, b1]) in a32.iter().zip(b32) {
+        acc = [dot16::<S>(acc[0], a0, b0), dot16::<S>(acc[1], a1, b1)];
+    }
+    for (a, b) in a16.iter().zip(b16) {
+        acc[0] = dot16::<S>(acc[0], a, b);
+    }
+    let rest = a_rest.iter().zip(b_rest).fold(0i32, |s, (&a, &b)| s.wrapping_add(i32::from(a) * i32::from(b)));
+    S::sums(acc).iter().fold(rest, |s, v| s.wrapping_add(*v))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Portable;
+
+    struct Dot<'a>(&'a [i8], &'a [i8]);
+    impl Task for Dot<'_> {
+        type Output = i32;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> i32 {
+            dot_i8::<S>(self.0, self.1)
+        }
+    }
+
+    #[test]
+    fn integer_dots_are_equal() {
+        let all =
+            |seed: usize| -> Vec<i8> { (0..200usize).map(|i| ((i + seed) * (i + 7) % 256) as u8 as i8).collect() };
+        let (mut a, mut b) = (all(3), all(50));
+        // The largest products.
+        a[..40].fill(-128);
+        b[..40].fill(-128);
+        for n in 0..200 {
+            let (a, b) = (&a[..n], &b[..n]);
+            let sum: i32 = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+            assert_eq!((dispatch(Dot(a, b)), Dot(a, b).run::<Portable>()), (sum, sum), "{n}");
+        }
+    }
 
     #[test]
     fn groups_and_threads_agree() {
