@@ -74,11 +74,10 @@ fn close_f(acc: vec4<f32>, n: i32) -> vec4<f32> {
     }
 }
 
-// Rounds half away from zero.
 fn close_i(acc: vec4<i32>, n: i32) -> vec4<i32> {
     var v = acc;
     if (KIND == 0u) {
-        v = select((acc - n / 2) / n, (acc + n / 2) / n, acc > vec4<i32>());
+        v = i_mean(acc, n);
     }
     return clamp(v, vec4<i32>(p.least), vec4<i32>(p.greatest));
 }

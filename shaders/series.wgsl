@@ -22,6 +22,8 @@ const ARGUMENTS: u32 = 32u;
 // read. Arguments: the distance of those rows, and what is subtracted from either operand where they are integers.
 const PRODUCT: u32 = 64u;
 const INTEGERS: u32 = 128u;
+// What is read is kept for functions with more arguments than two; the last two are.
+const KEEP: u32 = 256u;
 
 struct Params {
     // An instruction: (where the next begins, quads, quads of a row, elements of a row),
@@ -50,24 +52,45 @@ fn load(how: u32, at: u32, four: bool) -> vec4<u32> {
     var e = vec4<u32>();
     let start = at >> narrow;
     let end = start + select(1u, 4u, four && narrow == 0u);
-    for (var i = start; i < end; i++) {
-        var w = 0u;
-        switch how >> 4u {
-            case 0u: { w = memory[i]; }
-            case 1u: { w = constants[i]; }
-            case 2u: { w = in0[i]; }
-            case 3u: { w = in1[i]; }
-            case 4u: { w = in2[i]; }
-            case 5u: { w = in3[i]; }
-            default: { w = in4[i]; }
+    // Where most of it is, without a loop.
+    if (four && (how == 0u || how == 16u)) {
+        if (how == 0u) {
+            return vec4<u32>(memory[start], memory[start + 1u], memory[start + 2u], memory[start + 3u]);
         }
-        e = vec4<u32>(e.yzw, w);
+        return vec4<u32>(constants[start], constants[start + 1u], constants[start + 2u], constants[start + 3u]);
+    }
+    let space = how >> 4u;
+    if (space == 0u) {
+        e.w = memory[start];
+    } else if (space == 1u) {
+        e.w = constants[start];
+    } else {
+        for (var i = start; i < end; i++) {
+            var w = 0u;
+            switch space {
+                case 2u: { w = in0[i]; }
+                case 3u: { w = in1[i]; }
+                case 4u: { w = in2[i]; }
+                case 5u: { w = in3[i]; }
+                default: { w = in4[i]; }
+            }
+            e = vec4<u32>(e.yzw, w);
+        }
     }
     if (narrow != 0u) {
         e = select(unpack4xU8(e.w), bitcast<vec4<u32>>(unpack4xI8(e.w)), (how & 2u) != 0u);
         e.w = e[select(at & 3u, 3u, four)];
     }
     return select(e.wwww, e, four);
+}
+
+// Quotient and rest, for numbers below 2^24: the float quotient is off by one at most.
+fn divide(a: u32, d: u32) -> vec2<u32> {
+    let q = u32(f32(a) / f32(d));
+    let r = i32(a - q * d);
+    let less = u32(r < 0);
+    let more = u32(r >= i32(d));
+    return vec2<u32>(q + more - less, u32(r) + (less - more) * d);
 }
 
 // The distance of the element of that number by the dimensions in rows `first` to `end`.
@@ -77,13 +100,14 @@ fn place(first: u32, end: u32, number: u32) -> i32 {
     var inside = true;
     for (var k = first; k < end; k++) {
         let dim = p.code[k];
-        var c = rest;
+        var c = i32(rest);
         if (dim.x != 0u) {
-            rest /= dim.x;
-            c -= rest * dim.x;
+            let parts = divide(rest, dim.x);
+            rest = parts.x;
+            c = i32(parts.y);
         }
-        inside = inside && i32(c) >= i32(dim.z) && i32(c) < i32(dim.w);
-        at += i32(c) * i32(dim.y);
+        inside = inside && c >= i32(dim.z) && c < i32(dim.w);
+        at += c * i32(dim.y);
     }
     return select(OUTSIDE, at, inside);
 }
@@ -100,8 +124,9 @@ fn main(@builtin(local_invocation_index) local: u32) {
             var r = 0u;
             var x = i;
             if (head.z < head.y) {
-                r = i / head.z;
-                x -= r * head.z;
+                let parts = divide(i, head.z);
+                r = parts.x;
+                x = parts.y;
             }
             let start = r * head.w + x * 4u - to.x;
             var o = r * rows.z + rows.y + x;
@@ -110,6 +135,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
             }
             let keep = vec4<u32>(x * 4u - to.x) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(head.w);
             var v = vec4<u32>();
+            var kept = vec4<u32>();
+            var before_it = vec4<u32>();
             for (var s = pc + 3u; s < head.x;) {
                 let step = p.code[s];
                 let source = p.code[s + 1u];
@@ -117,6 +144,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 let how = step.z;
                 let reads = how >> 16u;
                 let number = select(start, o * 4u, (how & BY_OUTPUT) != 0u);
+                // Where either operand begins, before repetitions.
+                var bases = vec2<i32>();
                 for (var t = 0u; t < step.w; t++) {
                     var b = vec4<u32>();
                     var first = vec4<u32>();
@@ -130,11 +159,14 @@ fn main(@builtin(local_invocation_index) local: u32) {
                         let source = p.code[k];
                         if (l < 2u || (how & EACH) != 0u) {
                             let over = k + 1u + (source.w & 65535u);
-                            at = i32(source.y) + place(over, over + (source.w >> 16u), t)
-                                + place(k + 1u, over, number + select(0u, l, (how & EACH) != 0u));
-                            if ((how & INDIRECT) != 0u) {
-                                at = select(OUTSIDE, at + i32(v.x * args.y), v.x < args.x);
+                            if (t == 0u || (how & EACH) != 0u) {
+                                at = i32(source.y) + place(k + 1u, over, number + select(0u, l, (how & EACH) != 0u));
+                                if ((how & INDIRECT) != 0u) {
+                                    at = select(OUTSIDE, at + i32(v.x * args.y), v.x < args.x);
+                                }
+                                bases = select(vec2<i32>(bases.x, at), vec2<i32>(at, bases.y), l == 0u);
                             }
+                            at = select(select(bases.y, bases.x, l == 0u), at, (how & EACH) != 0u) + place(over, over + (source.w >> 16u), t);
                         }
                         var e = vec4<u32>(source.z);
                         if (at >= 0 && ((how & EACH) == 0u || x * 4u + l - to.x < head.w)) {
@@ -161,8 +193,13 @@ fn main(@builtin(local_invocation_index) local: u32) {
                             at += i32(args.x);
                         }
                     }
-                    let swap = (how & SWAP) != 0u;
-                    v = apply(step.x, select(v, b, swap), select(b, v, swap), args);
+                    if ((how & KEEP) != 0u) {
+                        before_it = kept;
+                        kept = b;
+                    } else {
+                        let swap = (how & SWAP) != 0u;
+                        v = apply(step.x, select(v, b, swap), select(b, v, swap), args, kept, before_it);
+                    }
                 }
                 s = step.y;
             }
@@ -174,6 +211,14 @@ fn main(@builtin(local_invocation_index) local: u32) {
             }
             // What lies before the region in its first quad was written earlier.
             let before = select(0u, to.x, x == 0u);
+            if (!bytes && to.x == 0u) {
+                let at = to.z + o * 4u;
+                memory[at] = v.x;
+                memory[at + 1u] = v.y;
+                memory[at + 2u] = v.z;
+                memory[at + 3u] = v.w;
+                continue;
+            }
             for (var l = 0u; l < count; l++) {
                 let at = to.z + o * count + l;
                 var e = v.x;

@@ -26,15 +26,18 @@ const INDIRECT: u32 = 16;
 const ARGUMENTS: u32 = 32;
 const PRODUCT: u32 = 64;
 const INTEGERS: u32 = 128;
+const KEEP: u32 = 256;
+/// Repetitions from which they are divided among idle invocations.
+const MANY: u32 = 16;
 /// The address of an operand that is nowhere: what is outside stands for it.
 const NOWHERE: u32 = 1 << 31;
 
 /// What a dispatch costs an adapter that wakes threads for it, and a byte of the text of a series to compile.
 const WAKE_US: f64 = 35.0;
-const SERIES_TEXT_US: f64 = 60.0;
+const SERIES_TEXT_US: f64 = 65.0;
 
-/// What a workgroup takes for an instruction and to read something for a quad of each invocation, and what a dispatch may
-/// take to be part of a series: microseconds.
+/// What a workgroup takes for an instruction and to read four words side by side in each invocation, and what a dispatch
+/// may take to be part of a series: microseconds. Of GPUs these are guesses.
 struct Prices {
     width: u32,
     instruction: f64,
@@ -46,8 +49,8 @@ impl Prices {
     /// A software adapter wakes threads for a dispatch; a GPU keeps an instruction waiting for what the last one wrote.
     fn of(caps: &Caps) -> Prices {
         match caps.class {
-            AdapterClass::Software => Prices { width: lanes(caps), instruction: 0.4, read: 0.15, limit: 60.0 },
-            _ => Prices { width: 64, instruction: 1.0, read: 0.2, limit: 5.0 },
+            AdapterClass::Software => Prices { width: lanes(caps), instruction: 0.4, read: 0.065, limit: 70.0 },
+            _ => Prices { width: 64, instruction: 1.0, read: 0.1, limit: 5.0 },
         }
     }
 }
@@ -116,7 +119,7 @@ impl Part {
 }
 
 /// Not of the shader: the product is summed up.
-const SUMMED: u32 = 256;
+const SUMMED: u32 = 1 << 15;
 
 /// One instruction.
 struct Instruction {
@@ -139,13 +142,59 @@ impl Instruction {
     }
 
     fn us(&self, prices: &Prices) -> f64 {
-        let words = |o: &Operand| if stored(o.elem) == Some(0) { 1.5 } else { 1.0 };
+        // Words side by side are read fastest.
         let step = |p: &Part| {
-            let most = p.operands.iter().map(words).fold(0.0, f64::max);
-            f64::from(p.times) * (0.5 + f64::from(p.reads()) * most)
+            let words = p.how & SIDE_BY_SIDE != 0 && p.operands.iter().all(|o| stored(o.elem) == Some(0));
+            f64::from(p.times) * (1.5 + f64::from(p.reads()) * if words { 1.0 } else { 1.6 })
         };
         let each: f64 = self.steps.iter().map(step).sum();
-        prices.instruction + f64::from(self.quads.div_ceil(prices.width)) * (each + 1.0) * prices.read
+        prices.instruction + f64::from(self.quads.div_ceil(prices.width)) * (each + 2.0) * prices.read
+    }
+
+    /// With repetitions divided among invocations that would have nothing to do: sums of parts first, then theirs.
+    fn divided(mut self, lanes: u32, more: &mut dyn FnMut(u32) -> SlotId) -> Vec<Instruction> {
+        let plain = self.lane == 0 && self.group == 0 && self.row > 0;
+        let Some(sum) = self.steps.get_mut(1).filter(|s| plain && s.times >= MANY && s.how & BY_OUTPUT == 0) else {
+            return vec![self];
+        };
+        let most = lanes / self.quads.max(1);
+        let Some(parts) = (2..=most).rev().find(|k| sum.times % k == 0) else { return vec![self] };
+        let linear = sum.operands.iter().all(|o| o.over.len() == 1 && o.over.iter().all(|d| d[3] == i32::MAX as u32));
+        if !linear || !sum.f.is_some_and(|f| matches!(f, "f_add" | "i_add" | "f_max" | "i_max" | "f_min" | "i_min")) {
+            return vec![self];
+        }
+        let (times, f, numbers) = (sum.times / parts, sum.f, self.quads / self.row * self.width);
+        for o in &mut sum.operands {
+            // The dimensions have a size each, and behind them come the parts.
+            let mut size = 1;
+            for d in &mut o.dims {
+                d[0] = if d[0] == 0 { numbers / size } else { d[0] };
+                size *= d[0];
+            }
+            let stride = o.over.first().map_or(0, |d| d[1].wrapping_mul(times));
+            o.dims.extend([whole((numbers / size).max(1), 0), whole(0, stride)]);
+            o.dims.retain(|d| d[0] != 1);
+        }
+        sum.times = times;
+        let between = more(self.quads * parts);
+        let rest = self.steps.split_off(2);
+        let dims = vec![whole(self.width, 1), whole(0, self.row * 4)];
+        let over = vec![whole(0, self.quads * 4)];
+        let sums = Operand { over, ..Operand::new(between, Elem::F32, dims) };
+        let mut whole_sum = Instruction { steps: Vec::new(), ..self };
+        let neutral = self.steps.first().and_then(|s| s.operands.first()).map_or(0, |o| o.outside);
+        whole_sum.steps.push(Part::of(None, 0, Operand::word(neutral)));
+        whole_sum.steps.push(Part { times: parts, ..Part::of(f, SIDE_BY_SIDE, sums) });
+        whole_sum.steps.extend(rest);
+        let first = Instruction {
+            quads: self.quads * parts,
+            to: [0, 0, self.row],
+            slot: between,
+            elem: Elem::F32,
+            steps: self.steps,
+            ..whole_sum
+        };
+        vec![first, whole_sum]
     }
 
     fn operands(&self) -> impl Iterator<Item = &Operand> {
@@ -205,8 +254,8 @@ impl Source<'_> {
         self.key.parts.iter().any(|(_, p)| *p == name)
     }
 
-    /// The dispatch as instructions. `more` makes a slot of so many quads of floats.
-    fn translate(&self, more: &mut dyn FnMut(u32) -> SlotId) -> Option<Vec<Instruction>> {
+    /// The dispatch as instructions for so many invocations. `more` makes a slot of so many quads of words.
+    fn translate(&self, lanes: u32, more: &mut dyn FnMut(u32) -> SlotId) -> Option<Vec<Instruction>> {
         let mut made = match self.key.kernel {
             "unary" => vec![self.unary()?],
             "binary" => vec![self.binary()?],
@@ -218,6 +267,7 @@ impl Source<'_> {
             "matvec" => vec![self.matvec()?],
             "conv" | "conv_four" => vec![self.conv()?],
             "depthwise" | "depthwise_four" => vec![self.depthwise()?],
+            "pool" => vec![self.pool()?],
             _ => return None,
         };
         let mut operands = (0..).zip(&self.d.sizes);
@@ -225,7 +275,7 @@ impl Source<'_> {
             let step = follow(self.d, s, &mut operands)?;
             made.last_mut()?.steps.push(step);
         }
-        Some(made)
+        Some(made.into_iter().flat_map(|i| i.divided(lanes, more)).collect())
     }
 
     fn unary(&self) -> Option<Instruction> {
@@ -407,8 +457,7 @@ impl Source<'_> {
         Some(list)
     }
 
-    /// The sum over products with constant weights. `at` is where the uniform has the zero points and limits; `each`:
-    /// channels have their constants side by side, and not four channels.
+    /// The sum over products with constant weights. `at` is where the uniform has the zero points and limits.
     fn products(
         &self,
         mut i: Instruction,
@@ -417,18 +466,19 @@ impl Source<'_> {
         pitch: Option<u32>,
         times: u32,
         at: usize,
-        each: bool,
     ) -> Option<Instruction> {
+        let each = self.key.parts.iter().any(|(_, p)| p.starts_with("each_"));
         let integers = !x.elem.is_float();
         let channels = i.width;
         let (kind, rows) = match () {
             _ if self.part("chan_float") => (0, 1),
             _ if self.part("chan_scaled") => (1, 2),
             _ if self.part("chan_int") => (2, 3),
+            _ if self.part("chan_real") => (3, 4),
             _ => return None,
         };
-        // Weights of integers beside floats are factors as they are.
-        if integers != (kind == 2) || (kind == 1) || stored(w.elem).is_none() || integers == w.elem.is_float() {
+        // Weights of integers beside floats are no factors as they are.
+        if integers != (kind >= 2) || kind == 1 || stored(w.elem).is_none() || integers == w.elem.is_float() {
             return None;
         }
         i.steps.push(Part::of(None, 0, Operand::word(0)));
@@ -454,9 +504,17 @@ impl Source<'_> {
         let (low, high) = (self.p(at + 3)?, self.p(at + 4)?);
         if integers {
             i.steps.push(chan("i_add", 0)?);
-            i.steps.push(chan("i_shift_up", 2)?);
-            i.steps.push(chan("i_high_mul", 1)?);
-            i.steps.push(chan("i_shift_down", 2)?);
+            if kind == 3 {
+                for n in [3, 2] {
+                    let kept = chan("i_real", n)?;
+                    i.steps.push(Part { f: None, how: kept.how | KEEP, ..kept });
+                }
+                i.steps.push(chan("i_real", 1)?);
+            } else {
+                i.steps.push(chan("i_shift_up", 2)?);
+                i.steps.push(chan("i_high_mul", 1)?);
+                i.steps.push(chan("i_shift_down", 2)?);
+            }
             i.steps.push(Part::of(Some("i_add"), 0, Operand::word(self.p(at + 2)?)));
             i.steps.push(Part::call("i_clamp", &[low, high]));
         } else {
@@ -483,22 +541,23 @@ impl Source<'_> {
         let x = self.operand(1, "x", vec![whole(i.width, 0), whole(0, cq * 4)])?;
         let w = self.operand(2, "w", vec![whole(i.width, steps * 8)])?;
         let (x, w) = (Operand { over: quads.clone(), ..x }, Operand { over: quads, ..w });
-        self.products(i, x, w, Some(steps * 8), cq, 5, false)
+        self.products(i, x, w, Some(steps * 8), cq, 5)
+    }
+
+    /// Strides, paddings and dilations.
+    fn six(&self, at: usize) -> Option<[u32; 6]> {
+        self.d.params.get(at..at + 6)?.try_into().ok()
     }
 
     /// Where a convolution's output pixels begin in the input, if no window reaches outside: dimensions beyond the channels'.
     fn windows(
-        &self,
         channels: u32,
         quads: u32,
         [image, width]: [u32; 2],
         [h, w]: [u32; 2],
-        at: usize,
+        [stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x]: [u32; 6],
         kernel: [u32; 2],
     ) -> Option<Vec<Dim>> {
-        let &[stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x] = self.d.params.get(at..at + 6)? else {
-            return None;
-        };
         let tall = image / width.max(1);
         let reach = |n: u32, stride: u32, k: u32, dilation: u32| {
             n.checked_sub(1)?.checked_mul(stride)?.checked_add(k.checked_sub(1)?.checked_mul(dilation)?)
@@ -528,15 +587,15 @@ impl Source<'_> {
         let (tall, elements) = (steps / across, nq.checked_sub(1)? * 4 + self.p(18)?);
         let i = Instruction::all(pixels.checked_mul(nq)?, nq, elements, self.bound(4)?, self.role("out")?);
         let (dilation_y, dilation_x) = (self.p(12)?, self.p(13)?);
-        let dims = self.windows(elements, cq, [image, width], [h, w], 8, [tall, kw])?;
+        let dims = Self::windows(elements, cq, [image, width], [h, w], self.six(8)?, [tall, kw])?;
         let mut over = [vec![whole(cq, 4)], vec![whole(cq, 4)]];
-        over[0].extend([whole(kw, dilation_x * cq * 4), whole(0, dilation_y * w * cq * 4)]);
+        over[0].extend([whole(kw, dilation_x.wrapping_mul(cq * 4)), whole(0, dilation_y.wrapping_mul(w * cq * 4))]);
         over[1].extend([whole(kw, tap * 4), whole(0, across * 8)]);
         over.iter_mut().for_each(|o| o.retain(|d| d[0] != 1));
         let [of_x, of_w] = over;
         let x = Operand { over: of_x, ..self.operand(1, "x", dims)? };
         let w = Operand { over: of_w, ..self.operand(2, "w", vec![whole(elements, steps * 8)])? };
-        self.products(i, x, w, Some(steps * 8), tall * kw * cq, 27, true)
+        self.products(i, x, w, Some(steps * 8), tall * kw * cq, 27)
     }
 
     fn depthwise(&self) -> Option<Instruction> {
@@ -545,18 +604,57 @@ impl Source<'_> {
         let (kh, kw) = (self.p(16)?, self.p(17)?);
         let elements = nq.checked_sub(1)? * 4 + tail;
         let i = Instruction::all(pixels.checked_mul(nq)?, nq, elements, self.bound(4)?, self.role("out")?);
-        let mut dims = self.windows(elements, nq, [image, width], [h, w], 10, [kh, kw])?;
+        let mut dims = Self::windows(elements, nq, [image, width], [h, w], self.six(10)?, [kh, kw])?;
         let (dilation_y, dilation_x) = (self.p(14)?, self.p(15)?);
         // Channels are side by side here.
         match dims.first_mut().filter(|_| elements != 1) {
             Some(d) => d[1] = 1,
             None => return None,
         }
-        let mut over = vec![whole(kw, dilation_x * nq * 4), whole(0, dilation_y * w * nq * 4)];
+        let mut over = vec![whole(kw, dilation_x.wrapping_mul(nq * 4)), whole(0, dilation_y.wrapping_mul(w * nq * 4))];
         over.retain(|d| d[0] != 1);
         let x = Operand { over, ..self.operand(1, "x", dims)? };
         let w = Operand { over: vec![whole(0, octs * 8)], ..self.operand(2, "w", vec![whole(elements, 1)])? };
-        self.products(i, x, w, None, kh * kw, 18, false)
+        self.products(i, x, w, None, kh * kw, 18)
+    }
+
+    /// Windows that reach nowhere outside, so that all have the same number of elements.
+    fn pool(&self) -> Option<Instruction> {
+        let (quads, row, h, w, tall, width) = (self.p(0)?, self.p(1)?, self.p(3)?, self.p(4)?, self.p(5)?, self.p(6)?);
+        let kernel = [self.p(7)?, self.p(8)?];
+        let elements = row.checked_sub(1)? * 4 + self.p(2)?;
+        let strides = [self.p(9)?, self.p(10)?, self.p(11)?, self.p(12)?, 1, 1];
+        let mut dims = Self::windows(elements, row, [tall * width, width], [h, w], strides, kernel)?;
+        match dims.first_mut().filter(|_| elements != 1) {
+            Some(d) => d[1] = 1,
+            None => return None,
+        }
+        let x = self.operand(1, "in0", dims)?;
+        let (float, greatest, n) = (x.elem.is_float(), self.constant("KIND") == 1, kernel[0].checked_mul(kernel[1])?);
+        let (neutral, combine) = match (float, greatest) {
+            (true, true) => (f32::NEG_INFINITY.to_bits(), "f_max"),
+            (true, false) => (0, "f_add"),
+            (false, true) => (i32::MIN as u32, "i_max"),
+            (false, false) => (0, "i_add"),
+        };
+        if self.constant("KIND") > 1 {
+            return None;
+        }
+        let mut over = vec![whole(kernel[1], row * 4), whole(0, w * row * 4)];
+        over.retain(|d| d[0] != 1);
+        let mut i = Instruction::all(quads, row, elements, self.bound(2)?, self.role("out")?);
+        i.steps.push(Part::of(None, 0, Operand::word(neutral)));
+        let sum = Part::of(Some(combine), SIDE_BY_SIDE, Operand { over, ..x });
+        i.steps.push(Part { times: n, ..sum });
+        match (float, greatest) {
+            (_, true) => {}
+            (true, _) => i.steps.push(Part::of(Some("f_div"), 0, Operand::word((n as f32).to_bits()))),
+            (false, _) => i.steps.push(Part::call("i_mean", &[n])),
+        }
+        if !float {
+            i.steps.push(Part::call("i_clamp", &[self.p(13)?, self.p(14)?]));
+        }
+        Some(i)
     }
 }
 
@@ -594,9 +692,9 @@ fn follow<'d>(d: &Dispatch, s: &Step, operands: &mut impl Iterator<Item = (u32, 
     Some(part)
 }
 
-/// Functions of the library that a series can call: two operands and single words.
+/// Functions of the library that a series can call.
 fn callable(f: &str) -> bool {
-    !matches!(f, "i_requant4" | "f_snap" | "f_grid")
+    !matches!(f, "f_snap" | "f_grid")
 }
 
 /// Makes series of a program's dispatches. `pinned` slots are read by the host, or copied.
@@ -615,7 +713,7 @@ pub(crate) fn gather(program: &mut Program, pinned: &[SlotId], caps: &Caps, forc
         .dispatches
         .iter()
         .map(|d| {
-            let instructions = Source { d, key: program.kernels.get(d.kernel)? }.translate(&mut more)?;
+            let instructions = Source { d, key: program.kernels.get(d.kernel)? }.translate(prices.width, &mut more)?;
             let us = instructions.iter().map(|i| i.us(&prices)).sum();
             let fits = instructions.iter().flat_map(|i| &i.steps).all(|s| s.f.is_none_or(callable));
             (fits && us <= prices.limit).then_some(Small { instructions, us })

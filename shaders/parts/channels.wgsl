@@ -78,9 +78,7 @@ fn result(v: acc_Val4, c: Chan4) -> acc_Val4 {
 }
 
 //@ chan_real
-// 8-bit integers in a fully connected layer: a bias and a double precision factor, the result rounded once. The factor is
-// a whole number of 53 bits, in two words, times 2^-shift with a shift from 33 up. The product is exact; what the
-// reference's double loses of it matters only where it makes a half of just less, and that is added.
+// 8-bit integers in a fully connected layer: a bias and a double precision factor, the result rounded once.
 alias acc_Val4 = vec4<i32>;
 alias acc_Val = i32;
 alias Limit = i32;
@@ -96,44 +94,8 @@ fn x_value(v: x_Val4) -> acc_Val4 {
 fn w_value(v: w_Val4) -> acc_Val4 {
     return v - vec4<i32>(p.w_zero);
 }
-fn long_mul(a: u32, b: u32) -> vec2<u32> {
-    let ll = (a & 0xffffu) * (b & 0xffffu);
-    let m = (a & 0xffffu) * (b >> 16u) + (ll >> 16u);
-    let n = (a >> 16u) * (b & 0xffffu) + (m & 0xffffu);
-    return vec2<u32>((n << 16u) | (ll & 0xffffu), (a >> 16u) * (b >> 16u) + (m >> 16u) + (n >> 16u));
-}
-fn real_mul(x: i32, high: u32, low: u32, shift: u32) -> i32 {
-    let a = select(u32(x), 0u - u32(x), x < 0);
-    let p = long_mul(a, low);
-    let q = long_mul(a, high);
-    // Three words: p.x, mid, top.
-    var mid = p.y + q.x;
-    var top = q.y + select(0u, 1u, mid < q.x);
-    // Half a unit of the double's last place.
-    let bits = select(select(0u, 32u + firstLeadingBit(mid), mid != 0u), 64u + firstLeadingBit(top), top != 0u);
-    let unit = select(0u, 1u << (max(bits, 53u) - 53u), bits >= 53u);
-    let sum = p.x + unit;
-    let carry = select(0u, 1u, sum < p.x);
-    mid += carry;
-    top += select(0u, carry, mid == 0u);
-    // Half of the result's, in the middle word or above it.
-    let at = shift - 33u;
-    let half = select(0u, 1u << (at & 31u), at < 32u);
-    mid += half;
-    top += select(0u, 1u, mid < half) + select(0u, 1u << (at & 31u), at >= 32u && at < 64u);
-    var r = select((mid >> (shift & 31u)) | (top << (32u - (shift & 31u))), top >> (shift & 31u), shift >= 64u);
-    let much = shift < 64u && (top >> (shift & 31u)) != 0u;
-    r = select(select(r, 0u, shift >= 96u), 0x3fffffffu, much || r > 0x3fffffffu);
-    return select(i32(r), -i32(r), x < 0);
-}
 fn result(v: acc_Val4, c: Chan4) -> acc_Val4 {
-    let x = v + c.bias;
-    let y = vec4<i32>(
-        real_mul(x.x, u32(c.high.x), u32(c.low.x), u32(c.shift.x)),
-        real_mul(x.y, u32(c.high.y), u32(c.low.y), u32(c.shift.y)),
-        real_mul(x.z, u32(c.high.z), u32(c.low.z), u32(c.shift.z)),
-        real_mul(x.w, u32(c.high.w), u32(c.low.w), u32(c.shift.w)),
-    );
+    let y = i_real(v + c.bias, c.high, c.low, c.shift);
     return clamp(y + vec4<i32>(p.out_zero), vec4<i32>(p.low), vec4<i32>(p.high));
 }
 

@@ -523,6 +523,58 @@ fn i_rounding_shift(x: vec4<i32>, n: vec4<u32>) -> vec4<i32> {
     return (x >> n) + select(vec4<i32>(), vec4<i32>(1), remainder > threshold);
 }
 
+//@ i_real:
+// x times a double precision factor, rounded once. The factor is a whole number of 53 bits, in two words, times 2^-shift
+// with a shift from 33 up. The product is exact; what the reference's double loses of it matters only where it makes a
+// half of just less, and that is added.
+fn long_mul(a: u32, b: u32) -> vec2<u32> {
+    let ll = (a & 0xffffu) * (b & 0xffffu);
+    let m = (a & 0xffffu) * (b >> 16u) + (ll >> 16u);
+    let n = (a >> 16u) * (b & 0xffffu) + (m & 0xffffu);
+    return vec2<u32>((n << 16u) | (ll & 0xffffu), (a >> 16u) * (b >> 16u) + (m >> 16u) + (n >> 16u));
+}
+fn real_mul(x: i32, high: u32, low: u32, shift: u32) -> i32 {
+    let a = select(u32(x), 0u - u32(x), x < 0);
+    let p = long_mul(a, low);
+    let q = long_mul(a, high);
+    // Three words: p.x, mid, top.
+    var mid = p.y + q.x;
+    var top = q.y + select(0u, 1u, mid < q.x);
+    // Half a unit of the double's last place.
+    let bits = select(select(0u, 32u + firstLeadingBit(mid), mid != 0u), 64u + firstLeadingBit(top), top != 0u);
+    let unit = select(0u, 1u << (max(bits, 53u) - 53u), bits >= 53u);
+    let sum = p.x + unit;
+    let carry = select(0u, 1u, sum < p.x);
+    mid += carry;
+    top += select(0u, carry, mid == 0u);
+    // Half of the result's, in the middle word or above it.
+    let at = shift - 33u;
+    let half = select(0u, 1u << (at & 31u), at < 32u);
+    mid += half;
+    top += select(0u, 1u, mid < half) + select(0u, 1u << (at & 31u), at >= 32u && at < 64u);
+    var r = select((mid >> (shift & 31u)) | (top << (32u - (shift & 31u))), top >> (shift & 31u), shift >= 64u);
+    let much = shift < 64u && (top >> (shift & 31u)) != 0u;
+    r = select(select(r, 0u, shift >= 96u), 0x3fffffffu, much || r > 0x3fffffffu);
+    return select(i32(r), -i32(r), x < 0);
+}
+fn i_real(x: vec4<i32>, high: vec4<i32>, low: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {
+    let h = vec4<u32>(high);
+    let l = vec4<u32>(low);
+    let s = vec4<u32>(shift);
+    return vec4<i32>(
+        real_mul(x.x, h.x, l.x, s.x),
+        real_mul(x.y, h.y, l.y, s.y),
+        real_mul(x.z, h.z, l.z, s.z),
+        real_mul(x.w, h.w, l.w, s.w),
+    );
+}
+
+//@ i_mean:
+// A sum of n divided by n, rounded half away from zero.
+fn i_mean(x: vec4<i32>, n: i32) -> vec4<i32> {
+    return select((x - n / 2) / n, (x + n / 2) / n, x > vec4<i32>());
+}
+
 //@ i_shift_up:
 // To the left by positive shifts; others do nothing.
 fn i_shift_up(x: vec4<i32>, shift: vec4<i32>) -> vec4<i32> {

@@ -279,6 +279,8 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
         text.push_str(&section.replace("ROLE_", &format!("{role}_")).replace("ROLE[", &format!("{role}[")));
     }
     let mut wanted: Vec<&str> = kernel.functions.to_vec();
+    // The one function that a section calls.
+    wanted.extend(text.contains("i_real(").then_some("i_real"));
     let mut body = kernel.text();
     let own = |f: &str| body.contains(&format!("fn {f}("));
     wanted.extend(key.functions.iter().map(|(_, f)| *f).filter(|f| !own(f)));
@@ -370,12 +372,12 @@ pub const SERIES: &str = "series";
 
 /// The function `apply` of a series: calls the functions of the key by their numbers in it, from 1; 0 gives the operand.
 fn choose(functions: &[(&str, &str)], text: &mut String) -> Result<(), String> {
-    text.push_str("fn apply(f: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>) -> vec4<u32> {\nswitch f {\n");
+    text.push_str("fn apply(f: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, e: vec4<u32>) -> vec4<u32> {\nswitch f {\n");
     for (i, (_, f)) in functions.iter().enumerate() {
         let start = format!("fn {f}(");
         let head = file("parts/functions").split(&start).nth(1).and_then(|s| s.split(')').next());
         let head = head.ok_or_else(|| format!("no function {f}"))?;
-        let (mut operands, mut words) = (["a", "b"].into_iter(), 0..4);
+        let (mut operands, mut words) = (["a", "b", "d", "e"].into_iter(), 0..4);
         let args: Option<Vec<String>> = head
             .split(", ")
             .map(|arg| {

@@ -113,6 +113,7 @@ kernels! {
     "topk" { roles: &[("in0", ANY)] }
     "update" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
     "pool" {
+        functions: &["i_mean"],
         roles: &[("in0", &[F32, F16, F16Packed, I8, U8]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8, U8])],
         variants: &[&[("CLOSE", "close_f")], &[("CLOSE", "close_i")]],
     }
