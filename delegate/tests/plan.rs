@@ -168,13 +168,13 @@ fn hard_swish_is_no_other_kernel() {
 /// A product with and one without LOGISTIC, and a LOGISTIC of its own: where compiling is slow, two kernels do for all.
 #[test]
 fn slow_compilers_get_fewer_kernels() {
-    let network = |rows: usize| {
+    let network = |rows: usize, width: usize| {
         let mut c = Case::new("fewer", Tolerance::Exact);
-        let x = c.input(DType::F32, &[rows, 16], -1.0, 1.0);
+        let x = c.input(DType::F32, &[rows, width], -1.0, 1.0);
         c.op(Op::Logistic, &[x], DType::F32, None);
         let product = |c: &mut Case, x: usize| {
-            let w = c.weights(DType::F32, &[16, 16], -1.0, 1.0, None);
-            let b = c.weights(DType::F32, &[16], -1.0, 1.0, None);
+            let w = c.weights(DType::F32, &[width, width], -1.0, 1.0, None);
+            let b = c.weights(DType::F32, &[width], -1.0, 1.0, None);
             let y = c.op(Op::FullyConnected(FullyConnectedOptionsT::default()), &[x, w, b], DType::F32, None);
             c.graph().outputs.retain(|&t| t != y);
             y
@@ -185,12 +185,13 @@ fn slow_compilers_get_fewer_kernels() {
         c.graph().outputs.push(y);
         c
     };
+    // Products that are too much work for a series.
     let unary = "unary_f32_f32_f32+f_logistic";
     let matvec = ["matvec_f32_f32_f32", "matvec_f32_f32_f32+f_logistic", unary];
-    assert_eq!(kernels(network(1), AdapterClass::Discrete), matvec);
-    assert_eq!(kernels(network(1), AdapterClass::Software), ["matvec_f32_f32_f32", unary]);
+    assert_eq!(kernels(network(1, 512), AdapterClass::Discrete), matvec);
+    assert_eq!(kernels(network(1, 512), AdapterClass::Software), ["matvec_f32_f32_f32", unary]);
     // Where the separate pass is long, it is not worth it.
-    let many = kernels(network(1 << 16), AdapterClass::Software);
+    let many = kernels(network(1 << 16, 16), AdapterClass::Software);
     assert!(many.contains(&"conv_f32_f32_f32+f_logistic".to_string()), "{many:?}");
 }
 
