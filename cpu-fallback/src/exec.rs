@@ -159,6 +159,7 @@ impl Memory {
 /// The values and kernels of one subgraph.
 struct Frame {
     slots: Vec<Slot>,
+    /// None where a node runs now or has not been prepared.
     nodes: Vec<Option<Box<NodeState>>>,
     /// For each node, the tensors whose last reader it is.
     release: Vec<Vec<TensorId>>,
@@ -260,13 +261,13 @@ impl Executor {
         for n in nodes {
             let Some(node) = graph.nodes.get(n) else { return Err(Error::invalid(format!("no operator {n}"))) };
             let missing =
-                self.frame(subgraph)?.nodes.get(n).and_then(Option::as_ref).is_some_and(|s| s.kernel.is_none());
+                self.frame(subgraph)?.nodes.get(n).is_some_and(|s| s.as_ref().is_none_or(|s| s.kernel.is_none()));
             if is_control(&node.op) || !missing {
                 continue;
             }
             let kernel = self.make(&Site { model: &model, graph, node }).map_err(|e| place(graph, n, e))?;
-            if let Some(state) = self.frame(subgraph)?.nodes.get_mut(n).and_then(Option::as_mut) {
-                state.kernel = Some(kernel);
+            if let Some(state) = self.frame(subgraph)?.nodes.get_mut(n) {
+                state.get_or_insert_default().kernel = Some(kernel);
             }
         }
         Ok(())
@@ -957,7 +958,7 @@ impl Frame {
                 }
             }
         }
-        let nodes = graph.nodes.iter().map(|_| Some(Box::default())).collect();
+        let nodes = graph.nodes.iter().map(|_| None).collect();
         let times = if options.profile { vec![Duration::ZERO; graph.nodes.len()] } else { Vec::new() };
         let homes = if planned { arena::plan(graph, &release, &fixed, &chains, SMALL) } else { Vec::new() };
         Ok(Frame { slots, nodes, release, times, fixed, chains, homes, epoch: 1, written: Vec::new() })
