@@ -24,6 +24,8 @@ pub(crate) use unrolled;
 
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(crate) use wasm::Once;
 
 use crate::requant::Quantized;
 use bytemuck::{Pod, Zeroable};
@@ -115,6 +117,7 @@ pub(crate) const fn apart(j: usize) -> usize {
 /// -r is the shift. Nested floors are one: floor((P + 2^30 + 2^(30+r) - 2^31 [y < 0]) / 2^(31+r)). The sign of P
 /// does for that of y: they differ only for P from -2^30 to -1, where the quotient is 0 with either constant. From r = 1
 /// to 31 nothing exceeds 64 bits. The shift takes the sum's high half, then r - 1 bits.
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -126,6 +129,7 @@ pub(crate) struct Once {
     right: [i32; NR],
 }
 
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
 impl Once {
     /// From fractions and powers of two; `None` when a column is not shifted to the right.
     pub(crate) fn new(value: &[i32; NR], shift: &[i32; NR]) -> Option<Once> {
@@ -250,6 +254,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const MR: usize;
     /// Rows of a tile of integers.
     const MRI: usize;
+    /// Eights of channels of four pixels, and pixels of 16 channels, that a depthwise convolution has in registers.
+    const HALVES: usize = 2;
+    const STRIP: usize = 4;
     /// 8 floats.
     type F: Copy;
     /// 16 words.
@@ -564,7 +571,7 @@ impl Strip<'_> {
         assert!(self.taps.lines <= self.lines.len());
     }
 
-    /// Calls `finish(pixel, sums)` for four pixels of a line at a time, then for one at a time. Sums are modulo 2^32.
+    /// Calls `finish(pixel, sums)` for a few pixels of a line at a time, then for one at a time. Sums are modulo 2^32.
     ///
     /// # Panics
     /// When a window cannot be read 16 elements at a time or the lines are too few.
@@ -576,9 +583,13 @@ impl Strip<'_> {
             let mut p = 0;
             // SAFETY: the check covers the windows of all pixels.
             unsafe {
-                while p + 4 <= self.pixels {
-                    finish(at + p, &mut self.sums::<S, 4>(x + p * self.step));
-                    p += 4;
+                while p + S::STRIP <= self.pixels {
+                    if S::STRIP == 2 {
+                        finish(at + p, &mut self.sums::<S, 2>(x + p * self.step));
+                    } else {
+                        finish(at + p, &mut self.sums::<S, 4>(x + p * self.step));
+                    }
+                    p += S::STRIP;
                 }
                 while p < self.pixels {
                     finish(at + p, &mut self.sums::<S, 1>(x + p * self.step));

@@ -32,19 +32,64 @@ pub(crate) fn strides(shape: &[usize]) -> SmallVec<[usize; 8]> {
 pub(crate) type Line<A, B> = dyn Fn(&[A], &mut [B]) + Send + Sync;
 
 /// The line of `f`.
-pub(crate) fn line<A: Copy, B>(f: impl Fn(A) -> B + Send + Sync + 'static) -> Box<Line<A, B>> {
+pub(crate) fn line<A: Copy, B: Copy>(f: impl Fn(A) -> B + Send + Sync + 'static) -> Box<Line<A, B>> {
     Box::new(move |x, out| dispatch(Each(x, out, &f)))
 }
+
+/// Whether loops go a few elements at a time from arrays to an array of their own: nothing can overlap and nothing is left
+/// over, so that they become vector code even where the build is for size. Elsewhere, long loops are faster.
+const SHORT: bool = cfg!(target_arch = "wasm32");
+/// Floats of such a loop: one vector, as no loop is unrolled.
+const LANES: usize = 4;
+/// Elements of one that changes their size.
+const WORDS: usize = 8;
 
 /// A loop for the machine's instruction set.
 struct Each<'a, A, B, F>(&'a [A], &'a mut [B], &'a F);
 
-impl<A: Copy, B, F: Fn(A) -> B> Task for Each<'_, A, B, F> {
+impl<A: Copy, B: Copy, F: Fn(A) -> B> Task for Each<'_, A, B, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        self.1.iter_mut().zip(self.0).for_each(|(o, &v)| *o = (self.2)(v));
+        convert(self.0, self.1, self.2);
     }
+}
+
+/// `f` of every element, as far as both sides reach; part of a loop for an instruction set.
+#[inline(always)]
+pub(crate) fn convert<A: Copy, B: Copy>(x: &[A], out: &mut [B], f: &impl Fn(A) -> B) {
+    if !SHORT {
+        return out.iter_mut().zip(x).for_each(|(o, &v)| *o = f(v));
+    }
+    let n = x.len().min(out.len());
+    let (blocks, rest) = out[..n].as_chunks_mut::<WORDS>();
+    let (from, left) = x[..n].as_chunks::<WORDS>();
+    for (out, x) in blocks.iter_mut().zip(from) {
+        each(x, out, f);
+    }
+    rest.iter_mut().zip(left).for_each(|(o, &v)| *o = f(v));
+}
+
+/// `f` of a block's elements.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // Iterators are calls where the build is for size.
+fn each<A: Copy, B: Copy>(x: &[A; WORDS], out: &mut [B; WORDS], f: &impl Fn(A) -> B) {
+    let (x, mut to) = (*x, *out);
+    for i in 0..WORDS {
+        to[i] = f(x[i]);
+    }
+    *out = to;
+}
+
+/// `f` of a block's floats.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // As above.
+fn places(x: &[f32; LANES], f: &impl Fn(f32) -> f32) -> [f32; LANES] {
+    let (x, mut to) = (*x, [0.0; LANES]);
+    for i in 0..LANES {
+        to[i] = f(x[i]);
+    }
+    to
 }
 
 /// A function of floats that takes each one's place.
@@ -61,17 +106,28 @@ impl<F: Fn(f32) -> f32> Task for EachInPlace<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        // From a copy that the compiler does not know for one: where `f` leaves values as they are, it would store under
-        // a mask instead, which takes many times as long.
-        let (blocks, rest) = self.0.as_chunks_mut::<64>();
-        for b in blocks {
-            let from = *b;
-            b.iter_mut().zip(black_box(&from)).for_each(|(v, x)| *v = (self.1)(*x));
+        if !SHORT {
+            // From a copy that the compiler does not know for one: where `f` leaves values as they are, it would store
+            // under a mask instead, which takes many times as long.
+            let (blocks, rest) = self.0.as_chunks_mut::<64>();
+            for b in blocks {
+                let from = *b;
+                b.iter_mut().zip(black_box(&from)).for_each(|(v, x)| *v = (self.1)(*x));
+            }
+            let mut from = [0.0; 64];
+            let from = &mut from[..rest.len()];
+            from.copy_from_slice(rest);
+            return rest.iter_mut().zip(black_box(&*from)).for_each(|(v, x)| *v = (self.1)(*x));
         }
-        let mut from = [0.0; 64];
-        let from = &mut from[..rest.len()];
-        from.copy_from_slice(rest);
-        rest.iter_mut().zip(black_box(&*from)).for_each(|(v, x)| *v = (self.1)(*x));
+        let (blocks, rest) = self.0.as_chunks_mut::<LANES>();
+        for b in blocks {
+            *b = places(b, self.1);
+        }
+        if !rest.is_empty() {
+            let mut from = [0.0; LANES];
+            from[..rest.len()].copy_from_slice(rest);
+            rest.copy_from_slice(&places(&from, self.1)[..rest.len()]);
+        }
     }
 }
 
@@ -182,7 +238,7 @@ impl<const N: usize> Loops<N> {
 pub(crate) type Line2<A, B, C> = dyn Fn(&[A], &[B], [usize; 2], &mut [C]) + Send + Sync;
 
 /// The line of `f`.
-pub(crate) fn line2<A: Copy, B: Copy, C>(f: impl Fn(A, B) -> C + Send + Sync + 'static) -> Box<Line2<A, B, C>> {
+pub(crate) fn line2<A: Copy, B: Copy, C: Copy>(f: impl Fn(A, B) -> C + Send + Sync + 'static) -> Box<Line2<A, B, C>> {
     Box::new(move |a, b, steps, out| dispatch(EachPair { a, b, steps, out, f: &f }))
 }
 
@@ -194,25 +250,53 @@ struct EachPair<'a, A, B, C, F> {
     f: &'a F,
 }
 
-impl<A: Copy, B: Copy, C, F: Fn(A, B) -> C> Task for EachPair<'_, A, B, C, F> {
+impl<A: Copy, B: Copy, C: Copy, F: Fn(A, B) -> C> Task for EachPair<'_, A, B, C, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        // A value that repeats is laid out once: one loop does for all cases, and is compiled once.
-        const N: usize = 64;
         let EachPair { a, b, steps, out, f } = self;
         let (Some(&x), Some(&y)) = (a.first(), b.first()) else { return };
         // Both repeat only where there is one result.
         let repeats = if out.len() > 1 { steps.map(|s| s == 0) } else { [false; 2] };
-        let xs = if repeats[0] { Some([x; N]) } else { None };
-        let ys = if repeats[1] { Some([y; N]) } else { None };
-        let chunk = if repeats == [false; 2] { out.len().max(1) } else { N };
-        for (i, out) in out.chunks_mut(chunk).enumerate() {
-            let a = xs.as_ref().map_or(a.get(i * chunk..).unwrap_or_default(), |x| x);
-            let b = ys.as_ref().map_or(b.get(i * chunk..).unwrap_or_default(), |y| y);
-            out.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y));
+        // A value that repeats is laid out once: one loop does for all cases, and is compiled once.
+        if !SHORT {
+            const N: usize = 64;
+            let xs = if repeats[0] { Some([x; N]) } else { None };
+            let ys = if repeats[1] { Some([y; N]) } else { None };
+            let chunk = if repeats == [false; 2] { out.len().max(1) } else { N };
+            for (i, out) in out.chunks_mut(chunk).enumerate() {
+                let a = xs.as_ref().map_or(a.get(i * chunk..).unwrap_or_default(), |x| x);
+                let b = ys.as_ref().map_or(b.get(i * chunk..).unwrap_or_default(), |y| y);
+                out.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y));
+            }
+            return;
         }
+        let (xs, ys) = ([[x; LANES]], [[y; LANES]]);
+        let x = if repeats[0] { &xs } else { a.as_chunks().0 };
+        let y = if repeats[1] { &ys } else { b.as_chunks().0 };
+        let (sx, sy) = (usize::from(!repeats[0]), usize::from(!repeats[1]));
+        let (blocks, rest) = out.as_chunks_mut::<LANES>();
+        let done = blocks.len();
+        for (i, out) in blocks.iter_mut().enumerate() {
+            if let (Some(x), Some(y)) = (x.get(i * sx), y.get(i * sy)) {
+                pairs(x, y, out, f);
+            }
+        }
+        let a = if repeats[0] { &xs[0] } else { a.get(done * LANES..).unwrap_or_default() };
+        let b = if repeats[1] { &ys[0] } else { b.get(done * LANES..).unwrap_or_default() };
+        rest.iter_mut().zip(a).zip(b).for_each(|((o, &x), &y)| *o = f(x, y));
     }
+}
+
+/// `f` of a block's pairs.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // As above.
+fn pairs<A: Copy, B: Copy, C: Copy>(x: &[A; LANES], y: &[B; LANES], out: &mut [C; LANES], f: &impl Fn(A, B) -> C) {
+    let (x, y, mut to) = (*x, *y, *out);
+    for i in 0..LANES {
+        to[i] = f(x[i], y[i]);
+    }
+    *out = to;
 }
 
 /// Joins `a` and `b` by `f` with NumPy broadcasting.

@@ -1,7 +1,8 @@
 // The runtime: the wasm module and what it needs of the browser, on whatever thread this file is loaded. It is the
 // script of the package's own worker, and it is imported where the runtime has to live on the page's thread.
 
-import init, { Network, Upload } from './litegpu_web.js';
+import init, { Network, Upload, functions } from './litegpu_web.js';
+import relaxed from './relaxed.wasm';
 import { adopt, fromDense, gpuFor, lent, toDense, toHost } from './device.js';
 import { failure } from './failure.js';
 import { kept, keep } from './tuned.js';
@@ -168,6 +169,14 @@ class Loaded {
   }
 }
 
+/** Gives the module the kernels that need relaxed SIMD, where the browser has it. */
+function fuse({ memory, litegpu_fused_tile: set }) {
+  if (!WebAssembly.validate(relaxed)) return;
+  const { tile_f32 } = new WebAssembly.Instance(new WebAssembly.Module(relaxed), { env: { memory } }).exports;
+  const place = functions().grow(1, tile_f32);
+  set(place);
+}
+
 /** The calls that the application's side makes, directly or by message. Models and files on their way go by number. */
 export class Host {
   #files = new Map();
@@ -178,7 +187,7 @@ export class Host {
   /** `slice`: how long, in milliseconds, the CPU may work before this thread gets a turn. */
   async start(module, slice) {
     this.#slice = slice;
-    await init({ module_or_path: module });
+    fuse(await init({ module_or_path: module }));
     return { webgpu: Boolean(globalThis.navigator?.gpu) };
   }
 

@@ -9,6 +9,12 @@ use serde_json::{Value as Json, json};
 use std::pin::Pin;
 use wasm_bindgen::prelude::*;
 
+/// The module's table of functions, into which the page may put kernels of its own module.
+#[wasm_bindgen]
+pub fn functions() -> JsValue {
+    wasm_bindgen::function_table()
+}
+
 /// A file on its way in: chunks of a download are written straight into the module's memory, so that the model
 /// exists once.
 #[wasm_bindgen]

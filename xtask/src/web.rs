@@ -2,7 +2,7 @@
 
 use crate::run::{apt_install, output, root, run};
 use crate::wasm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::Command;
 
@@ -60,7 +60,10 @@ pub fn web(what: &Web) -> Result<()> {
 fn build() -> Result<()> {
     let t = wasm::toolchain()?;
     let target = root().join("target/web");
-    run(t.cargo(&["build", "--release", "--manifest-path", "web/Cargo.toml"]).arg("--target-dir").arg(&target))?;
+    // The page puts functions into the table.
+    let table = "-Clink-arg=--growable-table";
+    let words = ["build", "--release", "--manifest-path", "web/Cargo.toml"];
+    run(t.cargo(&words, table).arg("--target-dir").arg(&target))?;
     let bind = root().join("target/bind");
     run(Command::new("cargo")
         .args(["build", "--release", "-q", "--manifest-path", "web/bind/Cargo.toml", "--target-dir"])
@@ -68,30 +71,45 @@ fn build() -> Result<()> {
     let module = target.join("wasm32-unknown-unknown/release/litegpu_web.wasm");
     run(Command::new(bind.join("release/bind")).arg(&module).arg("web/js"))?;
     node_packages()?;
-    run(Command::new("web/node_modules/.bin/wasm-opt").args([
-        "-Oz",
-        // The same code for different types lies side by side: 4 % less when it is compressed.
-        "--reorder-functions-by-name",
-        "--enable-simd",
-        "--enable-bulk-memory",
-        "--enable-nontrapping-float-to-int",
-        "--enable-sign-ext",
-        "--enable-mutable-globals",
-        "--enable-reference-types",
-        "--enable-multivalue",
-        "web/js/litegpu_web_bg.wasm",
-        "-o",
-        "web/npm/litegpu_web_bg.wasm",
-    ]))?;
+    shrink(Path::new("web/js/litegpu_web_bg.wasm"), "web/npm/litegpu_web_bg.wasm", &[])?;
+    relaxed(&t)?;
     // What the application imports, and what runs in the package's own worker.
     for file in ["index.js", "runtime.js"] {
         let mut esbuild = Command::new("web/node_modules/.bin/esbuild");
         esbuild.arg(format!("web/js/{file}")).arg(format!("--outfile=web/npm/{file}"));
-        let bundle = ["--bundle", "--minify", "--format=esm", "--target=es2022", "--log-level=warning"];
+        let bundle =
+            ["--bundle", "--minify", "--format=esm", "--target=es2022", "--loader:.wasm=binary", "--log-level=warning"];
         // Of the two, only the first knows the other.
         run(esbuild.args(bundle).args((file == "index.js").then_some("--external:./runtime.js")))?;
     }
     sizes()
+}
+
+/// The kernels that need relaxed SIMD, a module of a kilobyte that `runtime.js` holds.
+fn relaxed(t: &wasm::Toolchain) -> Result<()> {
+    let target = root().join("target/relaxed");
+    let words = ["build", "--release", "--manifest-path", "web/relaxed/Cargo.toml"];
+    let flags = "-Ctarget-feature=+relaxed-simd -Clink-arg=--import-memory";
+    run(t.cargo(&words, flags).arg("--target-dir").arg(&target))?;
+    let module = target.join("wasm32-unknown-unknown/release/relaxed.wasm");
+    shrink(&module, "web/js/relaxed.wasm", &["--enable-relaxed-simd"])?;
+    // It lives in litegpu's memory: data would overwrite what is there, and a stack, whose pointer is the one global that
+    // changes, would be the same one.
+    let text = output(Command::new("web/node_modules/.bin/wasm-dis").arg("--all-features").arg("web/js/relaxed.wasm"))?;
+    if text.contains("(data") || text.contains("(mut ") {
+        bail!("the kernels of web/relaxed use a stack, or constants in memory");
+    }
+    Ok(())
+}
+
+fn shrink(from: &Path, to: &str, more: &[&str]) -> Result<()> {
+    let mut opt = Command::new("web/node_modules/.bin/wasm-opt");
+    // The same code for different types lies side by side: 4 % less when it is compressed.
+    opt.args(["-Oz", "--reorder-functions-by-name"]);
+    let features =
+        ["simd", "bulk-memory", "nontrapping-float-to-int", "sign-ext", "mutable-globals", "reference-types"];
+    opt.args(features.map(|f| format!("--enable-{f}"))).arg("--enable-multivalue").args(more);
+    run(opt.arg(from).args(["-o", to]))
 }
 
 /// The development packages of web/package.json.

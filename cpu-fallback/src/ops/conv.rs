@@ -938,9 +938,7 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
         let convert = |from: &[X], to: &mut [i16], _: usize| {
             // A value of the loop's own: what it writes might else be what the closure refers to.
             let z = zero;
-            for (t, f) in to.iter_mut().zip(from) {
-                *t = (Into::<i32>::into(*f) as i16).wrapping_sub(z);
-            }
+            crate::strided::convert(from, to, &|x: X| (Into::<i32>::into(x) as i16).wrapping_sub(z));
         };
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
         let product = IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };

@@ -1,12 +1,39 @@
 //! WebAssembly's 128-bit vectors.
 //!
-//! The engines that compile this have 16 vector registers at most and keep one or two for themselves: a tile is 5 rows
-//! by 8 columns (10 sums, 2 vectors of weights, one of the left operand and one product).
+//! The engines that compile this have 16 vector registers at most and keep one or two for themselves: a tile is 4 rows
+//! by 8 columns (8 sums, 2 vectors of weights, one of the left operand and one product). They keep the order of loads, so
+//! that two steps of the depth at a time spill sums: one step it is.
 
 use super::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Sum, reach};
 use core::arch::wasm32::*;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// 128-bit vectors, without fused multiply-add.
+/// `tile_f32` of the module of relaxed instructions (`web/relaxed`): 1 to 4 rows by 8 columns with fused multiply-add.
+type FusedTile = unsafe extern "C" fn(
+    a: *const f32,
+    lda: usize,
+    rows: usize,
+    runs: *const usize,
+    count: usize,
+    length: usize,
+    w: *const f32,
+    bias: *const f32,
+    low: f32,
+    high: f32,
+    out: *mut f32,
+    ldc: usize,
+);
+
+/// Where that function is in this module's table of functions; 0 where the browser has no such instructions.
+static FUSED_TILE: AtomicUsize = AtomicUsize::new(0);
+
+/// Called by the page once it has put the function there. A call of anything with another signature is a trap.
+#[unsafe(no_mangle)]
+pub extern "C" fn litegpu_fused_tile(place: usize) {
+    FUSED_TILE.store(place, Relaxed);
+}
+
+/// 128-bit vectors, without fused multiply-add but for what the page may bring.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Simd128;
 
@@ -41,8 +68,10 @@ fn low_words(a: v128, b: v128) -> v128 {
 // Whole tiles are functions of their own: a call costs little beside a tile, and the code would be large were it
 // repeated in every kernel.
 impl Isa for Simd128 {
-    const MR: usize = 5;
+    const MR: usize = 4;
     const MRI: usize = 4;
+    const HALVES: usize = 1;
+    const STRIP: usize = 2;
     type F = [v128; 2];
     type W = [v128; 2];
     type I = [v128; 2];
@@ -120,17 +149,50 @@ impl Isa for Simd128 {
         ldc: usize,
         columns: usize,
     ) {
-        assert!((1..=5).contains(&rows) && (1..=NR).contains(&columns));
+        assert!((1..=4).contains(&rows) && (1..=NR).contains(&columns));
         assert!(a.len() >= reach(runs, b.len()) + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + columns);
+        let fused = FUSED_TILE.load(Relaxed);
         for at in (0..columns).step_by(8) {
-            // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` is read line by line.
+            // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` is read line by line. A place in
+            // the table that is not 0 holds a `FusedTile`, which takes just that.
             unsafe {
+                if fused != 0 {
+                    let tile = core::mem::transmute::<usize, FusedTile>(fused);
+                    let (w, bias) = (b.as_ptr().cast::<f32>().add(at), bias.as_ptr().add(at));
+                    let length = b.len() / runs.len().max(1);
+                    let go = |out, ldc| {
+                        tile(
+                            a.as_ptr(),
+                            lda,
+                            rows,
+                            runs.as_ptr(),
+                            runs.len(),
+                            length,
+                            w,
+                            bias,
+                            range.0,
+                            range.1,
+                            out,
+                            ldc,
+                        );
+                    };
+                    let n = columns - at;
+                    if n >= 8 {
+                        go(out.as_mut_ptr().add(at), ldc);
+                    } else {
+                        let mut part = [0f32; 32];
+                        go(part.as_mut_ptr(), 8);
+                        for (r, part) in part.as_chunks::<8>().0.iter().enumerate().take(rows) {
+                            out[r * ldc + at..][..n].copy_from_slice(&part[..n]);
+                        }
+                    }
+                    continue;
+                }
                 match rows {
                     1 => float_tile::<1>(a, runs, lda, b, bias, range, out, ldc, columns, at),
                     2 => float_tile::<2>(a, runs, lda, b, bias, range, out, ldc, columns, at),
                     3 => float_tile::<3>(a, runs, lda, b, bias, range, out, ldc, columns, at),
-                    4 => float_tile::<4>(a, runs, lda, b, bias, range, out, ldc, columns, at),
-                    _ => float_tile::<5>(a, runs, lda, b, bias, range, out, ldc, columns, at),
+                    _ => float_tile::<4>(a, runs, lda, b, bias, range, out, ldc, columns, at),
                 }
             }
         }
@@ -211,27 +273,38 @@ impl Isa for Simd128 {
 
     #[inline(never)]
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>) {
-        // There is no shift by lanes: a shift to the right is a product with a power of two, which stays within 64
-        // bits for shifts of 0 to 30. Others (a factor above 1, or below 2^-31) are rare.
-        if q.shift.iter().any(|&s| !(-30..=0).contains(&s)) {
+        let own = if q.once.is_none() { Once::new(q.value, q.shift) } else { None };
+        let Some(once) = q.once.or(own.as_ref()) else {
             return Portable::requantize(acc, q);
-        }
+        };
+        let (zero, low, high) = (i32x4_splat(q.zero), i32x4_splat(q.low), i32x4_splat(q.high));
+        let near = NearHalf::new(q.zero, q.low, q.high);
         for at in (0..NR).step_by(4) {
             // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
             unsafe {
-                let value = read(q.value.as_ptr().add(at));
-                let shift = read(q.shift.as_ptr().add(at));
                 let bias = read(q.bias.as_ptr().add(at));
-                // 2^(30 + shift) from the bits of a float.
-                let exponent = i32x4_add(shift, i32x4_splat(127 + 30));
-                let factor = i32x4_trunc_sat_f32x4(i32x4_shl(exponent, 23));
-                // 2^-shift - 1, likewise.
-                let power = i32x4_sub(i32x4_splat(127), shift);
-                let mask = i32x4_sub(i32x4_trunc_sat_f32x4(i32x4_shl(power, 23)), i32x4_splat(1));
-                let half = i32x4_shr(mask, 1);
-                let round = i64x2_splat(1 << 30);
-                let (zero, low, high) = (i32x4_splat(q.zero), i32x4_splat(q.low), i32x4_splat(q.high));
-                let exact = |x: v128| {
+                let scale = read(once.scale.as_ptr().add(at));
+                let limit = f32x4_sub(near.limit, read(once.error.as_ptr().add(at)));
+                for acc in &mut *acc {
+                    let place = acc.as_mut_ptr().add(at);
+                    let x = i32x4_add(read(place), bias);
+                    let (rounded, unsure) = near.round(f32x4_mul(f32x4_convert_i32x4(x), scale), limit);
+                    if !unsure {
+                        write(place, rounded);
+                        continue;
+                    }
+                    // There is no shift by lanes: a shift to the right is a product with a power of two, which stays
+                    // within 64 bits for shifts of 0 to 30.
+                    let value = read(q.value.as_ptr().add(at));
+                    let shift = read(q.shift.as_ptr().add(at));
+                    // 2^(30 + shift) from the bits of a float.
+                    let exponent = i32x4_add(shift, i32x4_splat(127 + 30));
+                    let factor = i32x4_trunc_sat_f32x4(i32x4_shl(exponent, 23));
+                    // 2^-shift - 1, likewise.
+                    let power = i32x4_sub(i32x4_splat(127), shift);
+                    let mask = i32x4_sub(i32x4_trunc_sat_f32x4(i32x4_shl(power, 23)), i32x4_splat(1));
+                    let half = i32x4_shr(mask, 1);
+                    let round = i64x2_splat(1 << 30);
                     // (x * value + 2^30) >> 31: the doubled product's high half, rounded.
                     let a = i64x2_add(i64x2_extmul_low_i32x4(x, value), round);
                     let b = i64x2_add(i64x2_extmul_high_i32x4(x, value), round);
@@ -242,19 +315,7 @@ impl Isa for Simd128 {
                     let a = u64x2_shr(i64x2_extmul_low_i32x4(x, factor), 30);
                     let b = u64x2_shr(i64x2_extmul_high_i32x4(x, factor), 30);
                     let x = i32x4_add(i32x4_sub(low_words(a, b), up), zero);
-                    i32x4_min(i32x4_max(x, low), high)
-                };
-                // Rounding twice differs from rounding the real product once only where that is near a half: the first
-                // rounding moves it by 2^(shift - 1) at most, and floats by less than 2^-13 below 512.
-                let near = NearHalf::new(q.zero, q.low, q.high);
-                let power = |add: i32| i32x4_shl(i32x4_add(shift, i32x4_splat(127 + add)), 23);
-                let scale = f32x4_mul(f32x4_convert_i32x4(value), power(-31));
-                let limit = f32x4_sub(near.limit, f32x4_add(power(-1), f32x4_splat(1.0 / 8192.0)));
-                for acc in &mut *acc {
-                    let place = acc.as_mut_ptr().add(at);
-                    let x = i32x4_add(read(place), bias);
-                    let (rounded, unsure) = near.round(f32x4_mul(f32x4_convert_i32x4(x), scale), limit);
-                    write(place, if unsure { exact(x) } else { rounded });
+                    write(place, i32x4_min(i32x4_max(x, low), high));
                 }
             }
         }
@@ -317,6 +378,31 @@ impl Isa for Simd128 {
             write(to.as_mut_ptr(), a);
             write(to.as_mut_ptr().add(8), b);
         }
+    }
+}
+
+/// Rounding twice done as one product of floats, of 16 columns: it differs only where that is near a half, because the
+/// first rounding moves a number by 2^(shift - 1) at most, and floats by less than 2^-13 below 512.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Once {
+    scale: [f32; NR],
+    /// How far the product may be from the right number.
+    error: [f32; NR],
+}
+
+impl Once {
+    /// From fractions and powers of two; `None` where one does not lie between 2^-30 and 1, which is rare.
+    pub(crate) fn new(value: &[i32; NR], shift: &[i32; NR]) -> Option<Once> {
+        let mut once = Once { scale: [0.0; NR], error: [0.0; NR] };
+        for j in 0..NR {
+            if !(-30..=0).contains(&shift[j]) {
+                return None;
+            }
+            let power = |n: i32| f32::from_bits(((127 + n) as u32) << 23);
+            once.scale[j] = value[j] as f32 * power(shift[j] - 31);
+            once.error[j] = power(shift[j] - 1) + 1.0 / 8192.0;
+        }
+        Some(once)
     }
 }
 
@@ -385,31 +471,24 @@ unsafe fn float_tile<const R: usize>(
     // SAFETY: the caller's promise bounds every pointer below.
     unsafe {
         let first = [read(bias.as_ptr().add(at)), read(bias.as_ptr().add(at + 4))];
-        let mut acc = [first, first, first, first, first];
+        let mut acc = [first, first, first, first];
         // Without depth there is nothing to add.
-        let length = (b.len() / runs.len().max(1)).max(1);
-        for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
-            let mut first = a.as_ptr().add(*run);
-            macro_rules! step {
-                ($line:expr, $k:expr) => {{
-                    let w = $line.0.as_ptr().add(at);
-                    let w = [read(w), read(w.add(4))];
-                    unrolled!(r < R, {
-                        let x = v128_load32_splat(first.add(r * lda + $k).cast());
-                        acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(x, w[0]));
-                        acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(x, w[1]));
-                    });
-                }};
-            }
-            // Two steps at a time: places are counted half as often.
-            let (pairs, rest) = lines.as_chunks::<2>();
-            for pair in pairs {
-                step!(pair[0], 0);
-                step!(pair[1], 1);
-                first = first.add(2);
-            }
-            if let [line] = rest {
-                step!(line, 0);
+        let length = b.len() / runs.len().max(1);
+        let mut w = b.as_ptr().cast::<f32>().add(at);
+        for run in runs {
+            let mut x = [a.as_ptr().add(*run); 4];
+            unrolled!(r < R, { x[r] = x[0].add(r * lda) }, 1 2 3);
+            let mut left = length;
+            while left > 0 {
+                let line = [read(w), read(w.add(4))];
+                unrolled!(r < R, {
+                    let v = v128_load32_splat(x[r].cast());
+                    x[r] = x[r].add(1);
+                    acc[r][0] = f32x4_add(acc[r][0], f32x4_mul(v, line[0]));
+                    acc[r][1] = f32x4_add(acc[r][1], f32x4_mul(v, line[1]));
+                }, 0 1 2 3);
+                w = w.add(NR);
+                left -= 1;
             }
         }
         let (low, high) = (f32x4_splat(range.0), f32x4_splat(range.1));
@@ -428,7 +507,7 @@ unsafe fn float_tile<const R: usize>(
                     *to.add(j) = *v;
                 }
             }
-        });
+        }, 0 1 2 3);
     }
 }
 
@@ -472,16 +551,22 @@ unsafe fn int_tile<const R: usize, L: Line>(
     unsafe {
         let zero = i32x4_splat(0);
         let mut sum = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
-        let length = (b.len() / runs.len().max(1)).max(1);
-        for (run, lines) in runs.iter().zip(b.chunks_exact(length)) {
-            let first = a.as_ptr().add(*run);
-            for (k, line) in lines.iter().enumerate() {
-                let w = [line.words(at), line.words(at + 4)];
+        let length = b.len() / runs.len().max(1);
+        let mut line = b.as_ptr();
+        for run in runs {
+            let mut x = [a.as_ptr().add(*run); 4];
+            unrolled!(r < R, { x[r] = x[0].add(r * lda) }, 1 2 3);
+            let mut left = length;
+            while left > 0 {
+                let w = [(*line).words(at), (*line).words(at + 4)];
                 unrolled!(r < R, {
-                    let x = v128_load32_splat(first.add(r * lda + 2 * k).cast());
-                    sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(x, w[0]));
-                    sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(x, w[1]));
+                    let v = v128_load32_splat(x[r].cast());
+                    x[r] = x[r].add(2);
+                    sum[r][0] = i32x4_add(sum[r][0], i32x4_dot_i16x8(v, w[0]));
+                    sum[r][1] = i32x4_add(sum[r][1], i32x4_dot_i16x8(v, w[1]));
                 }, 0 1 2 3);
+                line = line.add(1);
+                left -= 1;
             }
         }
         unrolled!(r < R, {

@@ -7,6 +7,7 @@
 use super::*;
 use crate::gemm::{Scratch, keep};
 use crate::simd::{Strip, Taps, Word, depthwise_f32, unrolled};
+use crate::strided::convert;
 use std::sync::OnceLock;
 
 /// Pixels computed at once.
@@ -221,7 +222,7 @@ impl FloatRows<'_> {
             let (lines, lane) = (self.lines.block(column / NR), column % NR);
             let bias = lanes(&self.finish.bias, column - lane);
             let at = first + column as isize;
-            if d.multiplier == 1 && n - column >= NR && taps.readable(image.len(), at, step, P, NR) {
+            if S::HALVES == 2 && d.multiplier == 1 && n - column >= NR && taps.readable(image.len(), at, step, P, NR) {
                 let acc = depthwise_f32::<S, P, 2>(image, at, step, taps, lines, bias, lane);
                 unrolled!(p < P, {
                     if let [a, b, ..] = out[p * n + column..].as_chunks_mut::<8>().0 {
@@ -405,7 +406,7 @@ fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
     }
     run_strips(pool, d, x, out, then, rows, &|from, to, batch| {
         let zero = rows.zero(batch);
-        to.iter_mut().zip(from).for_each(|(to, x)| *to = x.word().wrapping_sub(zero));
+        convert(from, to, &|x: X| x.word().wrapping_sub(zero));
     })
 }
 
