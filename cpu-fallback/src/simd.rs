@@ -31,7 +31,7 @@ use crate::requant::Quantized;
 use bytemuck::{Pod, Zeroable};
 use litegpu_graph::fixed::Multiplier;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 /// Columns of a packed panel.
 pub(crate) const NR: usize = 16;
@@ -191,6 +191,8 @@ pub(crate) fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O
 /// What becomes of the sums of 16 columns where activations are quantized by pieces: times the column's scale and the
 /// piece's, plus `bias`, limited.
 #[derive(Debug, Clone, Copy)]
+// Read by instruction sets that have code of their own for it.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct Scaled<'a> {
     pub bias: &'a [f32; NR],
     pub scale: &'a [f32; NR],
@@ -1616,7 +1618,7 @@ mod avx2 {
             }
             let piece = if rows == 1 { row } else { row / rows };
             self.until = if rows == 1 { row + 1 } else { (piece + 1).saturating_mul(rows) };
-            let scale = self.of.pieces.get(piece).map_or(0, |p| p.load(Ordering::Relaxed));
+            let scale = self.of.pieces.get(piece).map_or(0, |p| p.load(std::sync::atomic::Ordering::Relaxed));
             // SAFETY: see above.
             unsafe {
                 let scale = _mm256_set1_ps(f32::from_bits(scale));
