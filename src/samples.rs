@@ -10,7 +10,7 @@
 use crate::error::{Error, Result};
 use crate::npz::Reader;
 use crate::picture::{self, Layout};
-use crate::session::{Session, TensorInfo};
+use crate::session::{Session, TensorInfo, shape_text};
 use crate::tensor::Tensor;
 use crate::{ErrorKind, Model};
 use litegpu_quantizer::{Inputs, Sample};
@@ -79,7 +79,9 @@ impl Samples {
             s.file(path)?;
         }
         if s.is_empty() {
-            return Err(place(Error::invalid("no samples: neither .npz, .npy, .png nor .jpg")));
+            let none = s.sources.is_empty();
+            let why = if none { "neither .npz, .npy, .png nor .jpg" } else { "its arrays have no rows" };
+            return Err(place(Error::invalid(format!("no samples: {why}"))));
         }
         Ok(s)
     }
@@ -172,7 +174,7 @@ impl Samples {
             let shape = open(&file, member, |r| Ok(r.shape().to_vec())).map_err(place)?;
             let (n, row) = rows(port, &shape).ok_or_else(|| {
                 let what = format!("an array of shape {shape:?} does not fit input '{}' of shape", port.name);
-                place(Error::invalid(format!("{what} {:?}", dims(port))))
+                place(Error::invalid(format!("{what} {}", shape_text(port))))
             })?;
             if count.is_some_and(|c| c != n) {
                 let c = count.unwrap_or(0);

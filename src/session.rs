@@ -1258,7 +1258,7 @@ fn list(names: &[&str]) -> String {
 }
 
 /// The shape with -1 where it is open.
-fn shape_text(info: &TensorInfo) -> String {
+pub(crate) fn shape_text(info: &TensorInfo) -> String {
     match &info.signature {
         Some(s) => format!("{s:?}"),
         None => format!("{:?}", info.shape),

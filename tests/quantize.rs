@@ -168,8 +168,13 @@ fn wrong_usage_and_wrong_data() {
         run(&["--mode", "int8", "--calibration", &path], 2, &[&[name], words].concat());
     };
     bad("type.npz", "in0", Tensor::zeros(DType::I32, &[2, 8, 8, 1]).unwrap(), &["sample 0", "'image'", "int32"]);
-    bad("shape.npz", "in0", Tensor::zeros(DType::F32, &[2, 8, 9, 1]).unwrap(), &["'image'", "[2, 8, 9, 1]"]);
-    bad("empty.npz", "in0", Tensor::zeros(DType::F32, &[0, 8, 8, 1]).unwrap(), &["no samples"]);
+    bad(
+        "shape.npz",
+        "in0",
+        Tensor::zeros(DType::F32, &[2, 8, 9, 1]).unwrap(),
+        &["'image'", "[2, 8, 9, 1]", " 8, 8, 1]"],
+    );
+    bad("empty.npz", "in0", Tensor::zeros(DType::F32, &[0, 8, 8, 1]).unwrap(), &["no samples", "no rows"]);
     let mut nan = strokes(3).view::<f32>().unwrap().to_vec();
     nan[130] = f32::NAN;
     bad("nan.npz", "in0", Tensor::new(&[3, 8, 8, 1], &nan).unwrap(), &["row 2", "sample 2", "'", "value 2 is NaN"]);
