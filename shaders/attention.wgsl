@@ -1,8 +1,9 @@
 // softmax(q k^T * scale + mask) v without the matrix of scores: a workgroup takes four queries of one head and walks the
 // keys, a block of as many as it has invocations at a time. What was summed up for a smaller maximum is scaled down when a
-// block has a greater one. Tensors are [batch, position, head, element].
+// block has a greater one.
 
 override WG: u32 = 32u;
+// A mask: 1 of numbers that are added, 2 of booleans that are false where scores are hidden.
 override MASK: u32 = 0u;
 // Quads of four queries.
 override QUERIES: u32 = 4u;
@@ -11,21 +12,26 @@ override QUADS: u32 = 4u;
 
 struct Params {
     groups: u32,
-    // Queries of an image, groups of four of them, keys, heads of queries, and how many of these share keys.
+    // Queries, groups of four of them, keys; the last two of the three outer dimensions.
     queries: u32,
     tiles: u32,
     keys: u32,
-    heads: u32,
-    share: u32,
+    middle: u32,
+    inner: u32,
     // Quads of a query, quads of a value and elements of it.
     q_row: u32,
     v_row: u32,
     width: u32,
     scale: f32,
-    // Distances in elements of the mask: of images, heads, queries.
-    mask_image: u32,
-    mask_head: u32,
-    mask_query: u32,
+    // What scores become that a mask of booleans hides.
+    instead: f32,
+    // Distances in the outer dimensions and of positions, in quads.
+    q_at: vec4<u32>,
+    k_at: vec4<u32>,
+    v_at: vec4<u32>,
+    out_at: vec4<u32>,
+    // Of the mask, in elements.
+    mask_at: vec4<u32>,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -41,9 +47,14 @@ var<workgroup> scores: array<vec4<f32>, WG>;
 
 const LOWEST: f32 = -3.4028234e38;
 
-fn hidden(image: u32, head: u32, row: u32, key: u32) -> f32 {
-    let at = image * p.mask_image + head * p.mask_head + row * p.mask_query + key;
-    return mask_unpack(mask[at / 4u])[at % 4u];
+fn place(at: vec4<u32>, outer: vec3<u32>, position: u32) -> u32 {
+    let d = at * vec4<u32>(outer, position);
+    return d.x + d.y + d.z + d.w;
+}
+
+fn hidden(outer: vec3<u32>, row: u32, key: u32) -> f32 {
+    let at = place(p.mask_at, outer, row) + key;
+    return f32(mask_unpack(mask[at / 4u])[at % 4u]);
 }
 
 @compute @workgroup_size(WG)
@@ -56,13 +67,12 @@ fn main(
         return;
     }
     let first = g % p.tiles * 4u;
-    let head = g / p.tiles % p.heads;
-    let image = g / p.tiles / p.heads;
+    let head = g / p.tiles;
+    let outer = vec3<u32>(head / p.inner / p.middle, head / p.inner % p.middle, head % p.inner);
     let last = p.queries - 1u;
-    let kv_heads = p.heads / p.share;
     for (var i = local; i < 4u * p.q_row; i += WG) {
         let row = min(first + i / p.q_row, last);
-        query[i] = q_unpack(q[((image * p.queries + row) * p.heads + head) * p.q_row + i % p.q_row]) * p.scale;
+        query[i] = q_unpack(q[place(p.q_at, outer, row) + i % p.q_row]) * p.scale;
     }
     workgroupBarrier();
     var top = vec4<f32>(LOWEST);
@@ -73,7 +83,7 @@ fn main(
         let key = s + local;
         var d = vec4<f32>(LOWEST);
         if (key < p.keys) {
-            let base = ((image * p.keys + key) * kv_heads + head / p.share) * p.q_row;
+            let base = place(p.k_at, outer, key);
             d = vec4<f32>();
             for (var c = 0u; c < p.q_row; c++) {
                 let e = k_unpack(k[base + c]);
@@ -84,13 +94,14 @@ fn main(
                     dot(query[3u * p.q_row + c], e),
                 );
             }
-            if (MASK == 1u) {
-                d += vec4<f32>(
-                    hidden(image, head, first, key),
-                    hidden(image, head, min(first + 1u, last), key),
-                    hidden(image, head, min(first + 2u, last), key),
-                    hidden(image, head, min(first + 3u, last), key),
+            if (MASK > 0u) {
+                let m = vec4<f32>(
+                    hidden(outer, first, key),
+                    hidden(outer, min(first + 1u, last), key),
+                    hidden(outer, min(first + 2u, last), key),
+                    hidden(outer, min(first + 3u, last), key),
                 );
+                d = select(d + m, select(vec4<f32>(p.instead), d, m != vec4<f32>()), MASK == 2u);
             }
         }
         workgroupBarrier();
@@ -116,7 +127,7 @@ fn main(
         for (var j = 0u; j < n; j++) {
             let e = scores[j];
             total += e;
-            let base = ((image * p.keys + s + j) * kv_heads + head / p.share) * p.v_row;
+            let base = place(p.v_at, outer, s + j);
             for (var i = 0u; i < QUADS; i++) {
                 let c = local + i * WG;
                 if (c < p.v_row) {
@@ -133,7 +144,7 @@ fn main(
         let c = local + i * WG;
         for (var r = 0u; r < 4u; r++) {
             if (c < p.v_row && first + r < p.queries) {
-                let at = ((image * p.queries + first + r) * p.heads + head) * p.v_row + c;
+                let at = place(p.out_at, outer, first + r) + c;
                 out[at] = out_pack(out_mask(finish(sums[i][r] / total[r], at), min(4u, p.width - c * 4u)));
             }
         }

@@ -1,7 +1,10 @@
 //! CALL and composites. Some composites have a kernel; of the others, the subgraph that they stand for is lowered in their
 //! place.
 
+use super::attention::{Attention, Mask, Side, pays};
+use super::layout::strides;
 use super::{WG, team};
+use crate::caps::AdapterClass;
 use crate::convert;
 use crate::lower::{Lower, Lowered, Operand, Params, Scene, line, no};
 use crate::program::{row_quads, rows};
@@ -137,12 +140,9 @@ fn rms(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> Lowere
     cx.dispatch(key, &[x.slot, w.slot], &[y.slot], &[], params, groups)
 }
 
-/// Queries that a workgroup of the kernel takes, and quads of a value that an invocation does.
-const TILE: usize = 4;
-
 /// odml.scaled_dot_product_attention: queries, keys and values as [batch, position, head, element], and a mask that is
 /// added to the scores.
-fn attention(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> Lowered {
+fn attention<'a>(cx: &mut Lower<'a, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> Lowered {
     let (q, k, v) = (cx.operand(0)?, cx.operand(1)?, cx.operand(2)?);
     let masked = cx.has(3);
     let (&[b, t, n, h], &[_, s, kv, _], &[_, _, _, width]) =
@@ -153,6 +153,9 @@ fn attention(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> 
     let fits = k.shape.as_slice() == [b, s, kv, h] && v.shape.as_slice() == [b, s, kv, width];
     if !fits || kv == 0 || n % kv != 0 {
         return no("operands that do not fit");
+    }
+    if cx.scene.caps.class == AdapterClass::Software && !pays(cx.scene, b * n, t, s) {
+        return no("a subgraph that is faster than its kernel");
     }
     // The subgraph: scores of [query, key], at most a mask, a softmax, and the product with the values.
     let softmax = body.graph.nodes.iter().find(|n| matches!(&n.op, Op::Softmax(o) if o.beta == 1.0));
@@ -179,7 +182,7 @@ fn attention(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> 
     if y.shape.as_slice() != [b, t, n, width] || [&q, &k, &v, &m, &y].iter().any(|x| !x.elem.is_float()) {
         return no("operands that do not fit");
     }
-    let mut strides = [0; 3];
+    let mut mask = None;
     if masked {
         let &[mb, mh, mt, ms] = m.shape.as_slice() else { return no("a mask whose rank is not 4") };
         let one = |have: usize, want: usize| have == 1 || have == want;
@@ -187,36 +190,26 @@ fn attention(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> 
             return no("a mask that does not fit");
         }
         let pitch = row_quads(&m.shape) * 4;
-        let distance = |size: usize, d: usize| if size == 1 { 0 } else { d };
-        strides = [distance(mb, mh * mt * pitch), distance(mh, mt * pitch), distance(mt, pitch)];
+        let distance = |size: usize, d: usize| if size == 1 { 0 } else { d as i64 };
+        let strides = [0, distance(mb, mh * mt * pitch), distance(mh, mt * pitch), distance(mt, pitch)];
+        mask = Some(Mask { side: Side { of: m, strides }, instead: None });
     }
-    let wg = 32;
-    let (hq, vq) = (row_quads(&q.shape), row_quads(&v.shape));
-    if vq > 4 * wg || (TILE * hq + wg) * 16 > cx.scene.caps.max_workgroup_memory as usize {
-        return no("elements of a head that are too many");
-    }
-    let tiles = t.div_ceil(TILE);
-    let groups = b * n * tiles;
-    let roles = [("q", q.elem), ("k", k.elem), ("v", v.elem), ("mask", m.elem), ("acc", Elem::F32), ("out", y.elem)];
-    let key = KernelKey::new("attention", &roles)
-        .set("WG", wg as i32)
-        .set("MASK", masked as i32)
-        .set("QUERIES", (TILE * hq) as i32)
-        .set("QUADS", vq.div_ceil(wg) as i32);
-    let params = Params::new()
-        .u(groups)
-        .u(t)
-        .u(tiles)
-        .u(s)
-        .u(n)
-        .u(n / kv)
-        .u(hq)
-        .u(vq)
-        .u(width)
-        .f(scale as f32)
-        .u(strides[0])
-        .u(strides[1])
-        .u(strides[2]);
-    let reads: [&Operand<'_>; 4] = [&q, &k, &v, &m];
-    cx.dispatch(key, &reads.map(|x| x.slot), &[y.slot], &[], params, line(groups))
+    let side = |x: Operand<'a>| {
+        let s = strides(&x.shape);
+        let at = |d: usize| s.get(d).copied().unwrap_or(0);
+        Side { strides: [0, at(0), at(2), at(1)], of: x }
+    };
+    let all = Attention {
+        q: side(q),
+        k: side(k),
+        v: side(v),
+        mask,
+        y: side(y),
+        outer: [1, b, n],
+        queries: t,
+        keys: s,
+        width: [h, width],
+        scale: scale as f32,
+    };
+    all.emit(cx)
 }

@@ -12,6 +12,9 @@ use litegpu_graph::{Blockwise, DType, Op, elements};
 use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
+    if super::attention::spelled_out(cx)? {
+        return Ok(());
+    }
     match &cx.node.op {
         Op::FullyConnected(o) => {
             if o.weights_format != FullyConnectedOptionsWeightsFormat::DEFAULT {

@@ -1,5 +1,6 @@
 //! Lowering, one file per operator family: the same stems as in the other crates.
 
+mod attention;
 mod binary;
 mod control;
 mod conv;

@@ -33,13 +33,17 @@ pub enum Config {
     F16Native,
     F16Packed,
     NoSubgroups,
+    /// What is meant for GPUs, on an adapter that runs shaders on the CPU too.
+    Gpu,
+    /// The same with floats in 16 bits.
+    GpuHalf,
 }
 
 pub const CONFIGS: [Config; 4] = [Config::F32, Config::F16Native, Config::F16Packed, Config::NoSubgroups];
 
 impl Config {
     fn half(self) -> bool {
-        matches!(self, Config::F16Native | Config::F16Packed)
+        matches!(self, Config::F16Native | Config::F16Packed | Config::GpuHalf)
     }
     pub fn precision(self) -> Precision {
         if self.half() { Precision::F16 } else { Precision::F32 }
@@ -49,6 +53,8 @@ impl Config {
             adapter: std::env::var("LITEGPU_ADAPTER").ok(),
             hide_f16: self == Config::F16Packed,
             hide_subgroups: self == Config::NoSubgroups,
+            hide_software: matches!(self, Config::Gpu | Config::GpuHalf),
+            tune: Tune::Never,
             half: if self == Config::F16Native { HalfStorage::Native } else { HalfStorage::Packed },
             ..EngineOptions::default()
         }
