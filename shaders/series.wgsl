@@ -24,6 +24,8 @@ const PRODUCT: u32 = 64u;
 const INTEGERS: u32 = 128u;
 // What is read is kept for functions with more arguments than two; the last two are.
 const KEEP: u32 = 256u;
+// With PRODUCT: what is read of the first operand is an index (arguments as of INDIRECT) by which the second one is read.
+const LOOK_UP: u32 = 512u;
 
 struct Params {
     // An instruction: (where the next begins, quads, quads of a row, elements of a row),
@@ -140,62 +142,92 @@ fn main(@builtin(local_invocation_index) local: u32) {
             for (var s = pc + 3u; s < head.x;) {
                 let step = p.code[s];
                 let source = p.code[s + 1u];
-                let args = p.code[step.y - 1u];
                 let how = step.z;
+                var args = vec4<u32>();
+                if ((how & ARGUMENTS) != 0u) {
+                    args = p.code[step.y - 1u];
+                }
                 let reads = how >> 16u;
                 let number = select(start, o * 4u, (how & BY_OUTPUT) != 0u);
-                // Where either operand begins, before repetitions.
-                var bases = vec2<i32>();
+                let each = (how & EACH) != 0u;
+                let product = (how & PRODUCT) != 0u;
+                let integers = (how & INTEGERS) != 0u;
+                // Where what is read begins, before repetitions, and what follows about the operands.
+                let other = select(s + 1u, s + 2u + (source.w & 65535u) + (source.w >> 16u), product);
+                var second = source;
+                if (product) {
+                    second = p.code[other];
+                }
+                let looks_up = (how & LOOK_UP) != 0u;
+                let starts = select(min(reads, select(1u, 2u, product)), 4u, each);
+                var spots = vec4<i32>();
+                for (var l = 0u; l < starts; l++) {
+                    let one = product && l == 1u;
+                    let k = select(s + 1u, other, one);
+                    let found = select(source.yw, second.yw, one);
+                    var at = i32(found.x) + place(k + 1u, k + 1u + (found.y & 65535u), number + select(0u, l, each));
+                    if ((how & INDIRECT) != 0u) {
+                        at = select(OUTSIDE, at + i32(v.x * args.y), v.x < args.x);
+                    }
+                    if (each) {
+                        v = v.yzwx;
+                        at = select(OUTSIDE, at, x * 4u + l - to.x < head.w);
+                    }
+                    spots = select(spots, vec4<i32>(at), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(l));
+                }
+                let over = vec2<u32>(s + 2u + (source.w & 65535u), other + 1u + (second.w & 65535u));
+                let dims = vec2<u32>(source.w >> 16u, second.w >> 16u);
+                // A single dimension of repetitions needs no division.
+                var pace = vec2<i32>();
+                if (step.w > 1u) {
+                    pace = vec2<i32>(i32(p.code[over.x].y), i32(p.code[over.y].y));
+                }
                 for (var t = 0u; t < step.w; t++) {
                     var b = vec4<u32>();
                     var first = vec4<u32>();
                     var at = 0;
+                    var turn = spots;
                     for (var l = 0u; l < reads; l++) {
-                        var k = s + 1u;
-                        if ((how & PRODUCT) != 0u && l > 0u) {
-                            let n = p.code[k].w;
-                            k += 1u + (n & 65535u) + (n >> 16u);
-                        }
-                        let source = p.code[k];
-                        if (l < 2u || (how & EACH) != 0u) {
-                            let over = k + 1u + (source.w & 65535u);
-                            if (t == 0u || (how & EACH) != 0u) {
-                                at = i32(source.y) + place(k + 1u, over, number + select(0u, l, (how & EACH) != 0u));
-                                if ((how & INDIRECT) != 0u) {
-                                    at = select(OUTSIDE, at + i32(v.x * args.y), v.x < args.x);
-                                }
-                                bases = select(vec2<i32>(bases.x, at), vec2<i32>(at, bases.y), l == 0u);
+                        let one = product && l > 0u;
+                        if (l < starts) {
+                            at = turn.x;
+                            turn = turn.yzwx;
+                            let n = select(dims.x, dims.y, one);
+                            if (n > 1u) {
+                                let k = select(over.x, over.y, one);
+                                at += place(k, k + n, t);
+                            } else if (n == 1u) {
+                                at += i32(t) * select(pace.x, pace.y, one);
                             }
-                            at = select(select(bases.y, bases.x, l == 0u), at, (how & EACH) != 0u) + place(over, over + (source.w >> 16u), t);
+                            if (one && looks_up) {
+                                at = select(OUTSIDE, at + i32(first.x * args.y), first.x < args.x);
+                            }
+                        } else {
+                            at += i32(args.x);
                         }
-                        var e = vec4<u32>(source.z);
-                        if (at >= 0 && ((how & EACH) == 0u || x * 4u + l - to.x < head.w)) {
-                            e = load(source.x, u32(at), (how & SIDE_BY_SIDE) != 0u);
+                        var e = vec4<u32>(select(source.z, second.z, one));
+                        if (at >= 0) {
+                            e = load(select(source.x, second.x, one), u32(at), (how & SIDE_BY_SIDE) != 0u && (one || !looks_up));
                         }
-                        if ((how & EACH) != 0u) {
+                        if (each) {
                             b = vec4<u32>(b.yzw, e.x);
-                            v = v.yzwx;
-                        } else if ((how & PRODUCT) == 0u || l == 0u) {
+                        } else if (!one || looks_up) {
                             b = e;
                             first = e;
+                        } else if (integers) {
+                            let f = (first - args.y) * (e - args.z);
+                            b = select(vec4<u32>(b.yzw, f.x + f.y + f.z + f.w), f, reads == 2u);
                         } else {
-                            var f = bitcast<vec4<u32>>(bitcast<vec4<f32>>(first) * bitcast<vec4<f32>>(e));
-                            if ((how & INTEGERS) != 0u) {
-                                f = (first - args.y) * (e - args.z);
-                            }
-                            if (reads == 2u) {
-                                b = f;
-                            } else {
-                                let g = bitcast<vec4<f32>>(f);
-                                let sum = select(bitcast<u32>(g.x + g.y + g.z + g.w), f.x + f.y + f.z + f.w, (how & INTEGERS) != 0u);
-                                b = vec4<u32>(b.yzw, sum);
-                            }
-                            at += i32(args.x);
+                            let f = bitcast<vec4<f32>>(first) * bitcast<vec4<f32>>(e);
+                            let sum = bitcast<u32>(f.x + f.y + f.z + f.w);
+                            b = select(vec4<u32>(b.yzw, sum), bitcast<vec4<u32>>(f), reads == 2u);
                         }
                     }
                     if ((how & KEEP) != 0u) {
                         before_it = kept;
                         kept = b;
+                    } else if (step.x == 0u) {
+                        v = b;
                     } else {
                         let swap = (how & SWAP) != 0u;
                         v = apply(step.x, select(v, b, swap), select(b, v, swap), args, kept, before_it);

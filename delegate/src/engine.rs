@@ -652,21 +652,18 @@ impl Engine {
             let parts = list.iter().filter_map(|&(at, i)| Some((at, program.weights.get(i)?.as_ref())));
             weight_buffers.push(self.filled("weights", *size, U::STORAGE | U::COPY_SRC, parts)?);
         }
-        let mut read_back = vec![false; program.buffers.len()];
-        for p in &program.outputs {
+        // Where the host and the device have the same memory, inputs and outputs are mapped where they lie.
+        let mut usages = vec![U::STORAGE | U::COPY_SRC | U::COPY_DST; program.buffers.len()];
+        let ports = program.inputs.iter().map(|p| (p, U::MAP_WRITE));
+        for (p, map) in ports.chain(program.outputs.iter().map(|p| (p, U::MAP_READ))) {
             if let Some(Place::Buffer(b, _)) = program.slots.get(p.slot).map(|s| s.place)
-                && let Some(r) = read_back.get_mut(b)
+                && let Some(usage) = usages.get_mut(b).filter(|_| self.caps.mappable)
             {
-                *r = self.caps.mappable;
+                *usage |= map;
             }
         }
-        let usage = U::STORAGE | U::COPY_SRC | U::COPY_DST;
-        let buffers: Vec<wgpu::Buffer> = program
-            .buffers
-            .iter()
-            .zip(&read_back)
-            .map(|(&size, &map)| self.buffer("activations", size, if map { usage | U::MAP_READ } else { usage }))
-            .collect();
+        let sizes = program.buffers.iter().zip(&usages);
+        let buffers: Vec<wgpu::Buffer> = sizes.map(|(&size, &usage)| self.buffer("activations", size, usage)).collect();
         // Uniforms: equal ones are shared.
         let step = u64::from(self.caps.uniform_align).max(16);
         let words = |d: &Dispatch| program.kernels.get(d.kernel).map(|key| d.uniform(key)).unwrap_or_default();
@@ -783,7 +780,7 @@ impl Engine {
         let mut outputs = Vec::with_capacity(program.outputs.len());
         for p in &program.outputs {
             let place = places.get(p.slot).copied().flatten().ok_or_else(|| bug("an output without memory"))?;
-            let direct = read_back.get(place.buffer).copied().unwrap_or(false);
+            let direct = usages.get(place.buffer).is_some_and(|u| u.contains(U::MAP_READ));
             outputs.push(Out { port: p.clone(), place, direct, at: staging_bytes });
             if !direct {
                 staging_bytes += p.gpu_bytes().next_multiple_of(256);
@@ -1507,7 +1504,7 @@ impl Loaded {
             let (dtype, shape) = port.stored();
             let same = dtype.bits() == port.elem.quad_bytes() * 2;
             if same && shape.last().is_some_and(|d| d % 4 == 0) {
-                self.queue.write_buffer(buffer, at, bytes);
+                self.put(buffer, at, bytes);
                 continue;
             }
             let size = crate::program::quads(&shape) * port.elem.quad_bytes();
@@ -1516,9 +1513,30 @@ impl Loaded {
                 let message = format!("tensor {} holds values that do not fit into 32 bits", port.tensor);
                 return Err(GpuError::new(GpuErrorKind::Invalid, message));
             }
-            self.queue.write_buffer(buffer, at, &self.scratch);
+            self.put(buffer, at, &self.scratch);
         }
         Ok(())
+    }
+
+    /// Writes to a buffer that no run uses: where it lies if it can be mapped, or else by way of the queue.
+    fn put(&self, buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) {
+        let mappable = cfg!(not(target_family = "wasm")) && buffer.usage().contains(wgpu::BufferUsages::MAP_WRITE);
+        if mappable && !bytes.is_empty() {
+            let (done, range) = (Signal::default(), at..at + bytes.len() as u64);
+            let signal = done.clone();
+            buffer.map_async(wgpu::MapMode::Write, range.clone(), move |r| signal.set(r.is_ok()));
+            let _ = self.device.poll(wgpu::PollType::Poll);
+            let there = done.now();
+            let view = if there == Some(true) { buffer.get_mapped_range_mut(range).ok() } else { None };
+            let written = view.map(|mut view| view.slice(..).copy_from_slice(bytes)).is_some();
+            if there != Some(false) {
+                buffer.unmap();
+            }
+            if written {
+                return;
+            }
+        }
+        self.queue.write_buffer(buffer, at, bytes);
     }
 
     /// Copies attached inputs into place.
@@ -1628,6 +1646,11 @@ impl Loaded {
 struct Signal(Arc<Mutex<(Option<bool>, Option<Waker>)>>);
 
 impl Signal {
+    /// What it was set to, if it was.
+    fn now(&self) -> Option<bool> {
+        lock(&self.0).0
+    }
+
     fn set(&self, ok: bool) {
         let waker = {
             let mut s = lock(&self.0);

@@ -27,6 +27,7 @@ const ARGUMENTS: u32 = 32;
 const PRODUCT: u32 = 64;
 const INTEGERS: u32 = 128;
 const KEEP: u32 = 256;
+const LOOK_UP: u32 = 512;
 /// Repetitions from which they are divided among idle invocations.
 const MANY: u32 = 16;
 /// The address of an operand that is nowhere: what is outside stands for it.
@@ -197,6 +198,24 @@ impl Instruction {
         vec![first, whole_sum]
     }
 
+    /// Without dimensions that no number reaches, and without a division by the last one.
+    fn trimmed(mut self) -> Instruction {
+        let numbers = u64::from(self.quads / self.row.max(1)) * u64::from(self.width);
+        for o in self.steps.iter_mut().filter(|s| s.how & BY_OUTPUT == 0).flat_map(|s| &mut s.operands) {
+            let mut size = 1u64;
+            let reached = o.dims.iter().position(|d| {
+                size = size.saturating_mul(u64::from(d[0]));
+                d[0] == 0 || size >= numbers
+            });
+            let Some(kept) = reached.map(|n| n + 1) else { continue };
+            if o.dims.iter().skip(kept).all(|d| d[2] == 0 && d[3] > 0) {
+                o.dims.truncate(kept);
+                last(&mut o.dims);
+            }
+        }
+        self
+    }
+
     fn operands(&self) -> impl Iterator<Item = &Operand> {
         self.steps.iter().flat_map(|s| &s.operands)
     }
@@ -275,7 +294,7 @@ impl Source<'_> {
             let step = follow(self.d, s, &mut operands)?;
             made.last_mut()?.steps.push(step);
         }
-        Some(made.into_iter().flat_map(|i| i.divided(lanes, more)).collect())
+        Some(made.into_iter().flat_map(|i| i.divided(lanes, more)).map(Instruction::trimmed).collect())
     }
 
     fn unary(&self) -> Option<Instruction> {
@@ -709,7 +728,7 @@ pub(crate) fn gather(program: &mut Program, pinned: &[SlotId], caps: &Caps, forc
         made.push(Slot { bytes: u64::from(quads) * 16, place: Place::Unused, within: None });
         known + made.len() - 1
     };
-    let small: Vec<Option<Small>> = program
+    let mut small: Vec<Option<Small>> = program
         .dispatches
         .iter()
         .map(|d| {
@@ -742,6 +761,16 @@ pub(crate) fn gather(program: &mut Program, pinned: &[SlotId], caps: &Caps, forc
     if !force && caps.class == AdapterClass::Software && !pays(program, &groups, &small, &key) {
         return;
     }
+    let mut binds: HashMap<SlotId, usize> = HashMap::new();
+    for b in program.dispatches.iter().flat_map(|d| &d.bindings) {
+        *binds.entry(b.slot).or_default() += 1;
+    }
+    for &slot in pinned {
+        binds.remove(&slot);
+    }
+    for group in &groups {
+        look_up(group, &mut small, &|slot| binds.get(&slot) == Some(&2));
+    }
     let kernel = program.kernels.len();
     program.kernels.push(key);
     let mut dispatches: Vec<Option<Dispatch>> = program.dispatches.drain(..).map(Some).collect();
@@ -760,6 +789,61 @@ pub(crate) fn gather(program: &mut Program, pinned: &[SlotId], caps: &Caps, forc
     }
     program.dispatches = dispatches.into_iter().flatten().collect();
     tidy(program);
+}
+
+/// Sums up rows where they lie, instead of gathering them first. `once`: one dispatch writes the slot and one reads it.
+fn look_up(group: &[usize], small: &mut [Option<Small>], once: &dyn Fn(SlotId) -> bool) {
+    for &a in group {
+        let Some([g]) = small.get(a).and_then(Option::as_ref).map(|s| s.instructions.as_slice()) else { continue };
+        let [index, rows] = g.steps.as_slice() else { continue };
+        let ([i], [r]) = (index.operands.as_slice(), rows.operands.as_slice()) else { continue };
+        let gathers = rows.how == SIDE_BY_SIDE | INDIRECT && rows.f.is_none() && index.how == 0 && index.f.is_none();
+        // One index to a row of elements side by side, and no padding.
+        let inner = i.dims.first().map_or(0, |d| d[0]);
+        let plain = inner > 0
+            && g.row * 4 == g.width
+            && i.dims.as_slice() == [whole(inner, 0), whole(0, 1)]
+            && r.dims.first() == Some(&whole(inner, 1))
+            && r.dims.iter().skip(1).all(|d| d[1] == 0);
+        if !gathers || !plain || !once(g.slot) {
+            continue;
+        }
+        let copy = |o: &Operand| Operand {
+            slot: o.slot,
+            elem: o.elem,
+            base: o.base,
+            outside: o.outside,
+            dims: vec![],
+            over: vec![],
+        };
+        let (slot, i, r, args) = (g.slot, copy(i), copy(r), rows.args.clone());
+        let others = small.iter_mut().enumerate().filter(|(b, _)| group.contains(b)).filter_map(|(_, s)| s.as_mut());
+        let numbers = |b: &Instruction| b.quads / b.row.max(1) * b.width;
+        let instructions = others.flat_map(|s| &mut s.instructions);
+        let steps = instructions.flat_map(|b| std::iter::repeat(numbers(b)).zip(&mut b.steps));
+        let mut steps = steps.filter(|(_, s)| s.operands.iter().any(|o| o.slot == Some(slot)));
+        let (Some((numbers, sum)), None) = (steps.next(), steps.next()) else { continue };
+        let [of] = sum.operands.as_slice() else { continue };
+        let (Some(&first), [over]) = (of.dims.first(), of.over.as_slice()) else { continue };
+        // Whole rows apart, whether in repetitions or in parts of the sum.
+        let apart = of.dims.iter().skip(1).chain([over]).all(|d| d[1] % inner == 0);
+        let within = first[1] == 1 && if first[0] > 0 { first[0] } else { numbers } <= inner;
+        if sum.how != SIDE_BY_SIDE || !sum.args.is_empty() || !apart || !within || of.base != 0 {
+            continue;
+        }
+        let strides = |dims: &[Dim], by: &dyn Fn(usize, u32) -> u32| -> Vec<Dim> {
+            dims.iter().enumerate().map(|(n, d)| [d[0], by(n, d[1]), d[2], d[3]]).collect()
+        };
+        let to_index = |n: usize, stride: u32| if n == 0 { 0 } else { stride / inner };
+        let to_row = |n: usize, stride: u32| if n == 0 { stride } else { 0 };
+        let (i_dims, r_dims) = (strides(&of.dims, &to_index), strides(&of.dims, &to_row));
+        let indices = Operand { dims: i_dims, over: strides(&of.over, &|_, s| s / inner), ..i };
+        let rows = Operand { dims: r_dims, over: strides(&of.over, &|_, _| 0), ..r };
+        (sum.operands, sum.args, sum.how) = (vec![indices, rows], args, SIDE_BY_SIDE | PRODUCT | LOOK_UP);
+        if let Some(s) = small.get_mut(a).and_then(Option::as_mut) {
+            *s = Small { instructions: Vec::new(), us: 0.0 };
+        }
+    }
 }
 
 /// Whether a series' pipeline, less those that nobody needs any more, takes less time to compile than many runs save.

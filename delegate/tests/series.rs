@@ -106,6 +106,22 @@ fn classifier(c: &mut Case) {
     c.op(Op::L2Normalization(Default::default()), &[x], DType::F32, None);
 }
 
+/// The mean of words' rows, and the greatest of each column.
+fn bag(c: &mut Case) {
+    let keep = ReducerOptionsT { keep_dims: false };
+    let axis = c.i32s(&[1]);
+    for (words, width, op) in
+        [(70, 8, Op::Mean(keep.clone())), (5, 4, Op::Sum(keep.clone())), (24, 12, Op::ReduceMax(keep))]
+    {
+        let words = c.input(DType::F32, &[1, words], 0.0, 9.9);
+        let words = c.op(Op::Cast(Default::default()), &[words], DType::I32, None);
+        let table = c.weights(DType::F32, &[10, width], -1.0, 1.0, None);
+        let rows = c.op(Op::Gather(Default::default()), &[table, words], DType::F32, None);
+        c.op(op, &[rows, axis], DType::F32, None);
+        c.model.subgraphs[0].outputs.retain(|t| *t != rows);
+    }
+}
+
 /// Layers of a network that hears one step at a time: the last steps before the new one, convolutions of both kinds
 /// without padding, and a table.
 fn listener(c: &mut Case) {
@@ -171,6 +187,10 @@ fn layers_are_the_same() {
     classifier(&mut c);
     c.series = true;
     c.run_in(&[Config::F32, Config::NoSubgroups]);
+    let mut c = Case::new("bag", Tolerance::Float { abs: 3.5e-5, rel: 1e-5 });
+    bag(&mut c);
+    c.series = true;
+    c.run_in(&[Config::F32, Config::NoSubgroups]);
     let mut c = Case::new("listener", Tolerance::Exact);
     listener(&mut c);
     c.series = true;
@@ -188,6 +208,18 @@ fn whole_networks_are_one_dispatch() {
         let labels: Vec<String> = p.dispatches.iter().map(|d| p.kernels[d.kernel].label()).collect();
         assert_eq!(p.dispatches.len(), 1, "{name}: {labels:?}");
     }
+}
+
+/// Rows that are only summed up are not gathered first.
+#[test]
+fn rows_are_summed_up_where_they_lie() {
+    let software = Caps { class: AdapterClass::Software, subgroups: Some((8, 8)), ..Caps::baseline() };
+    let mut c = Case::new("bag", FLOAT);
+    bag(&mut c);
+    let p = program(&mut c, &software, true);
+    let members = || p.dispatches.iter().flat_map(|d| &d.members);
+    assert_eq!(members().filter(|m| m.label.starts_with("gather")).map(|m| m.share).collect::<Vec<_>>(), [0.0; 3]);
+    assert!(members().filter(|m| !m.label.starts_with("gather")).all(|m| m.share > 0.0));
 }
 
 #[test]

@@ -372,7 +372,7 @@ pub const SERIES: &str = "series";
 
 /// The function `apply` of a series: calls the functions of the key by their numbers in it, from 1; 0 gives the operand.
 fn choose(functions: &[(&str, &str)], text: &mut String) -> Result<(), String> {
-    text.push_str("fn apply(f: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, e: vec4<u32>) -> vec4<u32> {\nswitch f {\n");
+    text.push_str("fn apply(f: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, e: vec4<u32>) -> vec4<u32> {\nvar r = b;\nswitch f {\n");
     for (i, (_, f)) in functions.iter().enumerate() {
         let start = format!("fn {f}(");
         let head = file("parts/functions").split(&start).nth(1).and_then(|s| s.split(')').next());
@@ -389,9 +389,9 @@ fn choose(functions: &[(&str, &str)], text: &mut String) -> Result<(), String> {
             })
             .collect();
         let args = args.ok_or_else(|| format!("{f} takes too much"))?.join(", ");
-        text.push_str(&format!("case {}u: {{ return bitcast<vec4<u32>>({f}({args})); }}\n", i + 1));
+        text.push_str(&format!("case {}u: {{ r = bitcast<vec4<u32>>({f}({args})); }}\n", i + 1));
     }
-    text.push_str("default: { return b; }\n}\n}\n");
+    text.push_str("default: {}\n}\nreturn r;\n}\n");
     Ok(())
 }
 

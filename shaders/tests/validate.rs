@@ -114,7 +114,7 @@ fn series() {
             key = key.with("-", f);
         }
         let text = source(&key).unwrap();
-        assert!(text.contains("{ return bitcast<vec4<u32>>(i_add(bitcast<vec4<i32>>(a), bitcast<vec4<i32>>(b))); }"));
+        assert!(text.contains("{ r = bitcast<vec4<u32>>(i_add(bitcast<vec4<i32>>(a), bitcast<vec4<i32>>(b))); }"));
         assert!(text.contains("f_clamp(bitcast<vec4<f32>>(a), bitcast<f32>(c[0]), bitcast<f32>(c[1]))"), "{text}");
         if let Err(e) = validate(&text) {
             panic!("{e}\n{text}");
