@@ -8,9 +8,13 @@ override WG: u32 = 64u;
 // Without an input gate: it is what the forget gate leaves.
 override CIFG: u32 = 0u;
 override PROJECTION: u32 = 0u;
+override PEEPHOLE: u32 = 0u;
+override NORM: u32 = 0u;
 // Elements of workgroup memory: the output state and the hidden vector, in whole quads.
 override STATE: u32 = 4u;
 override HIDDEN: u32 = 4u;
+// The gates' sums, where they are normalized.
+override SUMS: u32 = 1u;
 
 struct Params {
     // Of the recurrent sums of each gate: the multiplier and its shift.
@@ -18,6 +22,15 @@ struct Params {
     shift: vec4<i32>,
     // Of the hidden vector and of the projection: multiplier and shift.
     after: vec4<i32>,
+    // Of what the cell state adds to gates, and of their normalization; what stands in for a variance of zero.
+    peep_factor: vec4<i32>,
+    peep_shift: vec4<i32>,
+    norm_factor: vec4<i32>,
+    norm_shift: vec4<i32>,
+    guard: vec4<i32>,
+    // How far the reference counts cells on from image to image for that, and how many it comes to.
+    peep_image: u32,
+    peep_end: u32,
     time: u32,
     cells: u32,
     outputs: u32,
@@ -43,7 +56,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> ahead: array<vec4<i32>>;
 @group(0) @binding(2) var<storage, read> w: array<w_Elem4>;
-// The projection's bias.
+// The projection's bias; by cell: peephole weights of the input, forget and output gates, four factors of the normalization
+// and four biases.
 @group(0) @binding(3) var<storage, read> v: array<i32>;
 @group(0) @binding(4) var<storage, read_write> out: array<out_Elem4>;
 @group(0) @binding(5) var<storage, read_write> state: array<state_Elem4>;
@@ -51,6 +65,14 @@ struct Params {
 
 var<workgroup> h: array<i32, STATE>;
 var<workgroup> hidden: array<i32, HIDDEN>;
+var<workgroup> sums: array<i32, SUMS>;
+var<workgroup> stats: array<Moments, 4>;
+
+// Of a gate's sums: the mean in units of 2^-10, and what brings their deviation to 1: a multiplier and its shift to the right.
+struct Moments {
+    mean: i32,
+    root: vec2<i32>,
+}
 
 fn narrow(x: vec4<i32>) -> vec4<i32> {
     return clamp(x, vec4<i32>(-32768), vec4<i32>(32767));
@@ -112,6 +134,44 @@ fn weight(q: u32, gate: u32, j: u32) -> vec4<i32> {
     return w_unpack(w[(q * (4u - CIFG) + gate - CIFG) * p.cells + j]);
 }
 
+fn constant(kind: u32, j: u32) -> i32 {
+    return v[p.outputs + kind * p.cells + j];
+}
+
+// The sums with what the cell state adds to the input and forget gates, or to the output gate. Weights lie by output, as the
+// reference walks them.
+fn peep(s: vec4<i32>, image: u32, j: u32, c: i32, last: bool) -> vec4<i32> {
+    let at = image * p.peep_image + j;
+    if (PEEPHOLE == 0u || at >= p.peep_end) {
+        return s;
+    }
+    let k = at % p.outputs % p.cells;
+    let w = select(vec4<i32>(constant(0u, k), constant(1u, k), 0, 0), vec4<i32>(0, 0, 0, constant(2u, k)), last);
+    return narrow(i_requant4(w * c, p.peep_factor, p.peep_shift) + s);
+}
+
+fn gated(s: vec4<i32>) -> vec4<i32> {
+    return squash(s, vec4<u32>(3u), vec4<bool>(false, false, true, false));
+}
+
+// The cell's next state.
+fn next(gates: vec4<i32>, before: i32) -> i32 {
+    let fresh = select(gates.x, 32767 - gates.y, CIFG == 1u);
+    // Both cut to 16 bits, as the reference stores them.
+    let wide = vec4<i32>(gates.y * before, fresh * gates.z, 0, 0);
+    let parts = (i_rounding_shift(wide, vec4<u32>(15u, p.fresh, 0u, 0u)) << vec4<u32>(16u)) >> vec4<u32>(16u);
+    let c = clamp(parts.x + parts.y, -32768, 32767);
+    return select(c, clamp(c, -p.cell_clip, p.cell_clip), p.cell_clip > 0);
+}
+
+// What a cell shows of its state through the output gate.
+fn shown(gate: i32, c: i32, input_gate: i32) -> i32 {
+    let t = squash(vec4<i32>(c), vec4<u32>(min(p.cell_bits, 6u)), vec4<bool>(true)).x;
+    let y = select(t, input_gate, p.cell_bits > 6u);
+    let r = i_requant4(vec4<i32>(gate * y), vec4<i32>(p.after.x), vec4<i32>(p.after.y)).x;
+    return clamp(r + p.hidden_zero, -128, 127);
+}
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let image = wg.x;
@@ -144,18 +204,46 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 s.z += dot(weight(q, 2u, j), x);
                 s.w += dot(weight(q, 3u, j), x);
             }
-            let sums = narrow(first + clamp(i_requant4(s, p.factor, p.shift), vec4<i32>(-65536), vec4<i32>(65536)));
-            let gates = squash(sums, vec4<u32>(3u), vec4<bool>(false, false, true, false));
-            let fresh = select(gates.x, 32767 - gates.y, CIFG == 1u);
-            // Both cut to 16 bits, as the reference stores them.
-            let wide = vec4<i32>(gates.y * cell[cells + j], fresh * gates.z, 0, 0);
-            let parts = (i_rounding_shift(wide, vec4<u32>(15u, p.fresh, 0u, 0u)) << vec4<u32>(16u)) >> vec4<u32>(16u);
-            var c = clamp(parts.x + parts.y, -32768, 32767);
-            c = select(c, clamp(c, -p.cell_clip, p.cell_clip), p.cell_clip > 0);
+            let late = clamp(i_requant4(s, p.factor, p.shift), vec4<i32>(-65536), vec4<i32>(65536));
+            let before = cell[cells + j];
+            let sum = peep(narrow(first + late), image, j, before, false);
+            if (NORM == 1u) {
+                for (var gate = 0u; gate < 4u; gate++) {
+                    sums[gate * p.cells + j] = sum[gate];
+                }
+                continue;
+            }
+            var gates = gated(sum);
+            let c = next(gates, before);
             cell[cells + j] = c;
-            let y = select(squash(vec4<i32>(c), vec4<u32>(min(p.cell_bits, 6u)), vec4<bool>(true)).x, gates.x, p.cell_bits > 6u);
-            let r = i_requant4(vec4<i32>(gates.w * y), vec4<i32>(p.after.x), vec4<i32>(p.after.y)).x;
-            hidden[j] = clamp(r + p.hidden_zero, -128, 127);
+            if (PEEPHOLE == 1u) {
+                gates.w = gated(peep(sum, image, j, c, true)).w;
+            }
+            hidden[j] = shown(gates.w, c, gates.x);
+        }
+        if (NORM == 1u) {
+            workgroupBarrier();
+            if (local < 3u) {
+                stats[local] = moments(local);
+            }
+            workgroupBarrier();
+            for (var j = local; j < p.cells; j += WG) {
+                let gates = gated(vec4<i32>(normal(0u, j), normal(1u, j), normal(2u, j), 0));
+                let c = next(gates, cell[cells + j]);
+                cell[cells + j] = c;
+                let last = vec4<i32>(sums[3u * p.cells + j]);
+                sums[3u * p.cells + j] = peep(last, image, j, c, true).w;
+                // What is read again where there is no tangent.
+                sums[j] = gates.x;
+            }
+            workgroupBarrier();
+            if (local == 0u) {
+                stats[3] = moments(3u);
+            }
+            workgroupBarrier();
+            for (var j = local; j < p.cells; j += WG) {
+                hidden[j] = shown(gated(vec4<i32>(normal(3u, j))).w, cell[cells + j], sums[j]);
+            }
         }
         workgroupBarrier();
         for (var k = local; k < p.outputs; k += WG) {

@@ -55,27 +55,6 @@ fn share(local: u32, v: i32, greatest: bool) -> i32 {
     return partial[0];
 }
 
-fn mul(a: i32, b: i32) -> i32 {
-    // The library multiplies by what is not negative.
-    return i_high_mul(vec4<i32>(select(a, -a, b < 0)), vec4<i32>(abs(b))).x;
-}
-
-fn shift_right(a: i32, n: u32) -> i32 {
-    return i_rounding_shift(vec4<i32>(a), vec4<u32>(n)).x;
-}
-
-// a * 2^n, saturated.
-fn shift_left(a: i32, n: u32) -> i32 {
-    let limit = i32(0x7fffffffu >> n);
-    if (a > limit) {
-        return 2147483647;
-    }
-    if (a < -limit - 1) {
-        return -2147483647 - 1;
-    }
-    return a << n;
-}
-
 // 1 / (1 + x) for x in [0, 1], 31 fraction bits: Newton's division.
 fn one_over_one_plus(x: i32) -> i32 {
     let half = i32((u32(x) + 0x80000000u) >> 1u);
@@ -104,34 +83,6 @@ fn log_of(z: i32) -> i32 {
     let denominator = mul(h, 1057819769 + q + mul(127690142, square)) + mul(638450708, q);
     let quotient = mul(shift_right(numerator, 6u), one_over_one_plus(denominator));
     return shift_left(mul(power, 1488522236) + quotient, 1u);
-}
-
-// 1 / sqrt(x) as (multiplier, shift to the right).
-fn inverse_root(x: i32) -> vec2<i32> {
-    if (x <= 1) {
-        return vec2<i32>(2147483647, 0);
-    }
-    var v = x;
-    var shift = 11;
-    while (v >= 536870912) {
-        v /= 4;
-        shift += 1;
-    }
-    let pairs = (i32(countLeadingZeros(u32(v))) - 1) / 2 - 1;
-    shift -= pairs;
-    v = (v << u32(2 * pairs)) >> 1u;
-    let half = shift_right(v, 1u);
-    var r = 268435456;
-    for (var k = 0; k < 5; k++) {
-        let cube = shift_left(mul(mul(r, r), r), 6u);
-        r = shift_left(mul(402653184, r) - mul(half, cube), 3u);
-    }
-    var m = mul(r, 1518500250);
-    if (shift < 0) {
-        m = m << u32(-shift);
-        shift = 0;
-    }
-    return vec2<i32>(m, shift);
 }
 
 @compute @workgroup_size(WG)

@@ -22,6 +22,8 @@ struct Params {
     row: u32,
     // Of the recurrent weights.
     scale: f32,
+    // How often the sequence is walked, each time from the state that the last walk left.
+    walks: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -51,7 +53,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         fresh[k] = 0.0;
     }
     workgroupBarrier();
-    for (var t = 0u; t < p.time; t++) {
+    for (var step = 0u; step < p.time * p.walks; step++) {
+        let t = step % p.time;
         let row = (wg.x * p.image + select(t, p.time - 1u - t, p.backward == 1u) * p.step) * p.row;
         var g = Grid();
         if (ROUND > 0u) {

@@ -251,11 +251,15 @@ fn special(op: &Op) -> Option<(&'static str, &'static str)> {
         Op::StablehloWhile(_) | Op::StablehloComposite(_) => ("control flow, any type", BODIES),
         Op::VarHandle(_) => ("any type", "names memory"),
         Op::ReadVariable | Op::AssignVariable => ("any type", "f32, f16, i8, u8, i32, bool"),
-        Op::UnidirectionalSequenceLstm(_) => ("f32, i8; dynamic range", "f32, i8"),
-        Op::Lstm(o) if o.kernel_type != LSTMKernelType::BASIC => ("f32, i8, u8 (basic); dynamic range", "f32, i8"),
-        Op::BidirectionalSequenceLstm(_) | Op::BidirectionalSequenceRnn(_) => ("f32; dynamic range", "f32"),
-        Op::UnidirectionalSequenceRnn(_) | Op::Rnn(_) => ("f32; dynamic range", "f32"),
-        Op::Svdf(_) => ("f32, i8; dynamic range", "f32"),
+        Op::UnidirectionalSequenceLstm(_) => ("f32, i8; dynamic range", "f32, i8; dynamic range"),
+        Op::Lstm(o) if o.kernel_type != LSTMKernelType::BASIC => {
+            ("f32, i8, u8 (basic); dynamic range", "f32, i8; dynamic range")
+        }
+        Op::BidirectionalSequenceLstm(_) | Op::BidirectionalSequenceRnn(_) => {
+            ("f32; dynamic range", "f32; dynamic range")
+        }
+        Op::UnidirectionalSequenceRnn(_) | Op::Rnn(_) => ("f32; dynamic range", "f32; dynamic range"),
+        Op::Svdf(_) => ("f32, i8; dynamic range", "f32, i8; dynamic range"),
         Op::ReduceWindow(_) | Op::StablehloReduceWindow(_) | Op::StablehloReduce(_) | Op::StablehloScatter(_) => {
             ("numbers of any type", "")
         }

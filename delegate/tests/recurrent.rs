@@ -162,7 +162,15 @@ fn lstm_int8() {
 
 /// The LSTM in integers, whose cell state has a scale of 2^`exponent`: to the last bit, results and states.
 fn integers(f: Form, exponent: i32) {
-    let name = format!("integer LSTM of {} cells, {} outputs, {:?}, 2^{exponent}", f.cells, f.outputs(), f.shape());
+    let name = format!(
+        "integer LSTM of {} cells, {} outputs, {:?}, 2^{exponent}, peephole {}, norm {}, time major {}",
+        f.cells,
+        f.outputs(),
+        f.shape(),
+        f.peephole,
+        f.norm,
+        f.time_major
+    );
     let mut c = Case::new(name, Tolerance::Exact);
     let scalar = |s: f32, z: i64| Some(Quant::scalar(s, z));
     let x = c.int8(&f.shape(), 0.0079, 3);
@@ -175,7 +183,11 @@ fn integers(f: Form, exponent: i32) {
             operands.push(wanted.then(|| w(&mut c)));
         }
     }
-    operands.extend([None; 3]);
+    for g in [0, 1, 3] {
+        let wanted = f.peephole && (g > 0 || !f.cifg);
+        let scale = scalar(2e-5 * (g + 1) as f32, 0);
+        operands.push(wanted.then(|| c.weights(DType::I16, &[f.cells], -32767.0, 32767.0, scale)));
+    }
     for g in 0..4 {
         let wanted = g > 0 || !f.cifg;
         operands.push(wanted.then(|| c.weights(DType::I32, &[f.cells], -20000.0, 20000.0, scalar(3e-5, 0))));
@@ -188,11 +200,15 @@ fn integers(f: Form, exponent: i32) {
     operands.push(Some(c.state_of(DType::I8, &[f.batch, f.outputs()], -128.0, 127.0, state.clone())));
     let cell = scalar(2f32.powi(exponent), 0);
     operands.push(Some(c.state_of(DType::I16, &[f.batch, f.cells], -32768.0, 32767.0, cell)));
-    operands.extend([None; 4]);
+    for g in 0..4 {
+        let wanted = f.norm && (g > 0 || !f.cifg);
+        let scale = scalar(3e-5 + 1e-5 * g as f32, 0);
+        operands.push(wanted.then(|| c.weights(DType::I16, &[f.cells], -32767.0, 32767.0, scale)));
+    }
     let mut parts = Vec::new();
     for i in 0..5 {
         let mut t = litegpu_graph::Tensor::new("part", if i < 4 { DType::I16 } else { DType::I8 }, &[]);
-        t.quant = if i < 4 { scalar(2f32.powi(-12), 0) } else { scalar(0.0077, 5) };
+        t.quant = if i < 4 { scalar(2f32.powi(-12) * (1 + i) as f32, 0) } else { scalar(0.0077, 5) };
         parts.push(Some(c.add(t)));
     }
     let mut y = litegpu_graph::Tensor::new("out", DType::I8, &[]);
@@ -228,6 +244,162 @@ fn lstm_in_integers() {
     integers(Form { cifg: true, clip: [3.0, 0.0], batch: 3, ..PLAIN }, -12);
     integers(Form { projection: Some(3), clip: [0.0, 0.6], time: 9, batch: 2, ..PLAIN }, -11);
     integers(Form { projection: Some(9), cifg: true, cells: 5, time: 7, ..PLAIN }, -13);
+}
+
+/// With peepholes, of which the reference walks as many as there are outputs, and with layer normalization.
+#[test]
+fn lstm_in_integers_peephole_and_norm() {
+    let few = Form { time: 3, cells: 9, batch: 2, ..PLAIN };
+    integers(Form { peephole: true, ..few }, -11);
+    integers(Form { peephole: true, cifg: true, time_major: true, ..few }, -12);
+    for time_major in [false, true] {
+        integers(Form { peephole: true, projection: Some(4), time_major, ..few }, -11);
+        integers(Form { peephole: true, projection: Some(13), time_major, ..few }, -13);
+    }
+    integers(Form { norm: true, ..few }, -11);
+    integers(Form { norm: true, cells: 1, ..few }, -11);
+    // A cell state without a tangent.
+    integers(Form { norm: true, peephole: true, ..few }, -6);
+    integers(Form { norm: true, peephole: true, projection: Some(5), clip: [3.0, 0.6], ..few }, -12);
+    integers(Form { norm: true, cifg: true, cells: 70, time: 7, ..few }, -10);
+    integers(Form { norm: true, peephole: true, cells: 300, width: 16, time_major: true, ..few }, -11);
+}
+
+#[test]
+fn svdf_in_integers() {
+    for (batch, width, units, rank, memory, bias) in [
+        (1, 3, 4, 1, 10, true),
+        (2, 9, 5, 2, 7, false),
+        (3, 40, 70, 1, 8, true),
+        (1, 4, 2, 3, 1, true),
+        (20, 8, 6, 2, 5, true),
+    ] {
+        let mut c = Case::new(format!("integer SVDF {batch} {width} {units} {rank} {memory}"), Tolerance::Exact);
+        let scalar = |s: f32, z: i64| Some(Quant::scalar(s, z));
+        let filters = units * rank;
+        let mut operands = vec![
+            Some(c.int8(&[batch, width], 0.0079, 3)),
+            Some(c.weights(DType::I8, &[filters, width], -127.0, 127.0, scalar(0.004, 0))),
+            Some(c.weights(DType::I16, &[filters, memory], -32767.0, 32767.0, scalar(3e-5, 0))),
+        ];
+        operands.push(bias.then(|| c.weights(DType::I32, &[units], -90000.0, 90000.0, scalar(1e-8, 0))));
+        let state = c.state_of(DType::I16, &[batch, filters * memory], -32768.0, 32767.0, scalar(3e-4, 0));
+        operands.push(Some(state));
+        let mut y = litegpu_graph::Tensor::new("out", DType::I8, &[]);
+        y.quant = scalar(0.03, -5);
+        let y = c.add(y);
+        let o = SVDFOptionsT {
+            rank: rank as i32,
+            fused_activation_function: ActivationFunctionType::RELU,
+            asymmetric_quantize_inputs: false,
+        };
+        let mut node = litegpu_graph::Node::new(Op::Svdf(o), &[], &[y]);
+        node.inputs = operands;
+        let graph = c.graph();
+        graph.nodes.push(node);
+        graph.outputs.push(y);
+        c.run_in(&[Config::F32, Config::NoSubgroups]);
+    }
+}
+
+/// An auxiliary input with weights of its own, which both directions read.
+#[test]
+fn lstm_with_an_auxiliary_input() {
+    for (merged, time_major, cifg, dynamic) in
+        [(true, false, false, None), (false, true, true, None), (true, true, false, Some(false))]
+    {
+        let f = Form { batch: 2, time: 5, cells: 6, time_major, cifg, dynamic, ..PLAIN };
+        let limit = if dynamic.is_some() { rounded(24, 5) } else { tolerance(24, 5) };
+        let mut c = Case::new(format!("auxiliary, merged {merged}, cifg {cifg}, {dynamic:?}"), limit);
+        let mut operands = vec![Some(c.input(DType::F32, &f.shape(), -1.0, 1.0))];
+        operands.extend(f.weights(&mut c));
+        operands.extend(f.weights(&mut c));
+        for _ in 0..4 {
+            operands.push(Some(c.state(&[f.batch, f.cells], -0.5, 0.5)));
+        }
+        let [a, b, _] = f.shape();
+        operands.push(Some(c.input(DType::F32, &[a, b, 7], -1.0, 1.0)));
+        for g in 0..8 {
+            let w = |c: &mut Case| match dynamic {
+                Some(_) => int8(c, &[f.cells, 7], 0.5),
+                None => c.weights(DType::F32, &[f.cells, 7], -0.5, 0.5, None),
+            };
+            operands.push((g % 4 > 0 || !cifg).then(|| w(&mut c)));
+        }
+        let o = BidirectionalSequenceLSTMOptionsT {
+            fused_activation_function: ActivationFunctionType::TANH,
+            merge_outputs: merged,
+            time_major,
+            ..Default::default()
+        };
+        c.op_of(Op::BidirectionalSequenceLstm(o), &operands, if merged { 1 } else { 2 });
+        c.run();
+    }
+}
+
+/// The same of a plain cell; and a sequence that is walked as often as it has steps.
+#[test]
+fn rnn_with_an_auxiliary_input() {
+    for (aux, time_major, dynamic) in
+        [(true, false, false), (true, true, false), (true, false, true), (false, true, true), (true, true, true)]
+    {
+        let (batch, time, width, units) = (2, 4, 3, 5);
+        // Walked again and again: each walk rounds anew.
+        let walks = if dynamic && time_major { time } else { 1 };
+        let limit = if dynamic { rounded(width + units, time * walks) } else { tolerance(width + units, time) };
+        let mut c = Case::new(format!("RNN, auxiliary {aux}, time major {time_major}, int8 {dynamic}"), limit);
+        let shape = |n: usize| if time_major { [time, batch, n] } else { [batch, time, n] };
+        let matrix = |c: &mut Case, shape: &[usize]| match dynamic {
+            true => int8(c, shape, 0.1),
+            false => c.weights(DType::F32, shape, -0.1, 0.1, None),
+        };
+        let mut operands = vec![Some(c.input(DType::F32, &shape(width), -1.0, 1.0))];
+        for _ in 0..2 {
+            operands.push(Some(matrix(&mut c, &[units, width])));
+            operands.push(Some(matrix(&mut c, &[units, units])));
+            operands.push(Some(c.weights(DType::F32, &[units], -0.5, 0.5, None)));
+            operands.push(Some(c.state(&[batch, units], -0.5, 0.5)));
+        }
+        operands.push(aux.then(|| c.input(DType::F32, &shape(7), -1.0, 1.0)));
+        for _ in 0..2 {
+            operands.push(aux.then(|| matrix(&mut c, &[units, 7])));
+        }
+        let o = BidirectionalSequenceRNNOptionsT {
+            fused_activation_function: ActivationFunctionType::TANH,
+            time_major,
+            merge_outputs: true,
+            ..Default::default()
+        };
+        c.op_of(Op::BidirectionalSequenceRnn(o), &operands, 1);
+        c.run();
+    }
+}
+
+/// The basic cell, whose last activation and state are operands, or variables.
+#[test]
+fn basic_lstm() {
+    for (batch, width, cells, variable) in [(1, 3, 4, false), (2, 9, 17, true), (3, 16, 70, false)] {
+        let mut c = Case::new(format!("basic LSTM {batch} {width} {cells} {variable}"), tolerance(width + cells, 1));
+        let last = |c: &mut Case| match variable {
+            true => c.state(&[batch, cells], -0.9, 0.9),
+            false => c.input(DType::F32, &[batch, cells], -0.9, 0.9),
+        };
+        let operands = [
+            c.input(DType::F32, &[batch, width], -1.0, 1.0),
+            last(&mut c),
+            c.weights(DType::F32, &[4 * cells, width + cells], -0.5, 0.5, None),
+            c.weights(DType::F32, &[4 * cells], -0.5, 0.5, None),
+            last(&mut c),
+        ];
+        let o = LSTMOptionsT {
+            fused_activation_function: ActivationFunctionType::TANH,
+            kernel_type: LSTMKernelType::BASIC,
+            ..Default::default()
+        };
+        let results = c.ops(Op::Lstm(o), &operands, &[DType::F32; 4], None);
+        c.graph().outputs = results[..2].to_vec();
+        c.run();
+    }
 }
 
 #[test]

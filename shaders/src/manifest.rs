@@ -73,7 +73,7 @@ kernels! {
         functions: &["i_requant"],
     }
     "attention" {
-        roles: &[("q", FLOAT), ("k", FLOAT), ("v", FLOAT), ("mask", FLOAT), ("acc", &[F32]), ("out", FLOAT)],
+        roles: &[("q", FLOAT), ("k", FLOAT), ("v", FLOAT), ("mask", &[F32, F16, F16Packed, Bool]), ("acc", &[F32]), ("out", FLOAT)],
     }
     "argext" { roles: &[("in0", ANY), ("out", &[I32])] }
     "complex" { roles: &[("in0", &[F32]), ("acc", &[F32]), ("out", FLOAT)] }
@@ -89,7 +89,13 @@ kernels! {
         roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)],
     }
     "lstm_fixed" {
+        files: &["lstm_fixed", "parts/lstm_plain"],
         functions: &["i_requant4", "i_rounding_shift"],
+        roles: &[("w", &[I8]), ("state", &[I8]), ("acc", &[I32]), ("out", &[I8, F32])],
+    }
+    "lstm_fixed_norm" {
+        files: &["lstm_fixed", "parts/root", "parts/lstm_norm"],
+        functions: &["i_requant4", "i_rounding_shift", "i_real"],
         roles: &[("w", &[I8]), ("state", &[I8]), ("acc", &[I32]), ("out", &[I8, F32])],
     }
     "rfft" { roles: &[("in0", FLOAT), ("out", &[F32])] }
@@ -97,10 +103,17 @@ kernels! {
     "rms" { roles: &[("in0", FLOAT), ("in1", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "standardize" { roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "rnn" { functions: &["f_tanh", "f_snap"], roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
-    "svdf" { roles: &[("w", WEIGHTS), ("acc", &[F32]), ("out", FLOAT)] }
+    "svdf" {
+        functions: &["i_requant4"],
+        roles: &[("w", &[F32, F16, F16Packed, I8, I32]), ("acc", ACC), ("out", &[F32, F16, F16Packed, I8])],
+    }
     "normalize" { functions: &["f_log"], roles: &[("in0", FLOAT), ("acc", &[F32]), ("out", FLOAT)] }
     "onehot" { roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)] }
-    "qnormalize" { functions: &["i_requant"], roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)] }
+    "qnormalize" {
+        files: &["qnormalize", "parts/root"],
+        functions: &["i_requant"],
+        roles: &[("in0", BYTE), ("acc", &[I32]), ("out", BYTE)],
+    }
     "scatter" {
         roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)],
         variants: &[

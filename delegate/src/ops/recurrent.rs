@@ -16,7 +16,7 @@ use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match &cx.node.op {
-        Op::Lstm(o) if o.kernel_type != LSTMKernelType::FULL => no("the basic LSTM cell stays on the CPU"),
+        Op::Lstm(o) if o.kernel_type == LSTMKernelType::BASIC => basic(cx),
         Op::Lstm(o) => {
             let cell = Cell {
                 act: act(o.fused_activation_function)?,
@@ -42,8 +42,8 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
             if cx.node.inputs.len() != 48 {
                 return no("48 operands are needed");
             }
-            both_ways(cx, o.time_major, o.merge_outputs, [8, 25], (39, 41), |cx, x, y, walk| {
-                lstm(cx, &cell, if walk.backward { &Gates::BACKWARD } else { &Gates::FORWARD }, x, y, walk)
+            both_ways(cx, o.time_major, o.merge_outputs, [8, 25], (39, [41, 45]), |cx, x, aux, y, walk| {
+                lstm(cx, &cell, if walk.backward { &Gates::BACKWARD } else { &Gates::FORWARD }, x, aux, y, walk)
             })
         }
         Op::Rnn(o) => {
@@ -68,13 +68,15 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
                 clip: [0.0; 2],
                 asymmetric: o.asymmetric_quantize_inputs,
             };
-            if o.time_major && cx.tensor(1)?.dtype == DType::I8 {
-                return no("with int8 weights the reference walks this sequence as often as it has steps");
-            }
-            both_ways(cx, o.time_major, o.merge_outputs, [2, 6], (9, 10), |cx, x, y, walk| {
-                rnn(cx, &cell, if walk.backward { 5 } else { 1 }, x, y, walk)
+            // With int8 weights and the time outermost the reference walks the sequence as often as it has steps, each time from
+            // the state that the walk before left.
+            let again = o.time_major && cx.tensor(1)?.dtype == DType::I8;
+            both_ways(cx, o.time_major, o.merge_outputs, [2, 6], (9, [10, 11]), |cx, x, aux, y, walk| {
+                let walk = Walk { walks: if again { walk.time } else { 1 }, ..walk };
+                rnn(cx, &cell, if walk.backward { 5 } else { 1 }, x, aux, y, walk)
             })
         }
+        Op::Svdf(o) if cx.tensor(0)?.dtype == DType::I8 => integer::svdf(cx, o.rank, o.fused_activation_function),
         Op::Svdf(o) => svdf(cx, o.rank, o.fused_activation_function, o.asymmetric_quantize_inputs),
         _ => no("no GPU kernel"),
     }
@@ -103,6 +105,8 @@ struct Cell {
 /// Where an LSTM's operands are; gates in the order input, forget, cell, output.
 struct Gates {
     input: [usize; 4],
+    /// Of the auxiliary input.
+    aux: [usize; 4],
     recurrent: [usize; 4],
     /// Not for the cell gate.
     peephole: [usize; 3],
@@ -116,6 +120,7 @@ struct Gates {
 impl Gates {
     const FULL: Gates = Gates {
         input: [1, 2, 3, 4],
+        aux: [40, 41, 42, 43],
         recurrent: [5, 6, 7, 8],
         peephole: [9, 10, 11],
         bias: [12, 13, 14, 15],
@@ -126,6 +131,7 @@ impl Gates {
     const FORWARD: Gates = Gates { norm: None, state: [35, 36], ..Gates::FULL };
     const BACKWARD: Gates = Gates {
         input: [18, 19, 20, 21],
+        aux: [44, 45, 46, 47],
         recurrent: [22, 23, 24, 25],
         peephole: [26, 27, 28],
         bias: [29, 30, 31, 32],
@@ -145,6 +151,8 @@ struct Walk {
     step: usize,
     image: usize,
     backward: bool,
+    /// How often it is walked, one time after another.
+    walks: usize,
 }
 
 impl Walk {
@@ -156,7 +164,7 @@ impl Walk {
             _ => return no("an input whose rank is not 2 or 3"),
         };
         let (step, image) = if major { (batch, 1) } else { (1, time) };
-        Ok(Walk { batch, time, width, step, image, backward })
+        Ok(Walk { batch, time, width, step, image, backward, walks: 1 })
     }
 }
 
@@ -169,38 +177,43 @@ fn one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
     }
     let (x, y) = (cx.operand(0)?, cx.result(0)?);
     let walk = Walk::new(&x, time_major, false)?;
-    lstm(cx, cell, &Gates::FULL, &x, &y, walk)
+    lstm(cx, cell, &Gates::FULL, &x, None, &y, walk)
 }
 
 fn plain_one_way(cx: &mut Lower<'_, '_>, cell: &Cell, time_major: bool) -> Lowered {
     let (x, y) = (cx.operand(0)?, cx.result(0)?);
     let walk = Walk::new(&x, time_major, false)?;
-    rnn(cx, cell, 1, &x, &y, walk)
+    rnn(cx, cell, 1, &x, None, &y, walk)
 }
 
+/// An auxiliary input, and the first of its weights.
+type Aux<'o, 'a> = Option<(&'o Operand<'a>, usize)>;
+
 /// Both directions by `cell`. `recurrent`: operands whose columns are each direction's outputs. `aux`: the operand with
-/// the auxiliary input, and the first of its weights.
+/// the auxiliary input, and of each direction a weight of it that is never left out alone.
 fn both_ways<'a, 'e>(
     cx: &mut Lower<'a, 'e>,
     time_major: bool,
     merged: bool,
     recurrent: [usize; 2],
-    aux: (usize, usize),
-    cell: impl Fn(&mut Lower<'a, 'e>, &Operand<'a>, &Operand<'a>, Walk) -> Lowered,
+    aux: (usize, [usize; 2]),
+    cell: impl Fn(&mut Lower<'a, 'e>, &Operand<'a>, Aux<'_, 'a>, &Operand<'a>, Walk) -> Lowered,
 ) -> Lowered {
     let x = cx.operand(0)?;
-    if cx.has(aux.1) {
-        return no("an auxiliary input with weights of its own");
-    }
+    let other = if cx.has(aux.0) { Some(cx.operand(aux.0)?) } else { None };
     // Without weights of its own the auxiliary input is what the backward direction reads.
-    let back = if cx.has(aux.0) { cx.operand(aux.0)? } else { x.clone() };
+    let (back, other) = match cx.has(aux.1[0]) {
+        true => (x.clone(), other),
+        false => (other.unwrap_or_else(|| x.clone()), None),
+    };
     let y = cx.result(0)?;
     let mut start = 0;
     for (i, x) in [x, back].into_iter().enumerate() {
         let walk = Walk::new(&x, time_major, i == 1)?;
+        let other = other.as_ref().zip(aux.1.get(i).copied());
         if !merged {
             let y = if i == 0 { y.clone() } else { cx.result(1)? };
-            cell(cx, &x, &y, walk)?;
+            cell(cx, &x, other, &y, walk)?;
             continue;
         }
         let Some(&outputs) = recurrent.get(i).map(|&o| cx.tensor(o)).transpose()?.and_then(|t| t.shape.last()) else {
@@ -211,7 +224,7 @@ fn both_ways<'a, 'e>(
             *n = outputs;
         }
         let part = Operand { slot: cx.temp(&shape, y.elem), shape, ..y.clone() };
-        cell(cx, &x, &part, walk)?;
+        cell(cx, &x, other, &part, walk)?;
         let last = y.shape.len() - 1;
         Copy::slab(&y, last, start, outputs, plain(&part.shape)).emit(cx, &part, &y)?;
         start += outputs;
@@ -329,7 +342,7 @@ fn rounded<'a>(cx: &mut Lower<'a, '_>, x: &Operand<'a>, asymmetric: bool) -> Low
 }
 
 /// All rows of `x` times `weights`, transposed, in f32; plus the operand `bias`.
-fn ahead<'a>(
+fn sums_of<'a>(
     cx: &mut Lower<'a, '_>,
     x: &Operand<'a>,
     w: &Stack,
@@ -420,7 +433,22 @@ fn fits(cx: &Lower<'_, '_>, walk: Walk, elements: usize) -> Lowered {
     Ok(())
 }
 
-fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
+/// What a whole sequence and its auxiliary one add to the sums of every step.
+fn both<'a>(cx: &mut Lower<'a, '_>, a: Operand<'a>, b: Operand<'a>) -> Lowered<Operand<'a>> {
+    let y = Operand { slot: cx.temp(&a.shape, a.elem), ..a.clone() };
+    super::binary::emit(cx, &a, &b, &y, "f_add", Vec::new())?;
+    Ok(y)
+}
+
+fn lstm<'a>(
+    cx: &mut Lower<'a, '_>,
+    cell: &Cell,
+    ids: &Gates,
+    x: &Operand<'a>,
+    aux: Aux<'_, 'a>,
+    y: &Operand<'a>,
+    walk: Walk,
+) -> Lowered {
     let cifg = !cx.has(ids.input[0]);
     let from = usize::from(cifg);
     let input = stacked(cx, ids.input.get(from..).unwrap_or_default(), walk.width)?;
@@ -473,7 +501,15 @@ fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y
     let (hq, cq) = (outputs.div_ceil(4), cells.div_ceil(4));
     let sums = if normal != 0 { 4 * cells } else { 1 };
     fits(cx, walk, (hq + cq) * 4 + sums)?;
-    let ahead = ahead(cx, x, &input, None, cell.asymmetric)?;
+    let mut ahead = sums_of(cx, x, &input, None, cell.asymmetric)?;
+    if let Some((x, _)) = aux {
+        let more = stacked(cx, ids.aux.get(from..).unwrap_or_default(), x.inner())?;
+        if more.counts != input.counts || rows(&x.shape) != walk.batch * walk.time {
+            return no("an auxiliary input that does not fit");
+        }
+        let more = sums_of(cx, x, &more, None, cell.asymmetric)?;
+        ahead = both(cx, ahead, more)?;
+    }
     let weights = cx.weight(|| {
         let mut all = by_quads(&recurrent.value, elem)?;
         if let Some(p) = &projection {
@@ -515,8 +551,94 @@ fn lstm<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, ids: &Gates, x: &Operand<'a>, y
     cx.dispatch(key, &[ahead.slot, weights, constants], &[y.slot, h, c], &[], params, [walk.batch as u32, 1, 1])
 }
 
+/// The basic cell: one step, one matrix for the input and the last activation, which are operands as the last state is. Where
+/// these are variable tensors, the new ones are stored there.
+fn basic<'a>(cx: &mut Lower<'a, '_>) -> Lowered {
+    // What the reference's kernel needs to work in, and files have as results.
+    let graph = cx.scene.graph;
+    let scratch = cx.node.outputs.get(2..).unwrap_or_default();
+    if scratch.iter().any(|t| graph.outputs.contains(t) || graph.nodes.iter().any(|n| n.inputs.contains(&Some(*t)))) {
+        return no("scratch results that are read");
+    }
+    let (x, y, after) = (cx.operand(0)?, cx.result(0)?, cx.result(1)?);
+    let (Some(w), Some(bias)) = (cx.constant(2)?, floats_or_none(cx, 3)?) else { return no("computed weights") };
+    let (&[batch, width], &[rows, columns]) = (x.shape.as_slice(), w.shape.as_slice()) else {
+        return no("operands whose rank is not 2");
+    };
+    let cells = y.inner();
+    let types = [x.dtype, w.dtype, y.dtype, after.dtype];
+    if types != [DType::F32; 4] || rows != 4 * cells || columns != width + cells || bias.len() != rows {
+        return no(format!("{} weights of shape {:?}", w.dtype, w.shape.as_slice()));
+    }
+    // Its gates are input, cell, forget, output.
+    let part = |from: usize, to: usize| -> Lowered<Stack> {
+        let row = |r: usize| w.bytes.get((r * columns + from) * 4..(r * columns + to) * 4).unwrap_or_default();
+        let bytes: Vec<u8> =
+            [0, 2, 1, 3].iter().flat_map(|g| (g * cells..(g + 1) * cells).flat_map(row)).copied().collect();
+        let value = Const { dtype: DType::F32, shape: [rows, to - from].as_slice().into(), bytes: bytes.into() };
+        Ok(Stack { value, counts: vec![cells; 4], scales: vec![1.0; 4] })
+    };
+    let (input, recurrent) = (part(0, width)?, part(width, columns)?);
+    let mut constants: Vec<f32> = Vec::with_capacity(12 * cells);
+    [0, 2, 1, 3].iter().for_each(|g| constants.extend(bias.get(g * cells..(g + 1) * cells).unwrap_or_default()));
+    constants.resize(12 * cells, 0.0);
+    let walk = Walk::new(&x, true, false)?;
+    let (q, wg) = (cells.div_ceil(4), workers(cx, cells));
+    fits(cx, walk, 8 * q + 1)?;
+    let ahead = sums_of(cx, &x, &input, None, false)?;
+    let weights = cx.weight(|| by_quads(&recurrent.value, Elem::F32))?;
+    let constants = cx.weight(|| Ok(constants.iter().flat_map(|v| v.to_le_bytes()).collect()))?;
+    let h = last(cx, 1, batch, cells)?;
+    let c = last(cx, 4, batch, cells)?;
+    let key = KernelKey::new("lstm", &[("w", Elem::F32), ("acc", Elem::F32), ("out", y.elem)])
+        .set("WG", wg as i32)
+        .set("CIFG", 0)
+        .set("PEEPHOLE", 0)
+        .set("NORM", 0)
+        .set("PROJECTION", 0)
+        .set("ROUND", 0)
+        .set("ACT", 4)
+        .set("STATE", q as i32 * 4)
+        .set("HIDDEN", q as i32 * 4)
+        .set("SUMS", 1);
+    let params = Params::new().u(1).u(cells).u(cells).u(0).u(walk.step).u(walk.image).u(ahead.row_quads());
+    let params = params.u(q).u(q).u(q).f(0.0).f(0.0).row();
+    let params = (0..5).fold(params, |p, _| p.f(1.0));
+    let writes = [y.slot, h.slot, c.slot];
+    cx.dispatch(key, &[ahead.slot, weights, constants], &writes, &[], params, [batch as u32, 1, 1])?;
+    super::convert(cx, &c, &after)
+}
+
+fn floats_or_none(cx: &Lower<'_, '_>, i: usize) -> Lowered<Option<Vec<f32>>> {
+    if cx.has(i) { cx.floats(i) } else { Ok(None) }
+}
+
+/// What a cell had after the last step: a variable tensor itself, or a copy of an operand that may be written to.
+fn last<'a>(cx: &mut Lower<'a, '_>, i: usize, batch: usize, n: usize) -> Lowered<Operand<'a>> {
+    if cx.tensor(i)?.is_variable {
+        let slot = state(cx, i, batch, n)?;
+        let s = cx.state(i)?;
+        return Ok(Operand { slot, ..s });
+    }
+    let x = cx.operand(i)?;
+    if x.shape.as_slice() != [batch, n] || !x.elem.is_float() {
+        return no(format!("a state of shape {:?}, {batch} rows of {n} are needed", x.shape.as_slice()));
+    }
+    let copy = Operand { slot: cx.temp(&x.shape, Elem::F32), elem: Elem::F32, constant: false, ..x.clone() };
+    super::convert(cx, &x, &copy)?;
+    Ok(copy)
+}
+
 /// Operands from `first` on: weights, recurrent weights, bias, state.
-fn rnn<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, first: usize, x: &Operand<'a>, y: &Operand<'a>, walk: Walk) -> Lowered {
+fn rnn<'a>(
+    cx: &mut Lower<'a, '_>,
+    cell: &Cell,
+    first: usize,
+    x: &Operand<'a>,
+    aux: Aux<'_, 'a>,
+    y: &Operand<'a>,
+    walk: Walk,
+) -> Lowered {
     let input = stacked(cx, &[first], walk.width)?;
     let units = y.inner();
     let recurrent = stacked(cx, &[first + 1], units)?;
@@ -526,7 +648,15 @@ fn rnn<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, first: usize, x: &Operand<'a>, y
     let elem = recurrent.elem(cx);
     let row = units.div_ceil(4);
     fits(cx, walk, row * 8)?;
-    let ahead = ahead(cx, x, &input, Some(first + 2), cell.asymmetric)?;
+    let mut ahead = sums_of(cx, x, &input, Some(first + 2), cell.asymmetric)?;
+    if let Some((x, weights)) = aux {
+        let more = stacked(cx, &[weights], x.inner())?;
+        if more.rows() != units || rows(&x.shape) != walk.batch * walk.time {
+            return no("an auxiliary input that does not fit");
+        }
+        let more = sums_of(cx, x, &more, None, cell.asymmetric)?;
+        ahead = both(cx, ahead, more)?;
+    }
     let weights = cx.weight(|| by_quads(&recurrent.value, elem))?;
     let h = state(cx, first + 3, walk.batch, units)?;
     let key = KernelKey::new("rnn", &[("w", elem), ("acc", Elem::F32), ("out", y.elem)])
@@ -535,7 +665,7 @@ fn rnn<'a>(cx: &mut Lower<'a, '_>, cell: &Cell, first: usize, x: &Operand<'a>, y
         .set("ROUND", recurrent.round(cell.asymmetric))
         .set("STATE", row as i32 * 4);
     let params = Params::new().u(walk.time).u(units).u(walk.backward as usize).u(walk.step).u(walk.image).u(row);
-    let params = params.f(recurrent.scale(0));
+    let params = params.f(recurrent.scale(0)).u(walk.walks);
     cx.dispatch(key, &[ahead.slot, weights], &[y.slot, h], &[], params, [walk.batch as u32, 1, 1])
 }
 
@@ -554,7 +684,7 @@ fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType, a
         return no("weights that do not fit");
     }
     let bias = floats(cx, 3, units)?;
-    let fresh = ahead(cx, &x, &feature, None, asymmetric)?;
+    let fresh = sums_of(cx, &x, &feature, None, asymmetric)?;
     let elem = time.elem(cx);
     let weights = cx.weight(|| {
         // One long row.
@@ -576,7 +706,10 @@ fn svdf(cx: &mut Lower<'_, '_>, rank: i32, activation: ActivationFunctionType, a
         .u(fresh.row_quads())
         .u((filters * memory).next_multiple_of(4))
         .u(has_bias as usize)
-        .f(time.scale(0));
+        .f(time.scale(0))
+        .i(0)
+        .i(0)
+        .i(0);
     let groups = line(y.quads().div_ceil(WG));
     cx.dispatch(key, &[fresh.slot, weights, bias], &[y.slot, memories], &[], params, groups)
 }
