@@ -23,9 +23,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> w: array<w_Word>;
 @group(0) @binding(4) var<storage, read_write> out: array<out_Elem4>;
 
-fn product(xl: acc_Val4, xh: acc_Val4, step: u32) -> acc_Val {
+fn product(xl: Factor4, xh: Factor4, step: u32) -> acc_Val {
     let v = w_load8(2u * step, 2u * step + 1u);
-    return dot(xl, w_value(v.lo)) + dot(xh, w_value(v.hi));
+    return dot4(xl, w_factor(v.lo)) + dot4(xh, w_factor(v.hi));
 }
 
 @compute @workgroup_size(WG)
@@ -42,8 +42,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         // Past the end of a row the weights are zero, and so must be the other factor.
         let two = c + 1u < p.cq;
         let v = x_load8(row + c, row + select(c, c + 1u, two));
-        let lo = x_value(v.lo);
-        let hi = select(acc_Val4(), x_value(v.hi), two);
+        let lo = x_factor(v.lo);
+        let hi = select(outside(), x_factor(v.hi), two);
         sum += acc_Val4(
             product(lo, hi, first + s),
             product(lo, hi, first + s + min(1u, last) * p.steps),

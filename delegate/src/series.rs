@@ -508,7 +508,8 @@ impl Source<'_> {
             f: Some(if integers { "i_add" } else { "f_add" }),
             how,
             operands: vec![Operand { outside: x_zero, ..x }, w],
-            args: vec![pitch.unwrap_or(0), x_zero, w_zero],
+            // Where packed numbers are multiplied as they are, the bias has what their zero point adds.
+            args: vec![pitch.unwrap_or(0), if self.part("dots_packed") { 0 } else { x_zero }, w_zero],
             times,
         });
         let chan = |f, n: u32| {

@@ -523,3 +523,24 @@ fn conv_3d_transpose() {
         }
     }
 }
+
+/// GPUs multiply four int8 at a time as they are stored, adapters that run shaders on the CPU one by one.
+#[test]
+fn int8_by_fours() {
+    for (rows, packed, config) in [(1, true, Config::Gpu), (9, true, Config::Gpu), (9, false, Config::F32)] {
+        let mut c = Case::new(format!("packed dots of {rows} rows, {config:?}"), Tolerance::Exact);
+        let x = c.int8(&[1, rows, 3, 13], 0.02, -128);
+        let w = c.weights(DType::I8, &[7, 1, 3, 13], -127.0, 127.0, Some(Quant::scalar(0.01, 0)));
+        let bias = c.weights(DType::I32, &[7], -9000.0, 9000.0, Some(Quant::scalar(2e-4, 0)));
+        let o = Conv2DOptionsT { padding: Padding::VALID, stride_w: 1, stride_h: 1, ..Default::default() };
+        let o = Conv2DOptionsT { dilation_w_factor: 1, dilation_h_factor: 1, ..o };
+        c.op(Op::Conv2d(o), &[x, w, bias], DType::I8, Some((0.1, 3)));
+        let shapes = infer(&mut c.model).unwrap();
+        let Some(engine) = engine(config) else { return };
+        let options = litegpu_delegate::PlanOptions { force_gpu: true, ..Default::default() };
+        let plan = gpu_plan(&c.model, &shapes, engine.caps(), &options).unwrap();
+        let keys: Vec<_> = plan.programs().flat_map(|p| &p.kernels).collect();
+        assert_eq!(keys.iter().any(|k| k.parts.iter().any(|p| p.1 == "dots_packed")), packed, "{rows} {config:?}");
+        c.run_in(&[config]);
+    }
+}

@@ -4,7 +4,7 @@
 //
 // chan_...: the arithmetic. each_...: what belongs to an output channel, channel by channel, for kernels in which
 // every invocation reads another one. quad_...: the same in rows of four channels. share_...: how rows and channels are
-// shared. mul_...: the product of chan_int. taps_...: the filter's size where it is compiled in.
+// shared. dots_...: how four factors are kept and multiplied. mul_...: the product of chan_int. taps_...: the filter's size where it is compiled in.
 
 //@ chan_float
 // Floats: a bias.
@@ -97,6 +97,38 @@ fn w_value(v: w_Val4) -> acc_Val4 {
 fn result(v: acc_Val4, c: Chan4) -> acc_Val4 {
     let y = i_real(v + c.bias, c.high, c.low, c.shift);
     return clamp(y + vec4<i32>(p.out_zero), vec4<i32>(p.low), vec4<i32>(p.high));
+}
+
+//@ dots_values
+// Four numbers, without their zero points.
+alias Factor4 = acc_Val4;
+fn x_factor(v: x_Val4) -> Factor4 {
+    return x_value(v);
+}
+fn w_factor(v: w_Val4) -> Factor4 {
+    return w_value(v);
+}
+fn outside() -> Factor4 {
+    return acc_Val4();
+}
+fn dot4(a: Factor4, b: Factor4) -> acc_Val {
+    return dot(a, b);
+}
+
+//@ dots_packed
+// Four int8 in a word as they are stored: the bias has what the zero point adds to the sum. Weights have none.
+alias Factor4 = u32;
+fn x_factor(v: u32) -> Factor4 {
+    return v;
+}
+fn w_factor(v: u32) -> Factor4 {
+    return v;
+}
+fn outside() -> Factor4 {
+    return (u32(p.x_zero) & 255u) * 0x1010101u;
+}
+fn dot4(a: Factor4, b: Factor4) -> acc_Val {
+    return dot4I8Packed(a, b);
 }
 
 //@ each_float

@@ -85,24 +85,24 @@ fn origin(pixel: u32) -> Origin {
 
 // Eight factors of a dot product.
 struct Factors {
-    lo: acc_Val4,
-    hi: acc_Val4,
+    lo: Factor4,
+    hi: Factor4,
 }
 
 fn weights(step: u32) -> Factors {
     let v = w_load8(2u * step, 2u * step + 1u);
-    return Factors(w_value(v.lo), w_value(v.hi));
+    return Factors(w_factor(v.lo), w_factor(v.hi));
 }
 
 // Quad c0 of the tap at (dy, dx0), and quad c1 of the tap at (dy, dx1); zeros outside.
 fn factors(o: Origin, dy: i32, dx0: i32, c0: u32, dx1: i32, c1: u32, ok1: bool) -> Factors {
     if (POINT == 2u) {
         let v = x_load8(o.base + c0, o.base + c1);
-        return Factors(x_value(v.lo), x_value(v.hi));
+        return Factors(x_factor(v.lo), x_factor(v.hi));
     }
     if (POINT == 1u) {
         let v = x_load8(o.base + c0, o.base + select(c0, c1, ok1));
-        return Factors(x_value(v.lo), select(acc_Val4(), x_value(v.hi), ok1));
+        return Factors(x_factor(v.lo), select(outside(), x_factor(v.hi), ok1));
     }
     let y = u32(o.y + dy);
     let x0 = u32(o.x + dx0);
@@ -111,11 +111,11 @@ fn factors(o: Origin, dy: i32, dx0: i32, c0: u32, dx1: i32, c1: u32, ok1: bool) 
     let in1 = y < p.h && x1 < p.w && ok1;
     let at = o.base + y * p.w * p.cq;
     let v = x_load8(select(0u, at + x0 * p.cq + c0, in0), select(0u, at + x1 * p.cq + c1, in1));
-    return Factors(select(acc_Val4(), x_value(v.lo), in0), select(acc_Val4(), x_value(v.hi), in1));
+    return Factors(select(outside(), x_factor(v.lo), in0), select(outside(), x_factor(v.hi), in1));
 }
 
 fn dot8(a: Factors, b: Factors) -> acc_Val {
-    return dot(a.lo, b.lo) + dot(a.hi, b.hi);
+    return dot4(a.lo, b.lo) + dot4(a.hi, b.hi);
 }
 
 fn write(wanted: bool, pixel: u32, quad: u32, c0: Chan4, c1: Chan4, lo: acc_Val4, hi: acc_Val4) {

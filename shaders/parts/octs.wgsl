@@ -144,6 +144,28 @@ fn ROLE_load8(a: u32, b: u32) -> ROLE_Oct {
     return ROLE_open(ROLE_raw(a, b));
 }
 
+//@ oct_b8_dots
+// Packed as they are, for dots_packed.
+alias ROLE_Word = vec2<u32>;
+struct ROLE_Oct {
+    lo: u32,
+    hi: u32,
+}
+fn ROLE_load8(a: u32, b: u32) -> ROLE_Oct {
+    let r = ROLE[a / 2u];
+    return ROLE_Oct(r.x, r.y);
+}
+
+//@ oct_quads_dots
+alias ROLE_Word = u32;
+struct ROLE_Oct {
+    lo: u32,
+    hi: u32,
+}
+fn ROLE_load8(a: u32, b: u32) -> ROLE_Oct {
+    return ROLE_Oct(ROLE[a], ROLE[b]);
+}
+
 //@ oct_b4_u32
 // int4: a word holds both quads.
 alias ROLE_Word = u32;

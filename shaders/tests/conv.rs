@@ -72,11 +72,29 @@ fn convolutions() {
                             .part("", chan)
                             .part("", mul)
                     };
+                    // Packed products have rows of words as they are.
+                    for dots in ["dots_values", "dots_packed"] {
+                        let packed = dots == "dots_packed";
+                        if packed && (x != I8 || w != I8) {
+                            continue;
+                        }
+                        let key = |kernel| {
+                            let mut key = key(kernel).part("", dots);
+                            for (_, part) in key.parts.iter_mut().filter(|(r, _)| packed && !r.is_empty()) {
+                                *part = if *part == "oct_quads" { "oct_quads_dots" } else { "oct_b8_dots" };
+                            }
+                            key
+                        };
+                        for (_, put) in octs(x) {
+                            validate(&key("conv").part("out", put).part("", each).part("", "share_subgroup"));
+                            validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
+                            validate(&key("conv_four").part("out", put).part("", each));
+                            validate(&key("conv_tile").part("out", put).part("", each));
+                        }
+                        validate(&key("matvec").part("", quad).part("", "split_none"));
+                        validate(&key("matvec").part("", quad).part("", "split_sum"));
+                    }
                     for (_, put) in octs(x) {
-                        validate(&key("conv").part("out", put).part("", each).part("", "share_subgroup"));
-                        validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
-                        validate(&key("conv_four").part("out", put).part("", each));
-                        validate(&key("conv_tile").part("out", put).part("", each));
                         if class == "real" {
                             continue;
                         }
@@ -84,12 +102,11 @@ fn convolutions() {
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_3"));
                         validate(&key("depthwise_rows").part("out", put).part("", quad).part("", "taps_5"));
                     }
-                    validate(&key("matvec").part("", quad).part("", "split_none"));
-                    validate(&key("matvec").part("", quad).part("", "split_sum"));
                     if class == "int" {
                         // Sums of 16 bits, for an LSTM's gates.
                         for kernel in ["conv", "conv_four", "conv_tile", "matvec"] {
                             let mut key = key(kernel).part("", if kernel == "matvec" { quad } else { each });
+                            key = key.part("", "dots_values");
                             key.roles = vec![("x", x), ("w", w), ("out", I32)];
                             if kernel != "matvec" {
                                 key = key.part("out", "put_quads");

@@ -92,6 +92,8 @@ pub(super) struct Arithmetic {
     pub high: i32,
     /// A fused activation that is no clamp.
     pub after: Option<Step>,
+    /// Four int8 at a time are multiplied as they are stored: by channel, what the operand's zero point adds to the sum.
+    pub dots: Option<Vec<i32>>,
 }
 
 /// Scale of each channel, from one or from one each.
@@ -157,8 +159,17 @@ impl Arithmetic {
             }
             d => return no(format!("{d} activations")),
         };
-        let mut all =
-            Arithmetic { class: Class::Float, weights: Elem::F32, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+        let mut all = Arithmetic {
+            class: Class::Float,
+            weights: Elem::F32,
+            x_zero: 0,
+            w_zero: 0,
+            out_zero: 0,
+            low,
+            high,
+            after,
+            dots: None,
+        };
         match (x.dtype, w) {
             (DType::F32, DType::F32) => {}
             (DType::F32, DType::F16) => all.weights = half,
@@ -230,6 +241,35 @@ impl Arithmetic {
         key
     }
 
+    /// Multiplies four int8 at a time as they are stored, where a GPU has an instruction for that: `w` are the weights, one
+    /// row a channel. An adapter that runs shaders on the CPU has none, and is faster by unpacking.
+    pub(super) fn pack_dots(&mut self, cx: &Lower<'_, '_>, x: &Operand<'_>, w: &Const, channels: usize) {
+        let int8 = x.elem == Elem::I8 && self.weights == Elem::I8 && w.dtype == DType::I8 && self.w_zero == 0;
+        let rounded = matches!(self.class, Class::Rounded(_) | Class::Real(_));
+        if cx.scene.caps.class == AdapterClass::Software || !int8 || !rounded || channels == 0 {
+            return;
+        }
+        let sum = |row: &[u8]| row.iter().fold(0i32, |s, &w| s.wrapping_add(i32::from(w as i8)));
+        self.dots = Some(match cx.dry {
+            true => vec![0; channels],
+            false => {
+                let rows = w.bytes.chunks_exact((w.bytes.len() / channels).max(1));
+                rows.map(|row| sum(row).wrapping_mul(self.x_zero)).collect()
+            }
+        });
+    }
+
+    /// The sections that read the operand and the weights, and multiply them.
+    fn factors(&self, cx: &Lower<'_, '_>, key: KernelKey, x: Elem, even: bool) -> KernelKey {
+        match self.dots {
+            Some(_) => {
+                let x = if even { "oct_b8_dots" } else { "oct_quads_dots" };
+                key.part("x", x).part("w", "oct_b8_dots").part("", "dots_packed")
+            }
+            None => key.part("x", oct(cx, x, even)).part("w", oct(cx, self.weights, true)).part("", "dots_values"),
+        }
+    }
+
     /// Zero points and limits, where the uniforms have them.
     pub(super) fn params(&self, p: Params) -> Params {
         let p = p.i(self.x_zero).i(self.w_zero).i(self.out_zero);
@@ -291,7 +331,8 @@ impl Arithmetic {
         // Words of a channel.
         let mut words: Vec<Vec<u32>> = vec![Vec::new(); channels.next_multiple_of(OCT)];
         for (c, w) in words.iter_mut().enumerate() {
-            let int = ints.and_then(|b| b.get(c)).map_or(0, |&b| b as i32 as u32);
+            let taken = self.dots.as_ref().and_then(|d| d.get(c)).copied().unwrap_or(0);
+            let int = ints.and_then(|b| b.get(c)).map_or(0, |&b| b as i32).wrapping_sub(taken) as u32;
             let float = floats.and_then(|b| b.get(c)).map_or(0, |b| b.to_bits());
             match &self.class {
                 Class::Float => w.push(float),
@@ -632,10 +673,8 @@ impl Product {
             (_, true) => ("conv_tile", TILE, TILE),
             _ => ("conv", wg * 2, OCT),
         };
-        let key = KernelKey::new(kernel, &[("x", x_elem), ("w", a.weights), ("out", y.elem)])
-            .part("x", oct(cx, x_elem, self.cq % 2 == 0))
-            .part("w", oct(cx, a.weights, true))
-            .part("out", put(cx, y.elem, nq % 2 == 0));
+        let key = KernelKey::new(kernel, &[("x", x_elem), ("w", a.weights), ("out", y.elem)]);
+        let key = a.factors(cx, key, x_elem, self.cq % 2 == 0).part("out", put(cx, y.elem, nq % 2 == 0));
         let key = if tiled { key } else { key.set("WG", wg as i32) };
         let key = match self.is_matrix() {
             true => key.set("POINT", if self.cq % 2 == 0 { 2 } else { 1 }),
@@ -766,10 +805,8 @@ pub(super) fn few_of(
     let software = cx.scene.caps.class == AdapterClass::Software;
     let wg = if software { 8 } else { 64 };
     let split = if software { 1 } else { split(rows * nq, depth.div_ceil(OCT), wg) };
-    let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)])
-        .part("x", oct(cx, x.elem, cq % 2 == 0))
-        .part("w", oct(cx, a.weights, true))
-        .set("WG", wg as i32);
+    let key = KernelKey::new("matvec", &[("x", x.elem), ("w", a.weights), ("out", y.elem)]);
+    let key = a.factors(cx, key, x.elem, cq % 2 == 0).set("WG", wg as i32);
     let key = a.parts(cx, key, false);
     let key = match split {
         1 => key.part("", "split_none"),
@@ -803,11 +840,14 @@ fn convolve<'a>(
     let (&[n, h, width, c], &[o, kh, kw, i]) = (x.shape.as_slice(), w.shape().as_slice()) else {
         return no("an operand whose rank is not 4");
     };
-    let a = w.arithmetic(cx, 1, x, o, y, f.activation)?;
+    let mut a = w.arithmetic(cx, 1, x, o, y, f.activation)?;
     let top = window(f.padding, h, kh, f.stride[0], f.dilation[0])?.before;
     let left = window(f.padding, width, kw, f.stride[1], f.dilation[1])?.before;
     if i != c {
         return grouped(cx, f, &a, x, w, y);
+    }
+    if let Filter::Constant(_, w) = w {
+        a.pack_dots(cx, x, w, o);
     }
     let cq = c.div_ceil(4);
     // Steps may run over the boundary between taps only where taps lie side by side.

@@ -80,7 +80,8 @@ fn fully_connected(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered
     if let Some(b) = quant.and_then(|q| q.blockwise) {
         return blocks(cx, &x, &w, b, &y, f, [rows, depth, units]);
     }
-    let a = Arithmetic::new(&x, w.dtype, quant, units, &y, f, cx.scene.caps.half(), true)?;
+    let mut a = Arithmetic::new(&x, w.dtype, quant, units, &y, f, cx.scene.caps.half(), true)?;
+    a.pack_dots(cx, &x, &w, units);
     let (pad, elem) = (a.pad(), a.weights);
     let Some(t) = cx.node.input(1) else { return no("no weights") };
     let steps = depth.div_ceil(OCT);
@@ -130,7 +131,7 @@ fn blocks<'a>(
     let (low, high, after) = float_limits(f)?;
     // The channels' own scale is 1: their sums are scaled already.
     let class = Class::Scaled(vec![1.0; units]);
-    let a = Arithmetic { class, weights: elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+    let a = Arithmetic { class, weights: elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after, dots: None };
     let Some(t) = cx.node.input(1) else { return no("no weights") };
     let packed = cx.packed(t, elem, "matmul", || {
         let l = Layout { rows: units, width: depth, stride: depth, step: 1, len: depth, runs: vec![(0, 0)] };
@@ -178,7 +179,17 @@ fn computed(cx: &mut Lower<'_, '_>, f: ActivationFunctionType) -> Lowered {
         x = flat(cx, &x, rows, depth)?;
     }
     let (low, high, after) = float_limits(f)?;
-    let a = Arithmetic { class: Class::Float, weights: w.elem, x_zero: 0, w_zero: 0, out_zero: 0, low, high, after };
+    let a = Arithmetic {
+        class: Class::Float,
+        weights: w.elem,
+        x_zero: 0,
+        w_zero: 0,
+        out_zero: 0,
+        low,
+        high,
+        after,
+        dots: None,
+    };
     let steps = depth.div_ceil(OCT);
     let height = units.next_multiple_of(OCT);
     let packed = gather(cx, &w, 1, (units, depth), (height, steps * 2), false, 0)?;
@@ -268,6 +279,7 @@ fn batch(cx: &mut Lower<'_, '_>, adj_x: bool, adj_y: bool) -> Lowered {
         low: 0,
         high: 0,
         after: None,
+        dots: None,
     };
     match (x.dtype, w.dtype, out.dtype) {
         (DType::F32, DType::F32, DType::F32) => {

@@ -366,6 +366,7 @@ fn sums_of<'a>(
         low: bits(f32::NEG_INFINITY),
         high: bits(f32::INFINITY),
         after: None,
+        dots: None,
     };
     let steps = depth.div_ceil(OCT);
     let packed = cx.weight(|| {

@@ -244,9 +244,12 @@ impl Case {
         outputs
     }
 
-    /// Runs the case in every configuration.
-    pub fn run(self) {
-        self.run_in(&CONFIGS);
+    /// Runs the case in every configuration; on int8, which GPUs multiply in another way, with the kernels for GPUs too.
+    pub fn run(mut self) {
+        let graph = self.graph();
+        let int8 = graph.inputs.iter().any(|&t| graph.tensors[t].dtype == DType::I8);
+        let configs: Vec<Config> = CONFIGS.into_iter().chain(int8.then_some(Config::Gpu)).collect();
+        self.run_in(&configs);
     }
 
     pub fn run_in(mut self, configs: &[Config]) {

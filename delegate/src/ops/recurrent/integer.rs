@@ -120,6 +120,7 @@ fn ahead<'a>(
         low: i16::MIN.into(),
         high: i16::MAX.into(),
         after: None,
+        dots: None,
     };
     let (depth, units, steps) = (x.inner(), w.rows(), x.inner().div_ceil(OCT));
     let packed = cx.weight(|| {
