@@ -945,7 +945,7 @@ impl<'a> Bench<'a> {
         let mut entries = vec![entry(0, &self.uniform)];
         entries.extend(pattern.iter().map(|&(binding, access)| match access {
             Access::Read => entry(binding, &self.read),
-            Access::Write => entry(binding, &self.write),
+            Access::Write | Access::Beside => entry(binding, &self.write),
         }));
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

@@ -24,7 +24,7 @@ fn uses(dispatches: &[Option<Dispatch>], slots: usize) -> Vec<Uses> {
         for b in d.iter().flat_map(|d| &d.bindings) {
             if let Some(u) = all.get_mut(b.slot) {
                 match b.access {
-                    Access::Read => u.readers.push(i),
+                    Access::Read | Access::Beside => u.readers.push(i),
                     Access::Write => u.writers.push(i),
                 }
             }

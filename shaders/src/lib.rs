@@ -198,6 +198,8 @@ pub struct KernelKey {
     pub epilogue: Vec<Step>,
     /// Override constants.
     pub constants: Vec<(&'static str, i32)>,
+    /// Bindings that are only read, but declared as those that are written to.
+    pub beside: Vec<u32>,
 }
 
 impl KernelKey {
@@ -210,6 +212,7 @@ impl KernelKey {
             parts: Vec::new(),
             epilogue: Vec::new(),
             constants: Vec::new(),
+            beside: Vec::new(),
         }
     }
     /// With an override constant.
@@ -303,6 +306,10 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     text.push_str(&body);
     if finishes {
         finish(&key.epilogue, &mut text);
+    }
+    for binding in &key.beside {
+        let head = format!("@binding({binding}) var<storage, read");
+        text = text.replacen(&format!("{head}>"), &format!("{head}_write>"), 1);
     }
     Ok(text)
 }
