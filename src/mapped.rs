@@ -1,7 +1,7 @@
 //! Model files mapped into memory: weights are read from the page cache, and only when a kernel wants them.
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -33,11 +33,12 @@ impl Map {
 /// The file's bytes, without a copy, and the map that they lie in.
 #[allow(unsafe_code)]
 pub(crate) fn map(file: &File) -> io::Result<(Bytes, Option<Map>)> {
-    if file.metadata()?.len() == 0 {
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    if len == 0 {
         return Ok((Bytes::new(), None));
     }
     // SAFETY: the map is private and read-only, and every reader treats the bytes as untrusted data. What no process
     // can rule out is another one that truncates the file meanwhile; `Model::open` documents that for its caller.
-    let map = Map(Arc::new(unsafe { Mmap::map(file) }?));
+    let map = Map(Arc::new(unsafe { MmapOptions::new().len(len).map(file) }?));
     Ok((Bytes::from_owner(map.clone()), Some(map)))
 }

@@ -1207,15 +1207,16 @@ fn outlive(graph: &Graph, steps: &[StepPlan]) -> Vec<TensorId> {
             }
         }
     }
-    let mut last: std::collections::HashMap<TensorId, NodeId> = std::collections::HashMap::new();
+    // By tensor: the reader that the file puts last, of those that have run.
+    let mut last: Vec<Option<NodeId>> = vec![None; graph.tensors.len()];
     for &n in &order {
         for &t in graph.nodes.get(n).iter().flat_map(|node| node.inputs.iter().flatten()) {
-            let latest = last.entry(t).or_insert(n);
-            if n < *latest {
+            let Some(latest) = last.get_mut(t) else { continue };
+            if latest.is_some_and(|l| n < l) {
                 // A reader that the file puts last has run before this one.
                 out.push(t);
             }
-            *latest = n.max(*latest);
+            *latest = (*latest).max(Some(n));
         }
     }
     litegpu_graph::order(&mut out, &mut |a, b| a.cmp(&b));

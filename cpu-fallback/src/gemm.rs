@@ -29,6 +29,7 @@ const BLOCK_BYTES: usize = 96 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
+    static COMPUTED: RefCell<Vec<PackedF32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Scratch memory on loan from its thread. A guard rather than a closure: what uses it must stay inlined in the
@@ -86,6 +87,18 @@ pub(crate) struct PackedF32 {
 }
 
 impl PackedF32 {
+    /// Room for an operand that every run computes and packs anew, on loan from the thread: nodes that keep their own
+    /// hold memory that one at a time needs.
+    pub(crate) fn lent() -> PackedF32 {
+        COMPUTED.with(|c| c.borrow_mut().pop()).unwrap_or_default()
+    }
+
+    /// Returns the loan. Several go back in the reverse of the order that they were taken in, so that each serves the
+    /// same operands in the next run and has grown to fit them.
+    pub(crate) fn give_back(self) {
+        COMPUTED.with(|c| c.borrow_mut().push(self));
+    }
+
     /// Packs; `column` writes one column's values.
     pub(crate) fn pack(&mut self, depth: usize, columns: usize, column: impl Fn(usize, &mut [f32])) -> Result<()> {
         let panels = columns.div_ceil(NR);

@@ -30,7 +30,11 @@ impl Model {
     /// `Invalid` when the bytes are no valid `.tflite` file, naming the part that is wrong; `Unsupported` for data
     /// kept in other files and for operator codes that the format did not have when this was written.
     pub fn read(file: impl Into<Bytes>) -> Result<Model> {
-        let file: Bytes = file.into();
+        Model::read_bytes(file.into())
+    }
+
+    /// Of one type: made once, beside what it calls, and not in each crate that reads a model.
+    fn read_bytes(file: Bytes) -> Result<Model> {
         if file.get(4..8) != Some(b"TFL3") {
             return Err(Error::invalid(if file.len() < 8 {
                 format!("not a .tflite file: only {} bytes", file.len())

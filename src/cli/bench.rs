@@ -4,6 +4,8 @@ use super::{DeviceArgs, Failed, Outcome, arrays, emit, emit_json, open, progress
 use clap::Args;
 use litegpu::{DType, Session, Target, Tensor, TensorInfo};
 use serde::Serialize;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -91,19 +93,23 @@ impl Bench {
         for _ in 0..self.warmup {
             once(&mut session, &inputs, &mut sink).failed()?;
         }
-        let bar = progress(self.runs as u64, "bench");
-        let end = Instant::now() + Duration::from_secs(60);
+        let mut bar = None;
+        let begun = Instant::now();
         let mut times = Vec::with_capacity(self.runs);
         while times.len() < self.runs.max(1) {
             let start = Instant::now();
             once(&mut session, &inputs, &mut sink).failed()?;
             times.push(start.elapsed().as_secs_f64() * 1e3);
-            bar.inc(1);
-            if Instant::now() > end {
+            if begun.elapsed() > Duration::from_secs(60) {
                 break;
             }
+            if begun.elapsed() > Duration::from_secs(1) {
+                bar.get_or_insert_with(|| progress(self.runs as u64, "bench")).set_position(times.len() as u64);
+            }
         }
-        bar.finish_and_clear();
+        // Before figures are made of it, which is no part of a run.
+        let peak_bytes = peak_bytes();
+        bar.iter().for_each(|b| b.finish_and_clear());
         log::debug!("{sink} bytes of outputs read");
         let mut sorted = times.clone();
         sorted.sort_by(f64::total_cmp);
@@ -120,7 +126,7 @@ impl Bench {
             min_ms: sorted.first().copied().unwrap_or_default(),
             mean_ms: times.iter().sum::<f64>() / times.len().max(1) as f64,
             load_to_first_result_ms: first.as_secs_f64() * 1e3,
-            peak_bytes: peak_bytes(),
+            peak_bytes,
             tensor_bytes: report.memory.cpu_tensors,
             gpu_planned_bytes: report.memory.gpu_planned,
             gpu_weight_bytes: report.memory.gpu_weights,
@@ -194,26 +200,23 @@ pub(crate) fn draw(inputs: &[TensorInfo]) -> litegpu::Result<Vec<Tensor>> {
                 return Ok(t);
             }
             let n = t.len();
-            let mut bytes: Vec<u8> = Vec::with_capacity(t.bytes().len());
+            let mut bytes = t.bytes_mut();
             let mut unit = || (next() >> 40) as f32 / (1u64 << 24) as f32;
             for _ in 0..n {
                 let v = unit();
                 match info.dtype {
-                    DType::F32 => bytes.extend(v.to_le_bytes()),
-                    DType::F64 => bytes.extend(f64::from(v).to_le_bytes()),
-                    DType::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
-                    DType::BF16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
-                    DType::C64 => [v, unit()].iter().for_each(|v| bytes.extend(v.to_le_bytes())),
-                    DType::Bool => bytes.push((v < 0.5).into()),
-                    DType::I8 | DType::U8 => bytes.push((v * 256.0) as u8),
-                    DType::I16 | DType::U16 => bytes.extend(((v * 65536.0) as u16).to_le_bytes()),
-                    DType::I32 | DType::U32 => bytes.extend(((v * 4.0) as u32).to_le_bytes()),
-                    DType::I64 | DType::U64 => bytes.extend(((v * 4.0) as u64).to_le_bytes()),
-                    _ => {}
-                }
-            }
-            if bytes.len() == t.bytes().len() {
-                t.bytes_mut().copy_from_slice(&bytes);
+                    DType::F32 => bytes.write_all(&v.to_le_bytes()),
+                    DType::F64 => bytes.write_all(&f64::from(v).to_le_bytes()),
+                    DType::F16 => bytes.write_all(&half::f16::from_f32(v).to_le_bytes()),
+                    DType::BF16 => bytes.write_all(&half::bf16::from_f32(v).to_le_bytes()),
+                    DType::C64 => [v, unit()].iter().try_for_each(|v| bytes.write_all(&v.to_le_bytes())),
+                    DType::Bool => bytes.write_all(&[(v < 0.5).into()]),
+                    DType::I8 | DType::U8 => bytes.write_all(&[(v * 256.0) as u8]),
+                    DType::I16 | DType::U16 => bytes.write_all(&((v * 65536.0) as u16).to_le_bytes()),
+                    DType::I32 | DType::U32 => bytes.write_all(&((v * 4.0) as u32).to_le_bytes()),
+                    DType::I64 | DType::U64 => bytes.write_all(&((v * 4.0) as u64).to_le_bytes()),
+                    _ => Ok(()),
+                }?;
             }
             Ok(t)
         })
@@ -222,7 +225,8 @@ pub(crate) fn draw(inputs: &[TensorInfo]) -> litegpu::Result<Vec<Tensor>> {
 
 /// The largest amount of memory that this process has held, where the system tells.
 fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let mut status = [0; 4096];
+    let read = File::open("/proc/self/status").ok()?.read(&mut status).ok()?;
+    let line = std::str::from_utf8(status.get(..read)?).ok()?.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kb| kb * 1024)
 }

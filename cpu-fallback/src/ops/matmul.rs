@@ -134,6 +134,9 @@ fn float(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     let (after, range) = split_activation(o.fused_activation_function)?;
     let mut layer: Layer<PackedF32, FinishF32> = Layer::new(site)?;
     Ok(Box::new(move |call| {
+        if !layer.weights.constant {
+            layer.pack = PackedF32::lent();
+        }
         let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
             pack_units(&w.floats()?, size, pack)?;
             finish.range = range;
@@ -147,6 +150,7 @@ fn float(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
             product_f32(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, place)?;
         } else {
             product_in_order(pool, x, &layer.pack, &layer.finish, out);
+            std::mem::take(&mut layer.pack).give_back();
         }
         apply(after, out);
         Ok(())
@@ -643,7 +647,7 @@ impl BatchScales {
 
 /// Packs the right operand's matrices.
 fn pack_matrices(w: &[f32], b: &Batches, adj_y: bool, packs: &mut Vec<PackedF32>) -> Result<()> {
-    packs.resize_with(b.right, PackedF32::default);
+    packs.resize_with(b.right, PackedF32::lent);
     let size = b.depth * b.columns;
     for (i, pack) in packs.iter_mut().enumerate() {
         let w = w.get(i * size..(i + 1) * size).ok_or_else(|| Error::invalid("the right operand is too short"))?;
@@ -694,6 +698,9 @@ fn batch_float(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
                 product_in_order(pool, a, &packs[r], &finish, out);
             }
             i += n;
+        }
+        if !right.constant {
+            packs.drain(..).rev().for_each(PackedF32::give_back);
         }
         Ok(())
     }))
