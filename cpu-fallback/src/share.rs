@@ -30,7 +30,13 @@ pub(crate) struct Share {
 impl Share {
     /// Whether the next run is one without help.
     pub(crate) fn alone(&self, threads: usize) -> bool {
-        threads > 1 && if self.trial { self.left % 2 == 1 } else { self.alone }
+        threads > 1 && if self.trial { self.turn() } else { self.alone }
+    }
+
+    /// A trial's runs come in pairs: two with help, two alone, and so on. While others work alone the worker falls
+    /// asleep; in the first run with help it has to be woken, the second is as it would always be.
+    fn turn(&self) -> bool {
+        self.left.saturating_sub(1) / 2 % 2 == 0
     }
 
     /// Called before the run with the parts that the pool has had.
@@ -46,7 +52,7 @@ impl Share {
             return;
         }
         if let Some(since) = watch.since {
-            self.tried(self.left % 2 == 1, since.elapsed());
+            self.tried(self.turn(), since.elapsed());
         } else if self.left > 0 {
             self.left -= 1;
             // A new trial.
