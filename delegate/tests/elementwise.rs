@@ -188,6 +188,10 @@ fn binary_quantized() {
         Op::Mul(MulOptionsT::default()),
         Op::Add(AddOptionsT { fused_activation_function: ActivationFunctionType::RELU, ..Default::default() }),
         Op::SquaredDifference,
+        Op::Div(DivOptionsT::default()),
+        Op::Div(DivOptionsT { fused_activation_function: ActivationFunctionType::RELU }),
+        Op::Pow,
+        Op::Atan2,
     ];
     for op in list {
         for (a, b) in PAIRS {
@@ -201,7 +205,7 @@ fn binary_quantized() {
             }
         }
     }
-    for op in [Op::Add(AddOptionsT::default()), Op::Mul(MulOptionsT::default())] {
+    for op in [Op::Add(AddOptionsT::default()), Op::Mul(MulOptionsT::default()), Op::Div(DivOptionsT::default())] {
         let mut c = Case::new(format!("uint8 {}", op.name()), Tolerance::Exact);
         let x = c.uint8(&[3, 64], 0.04, 128);
         let y = c.uint8(&[3, 64], 0.07, 100);

@@ -50,6 +50,11 @@ const REDUCED: [(&[usize], &[i32]); 15] = [
     (&[6000], &[0]),
 ];
 
+/// Elements that become one.
+fn axes_of(shape: &[usize], axes: &[i32]) -> usize {
+    axes.iter().map(|&a| shape[a.rem_euclid(shape.len() as i32) as usize]).product()
+}
+
 #[test]
 fn reduce() {
     let options = |keep_dims| ReducerOptionsT { keep_dims };
@@ -58,7 +63,7 @@ fn reduce() {
             let all = [DType::F32, DType::I8, DType::U8, DType::I32];
             for (name, op, dtypes) in [
                 ("MEAN", Op::Mean(options(keep)), &[DType::F32, DType::I8, DType::U8][..]),
-                ("SUM", Op::Sum(options(keep)), &[DType::F32, DType::I32]),
+                ("SUM", Op::Sum(options(keep)), &all),
                 ("MAX", Op::ReduceMax(options(keep)), &all),
                 ("MIN", Op::ReduceMin(options(keep)), &all),
                 ("ANY", Op::ReduceAny(options(keep)), &[DType::Bool]),
@@ -69,7 +74,12 @@ fn reduce() {
                     let (low, high) = range(d);
                     let x = c.quantized(d, shape, low, high, q);
                     let a = c.i32s(axes);
-                    let out = if name == "MEAN" { q.map(|(s, z)| (s * 0.7, z + 5)) } else { q };
+                    let out = match name {
+                        "MEAN" => q.map(|(s, z)| (s * 0.7, z + 5)),
+                        // As much of the range as sums of both signs leave.
+                        "SUM" => q.map(|(s, z)| (s * 0.9 * (axes_of(shape, axes) as f32).sqrt(), z - 3)),
+                        _ => q,
+                    };
                     c.op(op.clone(), &[x, a], d, out);
                     c.run_in(configs);
                 });

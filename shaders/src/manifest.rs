@@ -54,6 +54,8 @@ macro_rules! kernels {
 kernels! {
     "unary" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "lut" {}
+    "pairs" {}
+    "ladder" { roles: &[("out", BYTE)] }
     "ceiling" { roles: &[("in0", &[F32]), ("out", &[F32])] }
     "binary" {
         roles: &[("in0", ANY), ("in1", ANY), ("acc", ACC), ("out", ANY)],

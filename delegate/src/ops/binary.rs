@@ -1,11 +1,12 @@
 //! Element-wise operators with two operands, broadcast.
 
 use super::{WG, acc, activation, is_quantized};
-use crate::lower::{Lower, Lowered, Operand, Params, line, no};
+use crate::lower::{Lower, Lowered, Operand, Params, Unsupported, line, no};
 use crate::program::{row_quads, tail};
 use litegpu_graph::fixed::{Multiplier, quantized_range};
+use litegpu_graph::ops::Fact;
 use litegpu_graph::schema::ActivationFunctionType;
-use litegpu_graph::{DType, Op};
+use litegpu_graph::{DType, Op, Shape};
 use litegpu_shaders::{Elem, KernelKey, Lit, Step};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
@@ -276,6 +277,7 @@ fn quantized(cx: &mut Lower<'_, '_>, a: &Operand<'_>, b: &Operand<'_>, fused: Ac
                 let (m0, m1) = (Multiplier::new(s0 / so), Multiplier::new(s0 * s1 / so));
                 (3, row(-z0, m0, 0), row(-z1, m1, 0), row(zo, nothing, 0), [low, high, 1, 0])
             }
+            Op::Div(_) | Op::Pow | Op::Atan2 => return pairs(cx, a, b, &y),
             _ => return no("8-bit operands"),
         }
     };
@@ -286,4 +288,32 @@ fn quantized(cx: &mut Lower<'_, '_>, a: &Operand<'_>, b: &Operand<'_>, fused: Ac
         .set("SPLAT", how.splat);
     let params = how.params(&y).i4(q0).i4(q1).i4(qo).i4(limits);
     cx.dispatch(key, &[a.slot, b.slot], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
+}
+
+/// 8-bit operands whose results come from a table of the CPU kernel's for every two bytes.
+fn pairs(cx: &mut Lower<'_, '_>, a: &Operand<'_>, b: &Operand<'_>, y: &Operand<'_>) -> Lowered {
+    if !is_quantized(y) {
+        return no("an 8-bit operator with a result that is not");
+    }
+    let how = broadcast(&[a, b], y)?;
+    const ALL: usize = 1 << 16;
+    let bytes = if cx.dry {
+        if cx.eval.is_none() {
+            return no("its table comes from the CPU kernels, which are not here");
+        }
+        vec![0; ALL]
+    } else {
+        let shape = Shape::from_slice(&[ALL]);
+        let (first, second): (Vec<u8>, Vec<u8>) = (0..ALL).map(|i| ((i >> 8) as u8, i as u8)).unzip();
+        let fact = |x: &Operand<'_>, value| Some(Fact { dtype: x.dtype, shape: &shape, value: Some(value) });
+        let facts = [fact(a, &first), fact(b, &second)];
+        let node = cx.node;
+        let done = cx.eval.as_mut().and_then(|eval| eval(node, &facts, std::slice::from_ref(&shape)));
+        let table = done.and_then(|mut v| v.pop()).filter(|t| t.len() == ALL);
+        table.ok_or_else(|| Unsupported::new("the CPU kernel gave no table"))?.to_vec()
+    };
+    let table = cx.weight(|| Ok(bytes))?;
+    let key = KernelKey::new("pairs", &[]).set("SAME", how.same as i32).set("SPLAT", how.splat);
+    let groups = line(y.quads().div_ceil(WG));
+    cx.dispatch(key, &[a.slot, b.slot, table], &[y.slot], &[], how.params(y), groups)
 }

@@ -2,11 +2,11 @@
 
 use super::{MAX_LOOP, WG, acc, is_quantized, team};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
-use crate::program::{row_quads, rows};
+use crate::program::{row_quads, rows, tail};
 use litegpu_graph::fixed::{Multiplier, type_range};
 use litegpu_graph::ops::axis;
 use litegpu_graph::{DType, Op, elements};
-use litegpu_shaders::KernelKey;
+use litegpu_shaders::{Elem, KernelKey};
 
 /// Joins neighbouring (size, stride) pairs, innermost first.
 fn join(list: impl Iterator<Item = (usize, usize)>) -> Lowered<Vec<(usize, usize)>> {
@@ -56,9 +56,7 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
         (Op::ReduceMax(_), true) => ("f_max", f32::MIN.to_bits()),
         (Op::ReduceMin(_), true) => ("f_min", f32::MAX.to_bits()),
         (Op::Mean(_), false) if !is_quantized(&x) => return no("an integer MEAN needs 64-bit sums"),
-        (Op::Sum(_), false) if is_quantized(&x) => {
-            return no("a quantized SUM is scaled in floats, as only the CPU rounds them");
-        }
+        (Op::Sum(_), false) if is_quantized(&x) => ("i_add", 0),
         (Op::Sum(_), false) if !plain => return no(format!("{} sums", x.dtype)),
         (Op::Sum(_) | Op::Mean(_), false) => ("i_add", 0),
         (Op::ReduceProd(_), false) if plain => ("i_mul", 1),
@@ -85,7 +83,14 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
     let dims = layout(&x);
     let count: usize = dims.iter().zip(&reduced).filter(|(_, r)| **r).map(|((n, _), _)| n).product();
     let mut q = (Multiplier::default(), 0, [i32::MIN, i32::MAX, 0, 0]);
-    if is_quantized(&x) {
+    let summed = is_quantized(&x) && matches!(cx.node.op, Op::Sum(_));
+    // Sums of bytes, which are scaled after that.
+    let result = y.clone();
+    let y = match summed {
+        true => Operand { slot: cx.temp(&y.shape, Elem::I32), elem: Elem::I32, dtype: DType::I32, quant: None, ..y },
+        false => y,
+    };
+    if is_quantized(&x) && !summed {
         if mean {
             q = scaled(&x, &y, count)?;
         } else if x.scale_zero()? != y.scale_zero()? {
@@ -132,7 +137,36 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
         .i4(limits);
     let params = pairs(pairs(params, &keep), &over);
     let groups = if coop.is_some() { line(y.quads()) } else { line(y.quads().div_ceil(WG)) };
-    cx.dispatch(key, &[x.slot], &[y.slot], &[], params, groups)
+    cx.dispatch(key, &[x.slot], &[y.slot], &[], params, groups)?;
+    if summed { climb(cx, &x, count, &y, &result) } else { Ok(()) }
+}
+
+/// Sums of `count` bytes to a quantized result. The reference scales and rounds in floats, which no GPU promises to round as
+/// it does; but that grows with the sum, so that where it takes each next step says all.
+fn climb(cx: &mut Lower<'_, '_>, x: &Operand<'_>, count: usize, sums: &Operand<'_>, y: &Operand<'_>) -> Lowered {
+    let ((si, zi), (so, zo)) = (x.scale_zero()?, y.scale_zero()?);
+    let ((least, most), (low, high)) = (type_range(x.dtype)?, type_range(y.dtype)?);
+    let scale = si / so;
+    let bias = -zi as f32 * scale * count as f32;
+    if !is_quantized(y) || count > 1 << 22 || !(scale > 0.0 && scale.is_finite() && bias.is_finite()) {
+        return no("a sum that cannot be scaled");
+    }
+    let value = |sum: i32| ((sum as f32 * scale + bias).round() as i32).saturating_add(zo).clamp(low, high);
+    let first = |wanted: i32| {
+        let (mut from, mut to) = (least * count as i32, most * count as i32);
+        if value(to) < wanted {
+            return i32::MAX;
+        }
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if value(middle) >= wanted { to = middle } else { from = middle + 1 }
+        }
+        from
+    };
+    let rungs = cx.weight(|| Ok((low + 1..=high).flat_map(|v| first(v).to_le_bytes()).collect()))?;
+    let params = Params::new().u(y.quads()).u(y.row_quads()).u(tail(&y.shape)).i(low);
+    let key = KernelKey::new("ladder", &[("out", y.elem)]);
+    cx.dispatch(key, &[sums.slot, rungs], &[y.slot], &[], params, line(y.quads().div_ceil(WG)))
 }
 
 /// The fixed-point scaling of a mean: (multiplier, offset, limits and what is subtracted from the sum first).
