@@ -229,7 +229,7 @@ fn attention([b, t, s, n, h, width]: [usize; 6], mask: Option<[usize; 4]>, extra
 #[test]
 fn attention_without_scores() {
     for (sizes, mask) in [
-        ([1, 1, 5, 1, 8, 8], None),
+        ([1, 2, 5, 1, 8, 8], None),
         ([1, 4, 32, 2, 5, 7], None),
         ([2, 5, 33, 3, 12, 9], Some([2, 3, 5, 33])),
         ([1, 9, 70, 2, 16, 140], Some([1, 1, 9, 70])),

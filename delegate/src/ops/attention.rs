@@ -1,5 +1,5 @@
-//! Attention: softmax(q k^T * scale + mask) v by one kernel that keeps no scores. A composite names it, or a file spells it
-//! out: then it is recognised at the product with the values.
+//! Attention: softmax(q k^T * scale + mask) v by one kernel that keeps no scores. It is recognised at the product with the
+//! values, in a graph and in the subgraph of a composite.
 
 use super::layout::strides;
 use crate::caps::AdapterClass;
@@ -15,36 +15,36 @@ const TILE: usize = 4;
 const OUTER: usize = 3;
 
 /// An operand or the result, with its distances in memory, in elements: of the outer dimensions, and of positions.
-pub(super) struct Side<'a> {
-    pub of: Operand<'a>,
-    pub strides: [i64; OUTER + 1],
+struct Side<'a> {
+    of: Operand<'a>,
+    strides: [i64; OUTER + 1],
 }
 
 /// What hides scores.
-pub(super) struct Mask<'a> {
-    pub side: Side<'a>,
+struct Mask<'a> {
+    side: Side<'a>,
     /// What scores become where it is false; `None` where it is a number that is added to them.
-    pub instead: Option<f32>,
+    instead: Option<f32>,
 }
 
 /// What a kernel computes.
-pub(super) struct Attention<'a> {
-    pub q: Side<'a>,
-    pub k: Side<'a>,
-    pub v: Side<'a>,
-    pub mask: Option<Mask<'a>>,
-    pub y: Side<'a>,
+struct Attention<'a> {
+    q: Side<'a>,
+    k: Side<'a>,
+    v: Side<'a>,
+    mask: Option<Mask<'a>>,
+    y: Side<'a>,
     /// Outer dimensions, queries, keys.
-    pub outer: [usize; OUTER],
-    pub queries: usize,
-    pub keys: usize,
+    outer: [usize; OUTER],
+    queries: usize,
+    keys: usize,
     /// Elements of a query and of a value.
-    pub width: [usize; 2],
-    pub scale: f32,
+    width: [usize; 2],
+    scale: f32,
 }
 
 impl Attention<'_> {
-    pub(super) fn emit(&self, cx: &mut Lower<'_, '_>) -> Lowered {
+    fn emit(&self, cx: &mut Lower<'_, '_>) -> Lowered {
         let mask = self.mask.as_ref().map_or(&self.k, |m| &m.side);
         let sides = [&self.q, &self.k, &self.v, &self.y];
         if sides.iter().any(|x| !x.of.elem.is_float()) {
@@ -98,6 +98,8 @@ struct Piece {
 struct View {
     tensor: TensorId,
     dims: Vec<Vec<(usize, i64)>>,
+    /// What its elements are multiplied by.
+    scale: f64,
 }
 
 impl View {
@@ -204,7 +206,7 @@ fn view(scene: &Scene<'_>, t: TensorId, turned: bool) -> Option<View> {
     if turned {
         dims.swap(last, last.checked_sub(1)?);
     }
-    let (mut at, mut best) = (t, None);
+    let (mut at, mut best, mut scale) = (t, None, 1.0);
     for _ in 0..8 {
         let here = scene.shape(at).ok()?;
         let steps = strides(&here);
@@ -215,9 +217,13 @@ fn view(scene: &Scene<'_>, t: TensorId, turned: bool) -> Option<View> {
         if dims.last().is_some_and(|p| lies(p)) {
             let distance = |p: &Piece| p.dim.and_then(|d| steps.get(d)).map_or(0, |s| s * p.times as i64);
             let place = |pieces: &Vec<Piece>| pieces.iter().map(|p| (p.n, distance(p))).collect();
-            best = Some(View { tensor: at, dims: dims.iter().map(place).collect() });
+            best = Some(View { tensor: at, dims: dims.iter().map(place).collect(), scale });
         }
         let Some((node, x, order)) = made(scene, at) else { break };
+        if let Some((x, factor)) = scaled(scene, node).filter(|s| scene.shape(s.0).is_ok_and(|s| s == here)) {
+            (at, scale) = (x, scale * factor);
+            continue;
+        }
         let before = scene.shape(x).ok()?;
         let renamed = |name: &dyn Fn(usize) -> Option<usize>| {
             let piece = |p: &Piece| Piece { dim: p.dim.and_then(name), ..*p };
@@ -291,6 +297,22 @@ fn scalar(scene: &Scene<'_>, t: TensorId) -> Option<f64> {
     }
 }
 
+/// What is multiplied or divided by one number, and by what it is multiplied.
+fn scaled(scene: &Scene<'_>, node: &Node) -> Option<(TensorId, f64)> {
+    let divides = match node.op {
+        Op::Mul(_) => false,
+        Op::Div(_) => true,
+        _ => return None,
+    };
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    match (scalar(scene, a), scalar(scene, b)) {
+        (None, Some(v)) if divides => Some((a, 1.0 / v)),
+        (None, Some(v)) => Some((a, v)),
+        (Some(v), None) if !divides => Some((b, v)),
+        _ => None,
+    }
+}
+
 /// Walks back from the softmax's operand to the product.
 fn scores(scene: &Scene<'_>, t: TensorId, mut found: Scores, depth: usize) -> Option<Scores> {
     if depth > 8 || !is_between(scene, t) {
@@ -304,17 +326,12 @@ fn scores(scene: &Scene<'_>, t: TensorId, mut found: Scores, depth: usize) -> Op
     match &node.op {
         Op::BatchMatmul(_) | Op::FullyConnected(_) => {
             let (q, k) = product(scene, node)?;
+            found.scale *= q.scale * k.scale;
             found.of = Some((q, k, shape));
             Some(found)
         }
         Op::Mul(_) | Op::Div(_) => {
-            let divides = matches!(node.op, Op::Div(_));
-            let (x, factor) = match (scalar(scene, a), scalar(scene, b?)) {
-                (None, Some(v)) if divides => (a, 1.0 / v),
-                (None, Some(v)) => (a, v),
-                (Some(v), None) if !divides => (b?, v),
-                _ => return None,
-            };
+            let (x, factor) = scaled(scene, node)?;
             found.scale *= factor;
             scores(scene, x, found, depth + 1)
         }
@@ -412,13 +429,13 @@ struct Found {
 }
 
 /// Whether one kernel is better than two products and a softmax. An adapter that runs shaders on the CPU takes five times as
-/// long by it, at any size: it keeps scores as long as they can be bound. A GPU that has less than a tile of queries has no
-/// matrix to save, and can divide the keys among more workgroups by itself.
-pub(super) fn pays(scene: &Scene<'_>, outer: usize, queries: usize, keys: usize) -> bool {
+/// long by it, at any size: it keeps scores as long as they can be bound. Of one query a GPU has no matrix of scores to
+/// save, and products divide its keys among more workgroups.
+fn pays(scene: &Scene<'_>, outer: usize, queries: usize, keys: usize) -> bool {
     let scores = [outer, queries, keys.next_multiple_of(4), 4].iter().fold(1u64, |a, &n| a.saturating_mul(n as u64));
     match scene.caps.class {
         AdapterClass::Software => scores > scene.caps.max_binding,
-        _ => queries >= TILE,
+        _ => queries > 1,
     }
 }
 
@@ -440,6 +457,9 @@ fn recognise(scene: &Scene<'_>, node: &Node) -> Option<Found> {
         return None;
     }
     let values = view(scene, b, turned)?;
+    if values.scale != 1.0 {
+        return None;
+    }
     let found = scores(scene, x, Scores { scale: 1.0, mask: None, of: None }, 0)?;
     let (q, k, of) = found.of?;
     let (weights, result) = (scene.shape(a).ok()?, scene.shape(*node.outputs.first()?).ok()?);
@@ -520,5 +540,5 @@ fn masks(scene: &Scene<'_>, t: TensorId) -> Option<View> {
     while dims.len() < 2 {
         dims.insert(0, Vec::new());
     }
-    Some(View { tensor: t, dims })
+    Some(View { tensor: t, dims, scale: 1.0 })
 }

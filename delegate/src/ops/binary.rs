@@ -1,6 +1,6 @@
 //! Element-wise operators with two operands, broadcast.
 
-use super::{WG, acc, activation, is_quantized};
+use super::{RARE, WG, acc, activation, is_quantized};
 use crate::lower::{Lower, Lowered, Operand, Params, Unsupported, line, no};
 use crate::program::{row_quads, tail};
 use litegpu_graph::fixed::{Multiplier, quantized_range};
@@ -277,7 +277,7 @@ fn quantized(cx: &mut Lower<'_, '_>, a: &Operand<'_>, b: &Operand<'_>, fused: Ac
                 let (m0, m1) = (Multiplier::new(s0 / so), Multiplier::new(s0 * s1 / so));
                 (3, row(-z0, m0, 0), row(-z1, m1, 0), row(zo, nothing, 0), [low, high, 1, 0])
             }
-            Op::Div(_) | Op::Pow | Op::Atan2 => return pairs(cx, a, b, &y),
+            Op::Div(_) | Op::Pow | Op::Atan2 if RARE => return pairs(cx, a, b, &y),
             _ => return no("8-bit operands"),
         }
     };

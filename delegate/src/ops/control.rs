@@ -1,16 +1,13 @@
 //! CALL and composites. Some composites have a kernel; of the others, the subgraph that they stand for is lowered in their
 //! place.
 
-use super::attention::{Attention, Mask, Side, pays};
-use super::layout::strides;
 use super::{WG, team};
-use crate::caps::AdapterClass;
 use crate::convert;
-use crate::lower::{Lower, Lowered, Operand, Params, Scene, line, no};
-use crate::program::{row_quads, rows};
+use crate::lower::{Lower, Lowered, Params, Scene, line, no};
+use crate::program::rows;
 use litegpu_graph::flexbuffer::Flex;
 use litegpu_graph::schema::{CustomOptionsFormat, StableHLOCompositeOptionsT};
-use litegpu_graph::{Node, Op, elements};
+use litegpu_graph::{Node, Op};
 use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
@@ -45,7 +42,6 @@ fn fused(cx: &mut Lower<'_, '_>, o: &StableHLOCompositeOptionsT) -> Lowered {
     let attributes = Flex::root(o.composite_attributes.as_deref().unwrap_or_default());
     match o.name.as_deref() {
         Some("odml.rms_norm") => rms(cx, body, attributes),
-        Some("odml.scaled_dot_product_attention") => attention(cx, body, attributes),
         _ => no("a composite without a kernel"),
     }
 }
@@ -138,78 +134,4 @@ fn rms(cx: &mut Lower<'_, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> Lowere
     let params = Params::new().u(n).u(x.row_quads()).u(width).f(epsilon as f32);
     let groups = if coop.is_some() { line(n) } else { line(n.div_ceil(WG)) };
     cx.dispatch(key, &[x.slot, w.slot], &[y.slot], &[], params, groups)
-}
-
-/// odml.scaled_dot_product_attention: queries, keys and values as [batch, position, head, element], and a mask that is
-/// added to the scores.
-fn attention<'a>(cx: &mut Lower<'a, '_>, body: &Scene<'_>, attributes: Flex<'_>) -> Lowered {
-    let (q, k, v) = (cx.operand(0)?, cx.operand(1)?, cx.operand(2)?);
-    let masked = cx.has(3);
-    let (&[b, t, n, h], &[_, s, kv, _], &[_, _, _, width]) =
-        (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice())
-    else {
-        return no("operands whose rank is not 4");
-    };
-    let fits = k.shape.as_slice() == [b, s, kv, h] && v.shape.as_slice() == [b, s, kv, width];
-    if !fits || kv == 0 || n % kv != 0 {
-        return no("operands that do not fit");
-    }
-    if cx.scene.caps.class == AdapterClass::Software && !pays(cx.scene, b * n, t, s) {
-        return no("a subgraph that is faster than its kernel");
-    }
-    // The subgraph: scores of [query, key], at most a mask, a softmax, and the product with the values.
-    let softmax = body.graph.nodes.iter().find(|n| matches!(&n.op, Op::Softmax(o) if o.beta == 1.0));
-    let scores = softmax.and_then(|n| n.input(0)).map(|t| body.shape(t)).transpose()?.unwrap_or_default();
-    let order = matches!(scores.as_slice(), [.., rows, columns] if *rows == t && *columns == s);
-    if !order || elements(&scores) != b * n * t * s || (s == kv && s > 1) {
-        return no("scores in another order");
-    }
-    let count = |f: &dyn Fn(&Op) -> bool| body.graph.nodes.iter().filter(|n| f(&n.op)).count();
-    let known = |node: &Node| {
-        matches!(node.op, Op::BatchMatmul(_) | Op::Softmax(_) | Op::Transpose)
-            || (masked && matches!(node.op, Op::Add(_)))
-    };
-    let scale = factors(body, known)?;
-    let whole = count(&|op| matches!(op, Op::BatchMatmul(_))) == 2
-        && count(&|op| matches!(op, Op::Softmax(_))) == 1
-        && count(&|op| matches!(op, Op::Add(_))) == usize::from(masked);
-    let stated = attributes.get("scale").as_f64();
-    if !whole || stated.is_some_and(|v| !close(scale, v)) || (n != kv) {
-        return no("a subgraph that is no such attention");
-    }
-    let m = if masked { cx.operand(3)? } else { k.clone() };
-    let y = cx.result(0)?;
-    if y.shape.as_slice() != [b, t, n, width] || [&q, &k, &v, &m, &y].iter().any(|x| !x.elem.is_float()) {
-        return no("operands that do not fit");
-    }
-    let mut mask = None;
-    if masked {
-        let &[mb, mh, mt, ms] = m.shape.as_slice() else { return no("a mask whose rank is not 4") };
-        let one = |have: usize, want: usize| have == 1 || have == want;
-        if ms != s || !one(mb, b) || !one(mh, n) || !one(mt, t) {
-            return no("a mask that does not fit");
-        }
-        let pitch = row_quads(&m.shape) * 4;
-        let distance = |size: usize, d: usize| if size == 1 { 0 } else { d as i64 };
-        let strides = [0, distance(mb, mh * mt * pitch), distance(mh, mt * pitch), distance(mt, pitch)];
-        mask = Some(Mask { side: Side { of: m, strides }, instead: None });
-    }
-    let side = |x: Operand<'a>| {
-        let s = strides(&x.shape);
-        let at = |d: usize| s.get(d).copied().unwrap_or(0);
-        Side { strides: [0, at(0), at(2), at(1)], of: x }
-    };
-    let all = Attention {
-        q: side(q),
-        k: side(k),
-        v: side(v),
-        mask,
-        y: side(y),
-        outer: [1, b, n],
-        queries: t,
-        keys: s,
-        width: [h, width],
-        scale: scale as f32,
-    };
-    all.emit(cx)
 }

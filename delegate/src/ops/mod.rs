@@ -30,6 +30,9 @@ use litegpu_shaders::{Elem, Lit, Step};
 /// Invocations in a workgroup of the kernels that have no reason for another number.
 pub(crate) const WG: usize = 64;
 
+/// Forms that few networks have are the CPU's in a browser, which downloads every byte of the module.
+pub(crate) const RARE: bool = !cfg!(target_family = "wasm");
+
 /// Passes of a loop in one invocation: beyond, an adapter's watchdog may fire, and older software adapters stop
 /// counting.
 pub(crate) const MAX_LOOP: usize = 65_535;

@@ -3,10 +3,10 @@
 
 mod integer;
 
-use super::WG;
 use super::conv::{Arithmetic, Class, FEW_ROWS, Layout, OCT, few, pack};
 use super::layout::{Copy, plain};
 use super::matmul::product;
+use super::{RARE, WG};
 use crate::caps::AdapterClass;
 use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
 use crate::program::{SlotId, rows};
@@ -16,7 +16,8 @@ use litegpu_shaders::{Elem, KernelKey};
 
 pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
     match &cx.node.op {
-        Op::Lstm(o) if o.kernel_type == LSTMKernelType::BASIC => basic(cx),
+        Op::Lstm(o) if o.kernel_type == LSTMKernelType::BASIC && RARE => basic(cx),
+        Op::Lstm(o) if o.kernel_type == LSTMKernelType::BASIC => no("the basic LSTM cell"),
         Op::Lstm(o) => {
             let cell = Cell {
                 act: act(o.fused_activation_function)?,
@@ -76,7 +77,9 @@ pub(super) fn lower(cx: &mut Lower<'_, '_>) -> Lowered {
                 rnn(cx, &cell, if walk.backward { 5 } else { 1 }, x, aux, y, walk)
             })
         }
-        Op::Svdf(o) if cx.tensor(0)?.dtype == DType::I8 => integer::svdf(cx, o.rank, o.fused_activation_function),
+        Op::Svdf(o) if RARE && cx.tensor(0)?.dtype == DType::I8 => {
+            integer::svdf(cx, o.rank, o.fused_activation_function)
+        }
         Op::Svdf(o) => svdf(cx, o.rank, o.fused_activation_function, o.asymmetric_quantize_inputs),
         _ => no("no GPU kernel"),
     }

@@ -1,6 +1,6 @@
 //! Reductions over any set of axes, ARG_MAX, ARG_MIN and CUMSUM.
 
-use super::{MAX_LOOP, WG, acc, is_quantized, team};
+use super::{MAX_LOOP, RARE, WG, acc, is_quantized, team};
 use crate::lower::{Lower, Lowered, Operand, Params, line, no};
 use crate::program::{row_quads, rows, tail};
 use litegpu_graph::fixed::{Multiplier, type_range};
@@ -56,7 +56,7 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
         (Op::ReduceMax(_), true) => ("f_max", f32::MIN.to_bits()),
         (Op::ReduceMin(_), true) => ("f_min", f32::MAX.to_bits()),
         (Op::Mean(_), false) if !is_quantized(&x) => return no("an integer MEAN needs 64-bit sums"),
-        (Op::Sum(_), false) if is_quantized(&x) => ("i_add", 0),
+        (Op::Sum(_), false) if RARE && is_quantized(&x) => ("i_add", 0),
         (Op::Sum(_), false) if !plain => return no(format!("{} sums", x.dtype)),
         (Op::Sum(_) | Op::Mean(_), false) => ("i_add", 0),
         (Op::ReduceProd(_), false) if plain => ("i_mul", 1),
@@ -83,7 +83,7 @@ fn reduce(cx: &mut Lower<'_, '_>) -> Lowered {
     let dims = layout(&x);
     let count: usize = dims.iter().zip(&reduced).filter(|(_, r)| **r).map(|((n, _), _)| n).product();
     let mut q = (Multiplier::default(), 0, [i32::MIN, i32::MAX, 0, 0]);
-    let summed = is_quantized(&x) && matches!(cx.node.op, Op::Sum(_));
+    let summed = RARE && is_quantized(&x) && matches!(cx.node.op, Op::Sum(_));
     // Sums of bytes, which are scaled after that.
     let result = y.clone();
     let y = match summed {
