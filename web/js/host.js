@@ -72,7 +72,7 @@ function inWorker(wasm, gpu) {
     try {
       if (gpu) link.call('gpu', []).catch(() => {});
       const { webgpu } = await link.call('start', [await arriving, 16]);
-      return { webgpu, call: (...given) => link.call(...given) };
+      return { webgpu, call: (...given) => link.call(...given), room: (bytes) => link.room(bytes) };
     } catch (e) {
       link.end(e);
       throw e;
@@ -108,10 +108,13 @@ class Link {
   #waiting = new Map();
   #calls = 0;
   #fault;
+  /** Memory of the last call's inputs, which the worker has returned. */
+  #spent = [];
 
   constructor(worker) {
     this.#worker = worker;
-    worker.onmessage = ({ data: { call, result, error } }) => {
+    worker.onmessage = ({ data: { call, result, error, spent } }) => {
+      if (spent) this.#spent = spent;
       const waiting = this.#waiting.get(call);
       this.#waiting.delete(call);
       if (error) waiting?.reject(failure(error.message, error.code));
@@ -137,6 +140,12 @@ class Link {
         reject(e);
       }
     });
+  }
+
+  /** Memory to be given away: what has come back, where it fits. New memory is cleared, and touched for the first time. */
+  room(bytes) {
+    const i = this.#spent.findIndex((b) => b.byteLength === bytes);
+    return new Uint8Array(i < 0 ? bytes : this.#spent.splice(i, 1)[0]);
   }
 
   end(fault) {

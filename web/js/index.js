@@ -309,7 +309,7 @@ export class Model {
 
   /** Inputs as the runtime takes them, and what of them leaves this thread for good. */
   async #given(inputs) {
-    const { local } = this.#open();
+    const { local, room } = this.#open();
     const list = [];
     const transfer = [];
     for (const [i, value] of this.#ordered(inputs).entries()) {
@@ -323,7 +323,7 @@ export class Model {
         list.push({ picture });
       } else {
         const given = bytesOf(value, tensor);
-        const bytes = local ? given : await copied(given);
+        const bytes = local ? given : await copied(given, room(given.length));
         if (!local) transfer.push(bytes.buffer);
         list.push({ bytes });
       }
@@ -373,13 +373,11 @@ async function portable(picture, tensor) {
 /** Bytes that are copied before the page gets a turn. */
 const PIECE = 1 << 21;
 
-/** A copy, to be given away. */
-async function copied(bytes) {
-  if (bytes.length <= PIECE) return bytes.slice();
-  const copy = new Uint8Array(bytes.length);
+/** The bytes in memory that can be given away. */
+async function copied(bytes, copy) {
   for (let at = 0; at < bytes.length; at += PIECE) {
+    if (at) await turn();
     copy.set(bytes.subarray(at, at + PIECE), at);
-    await turn();
   }
   return copy;
 }

@@ -271,8 +271,9 @@ if (globalThis.name === 'litegpu runtime' && globalThis.WorkerGlobalScope) {
   globalThis.onmessage = async ({ data: { call, method, given } }) => {
     try {
       const result = await host[method](...given);
-      // Results are the receiver's.
-      postMessage({ call, result }, result?.outputs?.map((o) => o.bytes.buffer) ?? []);
+      // Results are the receiver's, and so is the memory that inputs came in: the next ones can use it.
+      const spent = result?.outputs && given[1].flatMap((i) => i.bytes?.buffer ?? []);
+      postMessage({ call, result, spent }, spent ? [...result.outputs.map((o) => o.bytes.buffer), ...spent] : []);
     } catch (e) {
       postMessage({ call, error: { message: e?.message ?? String(e), code: e?.code ?? 'internal' } });
     } finally {
