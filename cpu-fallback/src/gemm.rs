@@ -4,11 +4,15 @@
 //! read in place where its rows lie as they are, else a block of rows at a time is gathered into scratch (for a
 //! convolution that is im2col of a few output pixels). All integer kinds (int8, uint8, int4, 16x8, dynamic range) are
 //! products of 16-bit numbers with zero points subtracted and 32-bit sums: sums modulo 2^32 are what the reference has
-//! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach.
+//! for 8-bit activations; for 16-bit activations [`PackedInt::block`] says how far 32 bits reach. Where the machine
+//! multiplies bytes, products of 8 bits by 8 are of unsigned by signed bytes as they are (`simd::Quads`).
 
 use crate::chain::Then;
 use crate::pool::Pool;
-use crate::simd::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Strip, Task, dispatch};
+use crate::requant::lanes;
+use crate::simd::{
+    Dot, Isa, LineF32, LineI8, LineI16, LineQuad, MAX_MR, MAX_QUADS, NR, Panel, Quads, Strip, Task, dispatch,
+};
 use bytemuck::Pod;
 use litegpu_graph::{Error, Result};
 use smallvec::SmallVec;
@@ -168,7 +172,14 @@ pub(crate) struct PackedInt {
     narrow: Vec<LineI8>,
     wide: Vec<LineI16>,
     is_wide: bool,
-    /// Pairs of depth steps.
+    /// Fours of depth steps, for left operands of bytes; of these, what [`Quads`] says.
+    is_quads: bool,
+    quads: Vec<LineQuad>,
+    start: Vec<i32>,
+    sums: Vec<i32>,
+    run: usize,
+    zero: i32,
+    /// Pairs of depth steps, or fours.
     pairs: usize,
     pub depth: usize,
     pub columns: usize,
@@ -176,7 +187,70 @@ pub(crate) struct PackedInt {
     pub block: usize,
 }
 
+/// What a product of bytes has to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bytes {
+    /// The zero points of the left operand as unsigned bytes (0 where each piece of it has its own) and of the right one
+    /// as signed ones.
+    pub zeros: [i32; 2],
+    /// Elements of a run of the depth that count, and how many there are with the zeros behind them.
+    pub run: [usize; 2],
+}
+
 impl PackedInt {
+    /// Packs for left operands of bytes; `column` writes one column's values, which fit signed bytes, zero points and
+    /// all, and are 0 behind each run.
+    pub(crate) fn pack_quads(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        bytes: Bytes,
+        column: impl Fn(usize, &mut [i16]),
+    ) -> Result<()> {
+        let panels = columns.div_ceil(NR);
+        self.pairs = depth.div_ceil(4);
+        let lines = panels.checked_mul(self.pairs).ok_or_else(|| Error::invalid("weights are too large"))?;
+        (self.depth, self.columns, self.block) = (depth, columns, self.pairs.max(1));
+        (self.is_quads, self.zero) = (true, bytes.zeros[1]);
+        self.run = bytes.run[0].min(depth);
+        refill(&mut self.quads, lines, LineQuad([[0; 4]; NR]))?;
+        refill(&mut self.start, panels * NR, 0)?;
+        refill(&mut self.sums, panels * NR, 0)?;
+        let count = depth / bytes.run[1].max(1) * bytes.run[0];
+        let fours = self.pairs;
+        let mut scratch = Scratch::<i16>::new(4 * fours)?;
+        let row = scratch.get();
+        row.fill(0);
+        for n in 0..columns {
+            column(n, &mut row[..depth]);
+            let (p, j) = (n / NR, n % NR);
+            for (line, x) in self.quads[p * fours..].iter_mut().zip(row.as_chunks::<4>().0) {
+                line.0[j] = x.map(|x| x as i8);
+            }
+            // Of (a - x)(b - y), summed: what does not hang on a.
+            let [x, y] = bytes.zeros;
+            let sum = row.iter().fold(0i32, |s, w| s.wrapping_add(*w as i32));
+            self.sums[n] = sum;
+            self.start[n] = (count as i32).wrapping_mul(x).wrapping_mul(y).wrapping_sub(x.wrapping_mul(sum));
+        }
+        Ok(())
+    }
+
+    /// Whether left operands are bytes.
+    pub(crate) fn is_quads(&self) -> bool {
+        self.is_quads
+    }
+
+    fn quads(&self, p: usize) -> Quads<'_> {
+        Quads {
+            lines: &self.quads[p * self.pairs..][..self.pairs],
+            start: lanes(&self.start, p * NR),
+            sums: lanes(&self.sums, p * NR),
+            run: self.run,
+            zero: self.zero,
+        }
+    }
+
     /// Packs; `column` writes one column's values. `wide` when values may not fit 8 bits.
     pub(crate) fn pack(
         &mut self,
@@ -550,12 +624,22 @@ pub(crate) struct Images<'a, X, T, F> {
     pub batch: usize,
     /// The same elements, where they need no conversion.
     pub same: Option<&'a [T]>,
+    /// What lies beyond the edges of each batch, or of all.
+    pub pads: &'a [T],
     /// Converts elements of a batch.
     pub convert: F,
 }
 
+/// What lies beyond the edges of a batch.
+#[inline(always)]
+pub(crate) fn pad_of<T: Copy>(pads: &[T], batch: usize) -> T {
+    pads[batch.min(pads.len() - 1)]
+}
+
 /// A product of runs with a packed operand.
 trait Panels<T, O>: Sync {
+    /// Elements of a row that are read at a time.
+    const STEP: usize;
     fn panels(&self) -> usize;
     /// Multiplies `rows` rows by a panel; they are the rows from `row` on. `#[inline(always)]`.
     fn multiply<S: Isa>(&self, p: usize, a: &[T], runs: &[usize], lda: usize, rows: usize, row: usize, out: &mut [O]);
@@ -567,6 +651,7 @@ struct PanelsF32<'a> {
 }
 
 impl Panels<f32, f32> for PanelsF32<'_> {
+    const STEP: usize = 1;
     fn panels(&self) -> usize {
         self.b.columns.div_ceil(NR)
     }
@@ -592,24 +677,76 @@ struct PanelsInt<'a, U, F> {
     sum: PhantomData<U>,
 }
 
-impl<U: Sum, O: Send, F: Finish<U, O>> Panels<i16, O> for PanelsInt<'_, U, F> {
+impl<T: Left, U: Sum, O: Send, F: Finish<U, O>> Panels<T, O> for PanelsInt<'_, U, F> {
+    const STEP: usize = T::STEP;
     fn panels(&self) -> usize {
         self.b.columns.div_ceil(NR)
     }
     #[inline(always)]
-    fn multiply<S: Isa>(
-        &self,
+    fn multiply<S: Isa>(&self, p: usize, a: &[T], runs: &[usize], lda: usize, rows: usize, row: usize, out: &mut [O]) {
+        let (b, ldc, column) = (self.b, self.b.columns, p * NR);
+        let n = NR.min(ldc - column);
+        T::panel::<S, U, O>(a, runs, lda, rows, b, p, n, self.finish, row, &mut out[column..], ldc);
+    }
+}
+
+/// An element of the left operand of an integer product.
+pub(crate) trait Left: Pod + Send + Sync {
+    /// Steps of the depth that are multiplied at a time.
+    const STEP: usize;
+    /// Rows made of `runs` times the `n` columns of one panel, finished. `#[inline(always)]`.
+    fn panel<S: Isa, U: Sum, O>(
+        a: &[Self],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &PackedInt,
         p: usize,
+        n: usize,
+        finish: &impl Finish<U, O>,
+        row: usize,
+        out: &mut [O],
+        ldc: usize,
+    );
+}
+
+impl Left for i16 {
+    const STEP: usize = 2;
+    #[inline(always)]
+    fn panel<S: Isa, U: Sum, O>(
         a: &[i16],
         runs: &[usize],
         lda: usize,
         rows: usize,
+        b: &PackedInt,
+        p: usize,
+        n: usize,
+        finish: &impl Finish<U, O>,
         row: usize,
         out: &mut [O],
+        ldc: usize,
     ) {
-        let (b, ldc, column) = (self.b, self.b.columns, p * NR);
-        let n = NR.min(ldc - column);
-        panel_int::<S, U, O>(a, runs, lda, rows, b, p, n, self.finish, row, &mut out[column..], ldc);
+        panel_int::<S, U, O>(a, runs, lda, rows, b, p, n, finish, row, out, ldc);
+    }
+}
+
+impl Left for u8 {
+    const STEP: usize = 4;
+    #[inline(always)]
+    fn panel<S: Isa, U: Sum, O>(
+        a: &[u8],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &PackedInt,
+        p: usize,
+        n: usize,
+        finish: &impl Finish<U, O>,
+        row: usize,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        finish.quads::<S>(a, runs, lda, rows, &b.quads(p), row, p * NR, out, ldc, n);
     }
 }
 
@@ -681,8 +818,8 @@ where
         let (image, [oh, ow]) = (height * width * c, l.output);
         let whole = l.width() * c;
         let direct = self.images.same.filter(|_| l.inside());
-        // One element more: integers are read in pairs.
-        let pitch = if direct.is_some() { width * c } else { (whole + 1).next_multiple_of(2) };
+        // Some elements more: integers are read several at a time.
+        let pitch = if direct.is_some() { width * c } else { (whole + P::STEP - 1).next_multiple_of(P::STEP) };
         let runs: SmallVec<[usize; 16]> = (0..l.taps[0]).map(|t| t * l.dilation * pitch).collect();
         let lda = l.stride[1] * c;
         let count = self.out.len() / (ow * self.columns);
@@ -695,6 +832,7 @@ where
         let mut done = 0;
         while done < count {
             let (batch, y) = ((self.first + done) / oh, (self.first + done) % oh);
+            let pad = pad_of(self.images.pads, batch);
             let n = step.min(count - done).min(oh - y);
             let top = (y * l.stride[0]) as i64 + l.first[0];
             let a = match direct {
@@ -706,13 +844,13 @@ where
                     for (i, line) in buffer.chunks_exact_mut(pitch).enumerate().take(lines_of(n)) {
                         let at = top + i as i64;
                         if at < 0 || at >= height as i64 || low >= high {
-                            line.fill(T::zeroed());
+                            line.fill(pad);
                             continue;
                         }
-                        line[..low * c].fill(T::zeroed());
+                        line[..low * c].fill(pad);
                         let from = (at * width as i64 + l.first[1] + low as i64) as usize * c;
                         (self.images.convert)(&x[from..][..(high - low) * c], &mut line[low * c..high * c], batch);
-                        line[high * c..].fill(T::zeroed());
+                        line[high * c..].fill(pad);
                     }
                     &*buffer
                 }
@@ -774,10 +912,10 @@ pub(crate) fn lines_f32<F: Fn(&[f32], &mut [f32], usize) + Sync>(
     lines(pool, images, b.columns, b.depth, &PanelsF32 { b, finish }, out, then)
 }
 
-/// out = finish(windows b). Each run is packed as an even number of steps.
-pub(crate) fn lines_int<U: Sum, X: Sync, O: Pod + Send, F: Fn(&[X], &mut [i16], usize) + Sync>(
+/// out = finish(windows b). Each run is packed as a multiple of [`Left::STEP`].
+pub(crate) fn lines_int<T: Left, U: Sum, X: Sync, O: Pod + Send, F: Fn(&[X], &mut [T], usize) + Sync>(
     pool: &Pool,
-    images: &Images<'_, X, i16, F>,
+    images: &Images<'_, X, T, F>,
     b: &PackedInt,
     finish: &impl Finish<U, O>,
     out: &mut [O],
@@ -855,6 +993,31 @@ pub(crate) trait Finish<U, Out>: Sync {
         }
     }
 
+    /// The same of rows of bytes; sums are modulo 2^32. `#[inline(always)]`.
+    #[inline(always)]
+    fn quads<S: Isa>(
+        &self,
+        a: &[u8],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &Quads<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [Out],
+        ldc: usize,
+        n: usize,
+    ) where
+        U: Sum,
+    {
+        for r in (0..rows).step_by(MAX_QUADS) {
+            let m = MAX_QUADS.min(rows - r);
+            let mut acc = [[0i32; NR]; MAX_QUADS];
+            S::tile_quads(&a[r * lda..], runs, lda, m, b, &mut acc);
+            self.tile::<S>(row + r, column, &mut acc[..m], &mut out[r * ldc..], ldc, n);
+        }
+    }
+
     /// A strip of a depthwise convolution whose sums fit 32 bits, finished as by [`Finish::tile`]: row `row` for each
     /// pixel. `#[inline(always)]`.
     #[inline(always)]
@@ -908,10 +1071,10 @@ impl Sum for i64 {
 }
 
 /// out = finish(a b) for integers. `out` holds whole rows of `place.stride` elements.
-pub(crate) fn product_int<U: Sum, O: Pod + Send>(
+pub(crate) fn product_int<T: Left, U: Sum, O: Pod + Send>(
     pool: &Pool,
     rows: usize,
-    a: &impl Rows<i16>,
+    a: &impl Rows<T>,
     b: &PackedInt,
     finish: &impl Finish<U, O>,
     out: &mut [O],
@@ -937,7 +1100,7 @@ pub(crate) fn product_int<U: Sum, O: Pod + Send>(
                 columns: n,
                 out: &mut *piece,
                 place: Place::whole(place.stride),
-                sum: PhantomData::<U>,
+                of: PhantomData::<(T, U)>,
             };
             keep(&failed, dispatch(task));
             place.then.apply(i * per, piece);
@@ -958,14 +1121,14 @@ pub(crate) fn product_int<U: Sum, O: Pod + Send>(
             columns,
             out: piece,
             place,
-            sum: PhantomData::<U>,
+            of: PhantomData::<(T, U)>,
         };
         keep(&failed, dispatch(task));
     });
     failed.into_inner().map_or(Ok(()), Err)
 }
 
-struct ProductInt<'a, U, O, A, F> {
+struct ProductInt<'a, T, U, O, A, F> {
     a: &'a A,
     b: &'a PackedInt,
     finish: &'a F,
@@ -975,23 +1138,23 @@ struct ProductInt<'a, U, O, A, F> {
     columns: usize,
     out: &'a mut [O],
     place: Place<'a>,
-    sum: PhantomData<U>,
+    of: PhantomData<(T, U)>,
 }
 
-impl<U: Sum, O: Pod, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O, A, F> {
+impl<T: Left, U: Sum, O: Pod, A: Rows<T>, F: Finish<U, O>> Task for ProductInt<'_, T, U, O, A, F> {
     type Output = Result<()>;
     #[inline(always)]
     fn run<S: Isa>(self) -> Result<()> {
         let (b, place) = (self.b, self.place);
-        let stride = 2 * b.pairs;
-        // In place only when pairs do not cross from one row into the next.
+        let stride = T::STEP * b.pairs;
+        // In place only when no step crosses from one row into the next.
         let direct = self.a.direct().filter(|(_, lda)| *lda == stride);
-        let step = block_rows(2 * stride).min(self.rows.next_multiple_of(STEP));
-        let mut scratch = Scratch::<i16>::new(if direct.is_some() { 0 } else { step * stride })?;
+        let step = block_rows(size_of::<T>() * stride).min(self.rows.next_multiple_of(STEP));
+        let mut scratch = Scratch::<T>::new(if direct.is_some() { 0 } else { step * stride })?;
         let buffer = scratch.get();
-        // An odd depth leaves the last element of each row unwritten.
+        // Such a depth leaves the last elements of each row unwritten.
         if b.depth < stride {
-            buffer.fill(0);
+            buffer.fill(T::zeroed());
         }
         for r in (0..self.rows).step_by(step) {
             let count = step.min(self.rows - r);
@@ -1007,7 +1170,7 @@ impl<U: Sum, O: Pod, A: Rows<i16>, F: Finish<U, O>> Task for ProductInt<'_, U, O
                 let n = NR.min(self.columns - column);
                 let out = &mut self.out[r * place.stride + place.column + column..];
                 let row = self.first + r;
-                panel_int::<S, U, O>(a, &[0], stride, count, b, p, n, self.finish, row, out, place.stride);
+                T::panel::<S, U, O>(a, &[0], stride, count, b, p, n, self.finish, row, out, place.stride);
             }
             place.follow(self.first + r, r, count, self.out);
         }

@@ -3,7 +3,8 @@
 use crate::gemm::{Finish, refill};
 use crate::real::whole;
 use crate::simd::{
-    Isa, NR, Once, Panel, Requant, RequantWide, Scaled, Strip, Task, apart, dispatch, narrow_rows, tiles,
+    Isa, MAX_QUADS, NR, Once, Panel, Quads, Requant, RequantWide, Scaled, Strip, Task, apart, dispatch, narrow_rows,
+    tiles,
 };
 use crate::weights::Weights;
 use litegpu_graph::fixed::Multiplier;
@@ -147,6 +148,22 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
         n: usize,
     ) {
         S::panel(a, runs, lda, rows, b, &Requant { columns: n, ..self.requant(column) }, out, ldc);
+    }
+    #[inline(always)]
+    fn quads<S: Isa>(
+        &self,
+        a: &[u8],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &Quads<'_>,
+        _row: usize,
+        column: usize,
+        out: &mut [O],
+        ldc: usize,
+        n: usize,
+    ) {
+        S::panel_quads(a, runs, lda, rows, b, &Requant { columns: n, ..self.requant(column) }, out, ldc);
     }
     #[inline(always)]
     fn strip<S: Isa>(&self, strip: &Strip<'_>, _row: usize, column: usize, out: &mut [O], stride: usize, n: usize) {
@@ -380,25 +397,37 @@ impl Hybrid {
 /// The scales of separately quantized pieces of a product's left operand. A thread that multiplies a piece may quantize it
 /// first.
 #[derive(Debug, Default)]
-pub(crate) struct Pieces(Vec<AtomicU32>);
+pub(crate) struct Pieces {
+    scales: Vec<AtomicU32>,
+    /// Zero points of pieces that are unsigned bytes.
+    zeros: Vec<AtomicU32>,
+}
 
 impl Pieces {
     /// Makes room for `n`.
     pub(crate) fn resize(&mut self, n: usize) -> Result<()> {
-        self.0.clear();
-        self.0.try_reserve(n).map_err(|_| Error::invalid(format!("cannot allocate {n} scales")))?;
-        self.0.resize_with(n, || AtomicU32::new(0));
+        for list in [&mut self.scales, &mut self.zeros] {
+            list.clear();
+            list.try_reserve(n).map_err(|_| Error::invalid(format!("cannot allocate {n} scales")))?;
+            list.resize_with(n, || AtomicU32::new(0));
+        }
         Ok(())
     }
+    /// Sets scale and zero point of a piece, from what it was quantized to.
     #[inline(always)]
-    pub(crate) fn set(&self, i: usize, scale: f32) {
-        if let Some(p) = self.0.get(i) {
-            p.store(scale.to_bits(), Ordering::Relaxed);
+    pub(crate) fn set(&self, i: usize, steps: &Steps) {
+        if let (Some(scale), Some(zero)) = (self.scales.get(i), self.zeros.get(i)) {
+            scale.store(steps.scale.to_bits(), Ordering::Relaxed);
+            zero.store((steps.zero + 128) as u32, Ordering::Relaxed);
         }
     }
     #[inline(always)]
     fn get(&self, i: usize) -> f32 {
-        self.0.get(i).map_or(0.0, |p| f32::from_bits(p.load(Ordering::Relaxed)))
+        self.scales.get(i).map_or(0.0, |p| f32::from_bits(p.load(Ordering::Relaxed)))
+    }
+    #[inline(always)]
+    fn zero(&self, i: usize) -> i32 {
+        self.zeros.get(i).map_or(0, |p| p.load(Ordering::Relaxed) as i32)
     }
 }
 
@@ -463,6 +492,36 @@ impl Finish<i32, f32> for HybridRows<'_> {
         }
     }
     #[inline(always)]
+    fn quads<S: Isa>(
+        &self,
+        a: &[u8],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &Quads<'_>,
+        row: usize,
+        column: usize,
+        out: &mut [f32],
+        ldc: usize,
+        n: usize,
+    ) {
+        if S::panel_quads_scaled(a, runs, lda, rows, b, &self.scaled(row, column, n), out, ldc) {
+            return;
+        }
+        for r in (0..rows).step_by(MAX_QUADS) {
+            let m = MAX_QUADS.min(rows - r);
+            let mut acc = [[0i32; NR]; MAX_QUADS];
+            S::tile_quads(&a[r * lda..], runs, lda, m, b, &mut acc);
+            for (l, acc) in acc.iter_mut().enumerate().take(m) {
+                let zero = self.pieces.zero(self.first + (row + r + l) / self.rows.max(1));
+                for j in 0..NR {
+                    acc[j] = acc[j].wrapping_sub(b.sums[j].wrapping_mul(zero));
+                }
+            }
+            self.tile::<S>(row + r, column, &mut acc[..m], &mut out[r * ldc..], ldc, n);
+        }
+    }
+    #[inline(always)]
     fn strip<S: Isa>(&self, strip: &Strip<'_>, row: usize, column: usize, out: &mut [f32], stride: usize, n: usize) {
         if !S::strip_scaled(strip, &self.scaled(row, column, n), out, stride) {
             self.by_pixels::<S>(strip, row, column, out, stride, n);
@@ -475,8 +534,9 @@ impl HybridRows<'_> {
     #[inline(always)]
     fn scaled(&self, row: usize, column: usize, columns: usize) -> Scaled<'_> {
         let (bias, scale) = (lanes(&self.constants.bias, column), lanes(&self.constants.scale, column));
-        let pieces = self.pieces.0.get(self.first..).unwrap_or_default();
-        Scaled { bias, scale, range: self.constants.range, columns, pieces, rows: self.rows, row }
+        let pieces = self.pieces.scales.get(self.first..).unwrap_or_default();
+        let zeros = self.pieces.zeros.get(self.first..).unwrap_or_default();
+        Scaled { bias, scale, range: self.constants.range, columns, pieces, zeros, rows: self.rows, row }
     }
 
     #[inline(always)]
@@ -568,6 +628,19 @@ impl Steps {
     /// The same, in a function of its own for the machine's instruction set.
     pub(crate) fn words(&self, x: &[f32], to: &mut [i16]) {
         dispatch(Quantize { x, to, one: |s: &Steps, x| (s.one(x) - s.zero) as i16, steps: self });
+    }
+
+    /// The quantized numbers as unsigned bytes: 128 more.
+    #[inline(always)]
+    pub(crate) fn unsigned_inline(&self, x: &[f32], to: &mut [u8]) {
+        for (q, x) in to.iter_mut().zip(x) {
+            *q = (self.one(*x) + 128) as u8;
+        }
+    }
+
+    /// The same, in a function of its own for the machine's instruction set.
+    pub(crate) fn unsigned(&self, x: &[f32], to: &mut [u8]) {
+        dispatch(Quantize { x, to, one: |s: &Steps, x| (s.one(x) + 128) as u8, steps: self });
     }
 
     /// The quantized numbers.
@@ -706,7 +779,7 @@ mod tests {
     fn rows_meet_the_scale_of_their_piece() {
         let mut pieces = Pieces::default();
         pieces.resize(16).unwrap();
-        (0..16).for_each(|i| pieces.set(i, (i + 1) as f32));
+        (0..16).for_each(|i| pieces.set(i, &Steps { scale: (i + 1) as f32, ..Steps::NONE }));
         let mut constants = Hybrid::linear();
         constants.set(Some(&[0.5; 3]), &[2.0; 3]).unwrap();
         for rows in 1..7 {
@@ -740,7 +813,7 @@ mod tests {
     fn hybrid_rows_agree() {
         let mut pieces = Pieces::default();
         pieces.resize(4).unwrap();
-        (0..4).for_each(|i| pieces.set(i, 0.013 * (i as f32 - 1.5)));
+        (0..4).for_each(|i| pieces.set(i, &Steps { scale: 0.013 * (i as f32 - 1.5), ..Steps::NONE }));
         let mut constants = Hybrid::linear();
         let columns = |f: f32| -> Vec<f32> { (0..NR).map(|j| f * (j as f32 - 7.0)).collect() };
         constants.set(Some(&columns(1.7)), &columns(3.1e-6)).unwrap();
@@ -779,7 +852,7 @@ mod tests {
     fn hybrid_products_agree() {
         let mut pieces = Pieces::default();
         pieces.resize(12).unwrap();
-        (0..12).for_each(|i| pieces.set(i, 0.013 * (i as f32 - 1.5)));
+        (0..12).for_each(|i| pieces.set(i, &Steps { scale: 0.013 * (i as f32 - 1.5), ..Steps::NONE }));
         let mut constants = Hybrid::linear();
         let columns = |f: f32| -> Vec<f32> { (0..NR).map(|j| f * (j as f32 - 7.0)).collect() };
         constants.set(Some(&columns(1.7)), &columns(3.1e-3)).unwrap();

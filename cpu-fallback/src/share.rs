@@ -9,8 +9,8 @@ use crate::pool::Pool;
 use std::time::Duration;
 use web_time::Instant;
 
-/// Runs of a trial, half of them alone.
-const TRIAL: u16 = 8;
+/// Runs of a trial, a third of them alone.
+const TRIAL: u16 = 6;
 /// Runs from one trial to the next.
 const LASTS: u16 = 2000;
 /// Work that takes this long is worth a thread without trial.
@@ -33,10 +33,11 @@ impl Share {
         threads > 1 && if self.trial { self.turn() } else { self.alone }
     }
 
-    /// A trial's runs come in pairs: two with help, two alone, and so on. While others work alone the worker falls
-    /// asleep; in the first run with help it has to be woken, the second is as it would always be.
+    /// Two of a trial's runs have help, then one is alone, and so on: a few runs after the first are not to take much
+    /// longer than the rest. While nodes work alone the worker falls asleep; in the first run with help it has to be
+    /// woken, the second is as it would always be.
     fn turn(&self) -> bool {
-        self.left.saturating_sub(1) / 2 % 2 == 0
+        self.left % 3 == 1
     }
 
     /// Called before the run with the parts that the pool has had.

@@ -22,6 +22,8 @@ macro_rules! unrolled {
 }
 pub(crate) use unrolled;
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
@@ -52,6 +54,50 @@ pub(crate) struct LineI16(pub [[i16; 2]; NR]);
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]
 pub(crate) struct LineI8(pub [[i8; 2]; NR]);
+
+/// Four steps of the depth for 16 columns, as instructions want them that multiply bytes.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct LineQuad(pub [[i8; 4]; NR]);
+
+/// The most rows of a tile of [`Quads`].
+pub(crate) const MAX_QUADS: usize = 8;
+
+/// Whether the machine multiplies unsigned by signed bytes, four products at a time.
+#[inline]
+pub(crate) fn quads_here() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::here();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// A panel of 16 columns of bytes. The left operand is unsigned bytes as they are, zero points and all: what these
+/// amount to is in the sums from the start, or taken from them row by row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quads<'a> {
+    pub lines: &'a [LineQuad],
+    /// Where sums begin.
+    pub start: &'a [i32; NR],
+    /// The sum of each column.
+    pub sums: &'a [i32; NR],
+    /// Elements of a run that count; zeros fill the last four up.
+    pub run: usize,
+    /// The zero point of the weights, which takes as many times the sum of a row's elements from the row's sums.
+    pub zero: i32,
+}
+
+impl Quads<'_> {
+    /// # Panics
+    /// When the rows cannot be read.
+    #[inline(always)]
+    fn check(&self, a: &[u8], runs: &[usize], lda: usize, rows: usize) {
+        let padded = 4 * (self.lines.len() / runs.len().max(1));
+        let last = runs.iter().max().copied().unwrap_or(0);
+        assert!(padded / 4 * runs.len() == self.lines.len() && self.run <= padded && rows > 0);
+        assert!(a.len() >= (rows - 1) * lda + last + padded);
+    }
+}
 
 /// A panel of 16 columns of packed integers.
 #[derive(Debug, Clone, Copy)]
@@ -200,9 +246,28 @@ pub(crate) struct Scaled<'a> {
     pub columns: usize,
     /// The pieces' scales, as bits. What is missing counts as zero.
     pub pieces: &'a [AtomicU32],
+    /// The pieces' zero points, for products of bytes.
+    pub zeros: &'a [AtomicU32],
     /// Rows to a piece, and the first row.
     pub rows: usize,
     pub row: usize,
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+impl Scaled<'_> {
+    /// Scale and zero point of the piece that a row belongs to, counted from the first, where that is not the piece
+    /// before: `until` is one past that one's last row.
+    #[inline(always)]
+    fn piece(&self, row: usize, until: &mut usize) -> Option<(f32, i32)> {
+        let (row, rows) = (self.row + row, self.rows.max(1));
+        if row < *until {
+            return None;
+        }
+        let piece = if rows == 1 { row } else { row / rows };
+        *until = if rows == 1 { row + 1 } else { (piece + 1).saturating_mul(rows) };
+        let of = |list: &[AtomicU32]| list.get(piece).map_or(0, |p| p.load(std::sync::atomic::Ordering::Relaxed));
+        Some((f32::from_bits(of(self.pieces)), of(self.zeros) as i32))
+    }
 }
 
 /// Any number of rows times a panel, tile by tile, finished by `finish(row, sums)`.
@@ -339,6 +404,61 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         columns: usize,
         acc: &mut [[i32; NR]; MAX_MR],
     );
+
+    /// One tile of a product of bytes, at most [`MAX_QUADS`] rows; see [`Quads`].
+    #[inline(always)]
+    fn tile_quads(a: &[u8], runs: &[usize], lda: usize, rows: usize, b: &Quads<'_>, acc: &mut [[i32; NR]; MAX_QUADS]) {
+        let length = b.lines.len() / runs.len().max(1);
+        for (r, acc) in acc.iter_mut().enumerate().take(rows) {
+            let (mut sum, mut all) = (*b.start, 0i32);
+            for (run, lines) in runs.iter().zip(b.lines.chunks_exact(length.max(1))) {
+                let row = &a[run + r * lda..][..4 * length];
+                for (x, line) in row.as_chunks::<4>().0.iter().zip(lines) {
+                    for j in 0..NR {
+                        for i in 0..4 {
+                            sum[j] = sum[j].wrapping_add(x[i] as i32 * line.0[j][i] as i32);
+                        }
+                    }
+                }
+                all = row[..b.run].iter().fold(all, |s, x| s.wrapping_add(*x as i32));
+            }
+            *acc = sum.map(|s| s.wrapping_sub(all.wrapping_mul(b.zero)));
+        }
+    }
+    /// Any number of rows of bytes times a panel, requantized and narrowed.
+    #[inline(always)]
+    fn panel_quads<O: Quantized>(
+        a: &[u8],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &Quads<'_>,
+        q: &Requant<'_>,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        for r in (0..rows).step_by(MAX_QUADS) {
+            let m = MAX_QUADS.min(rows - r);
+            let mut acc = [[0i32; NR]; MAX_QUADS];
+            Self::tile_quads(&a[r * lda..], runs, lda, m, b, &mut acc);
+            Self::requantize(&mut acc[..m], q);
+            narrow_rows::<Self, O>(&acc[..m], &mut out[r * ldc..], ldc, q.columns);
+        }
+    }
+    /// [`Isa::panel_scaled`] of bytes, whose zero points are the pieces'.
+    #[inline(always)]
+    fn panel_quads_scaled(
+        _: &[u8],
+        _runs: &[usize],
+        _lda: usize,
+        _rows: usize,
+        _: &Quads<'_>,
+        _: &Scaled<'_>,
+        _out: &mut [f32],
+        _ldc: usize,
+    ) -> bool {
+        false
+    }
 
     /// Accumulators of 16 columns to quantized values, which the caller narrows.
     fn requantize(acc: &mut [[i32; NR]], q: &Requant<'_>);
@@ -842,6 +962,11 @@ pub(crate) trait Task {
 /// Runs a task with the best instruction set that the machine has.
 #[inline]
 pub(crate) fn dispatch<T: Task>(task: T) -> T::Output {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::here() {
+        // SAFETY: the machine has the features that the function is compiled for.
+        return unsafe { avx512::enter(task) };
+    }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         // SAFETY: the machine has the features that the function is compiled for.
@@ -1612,16 +1737,10 @@ mod avx2 {
         /// Comes to a row, counted from the first.
         #[inline(always)]
         fn come_to(&mut self, row: usize) {
-            let (row, rows) = (self.of.row + row, self.of.rows.max(1));
-            if row < self.until {
-                return;
-            }
-            let piece = if rows == 1 { row } else { row / rows };
-            self.until = if rows == 1 { row + 1 } else { (piece + 1).saturating_mul(rows) };
-            let scale = self.of.pieces.get(piece).map_or(0, |p| p.load(std::sync::atomic::Ordering::Relaxed));
+            let Some((scale, _)) = self.of.piece(row, &mut self.until) else { return };
             // SAFETY: see above.
             unsafe {
-                let scale = _mm256_set1_ps(f32::from_bits(scale));
+                let scale = _mm256_set1_ps(scale);
                 self.now = [_mm256_mul_ps(self.scale[0], scale), _mm256_mul_ps(self.scale[1], scale)];
             }
         }
@@ -2467,6 +2586,18 @@ mod avx2 {
 mod tests {
     use super::*;
 
+    /// What a task gives by each instruction set with code of its own that the machine has, the best one first.
+    fn fast<T: Task + Copy>(task: T) -> Vec<T::Output> {
+        let mut all = vec![dispatch(task)];
+        #[cfg(target_arch = "x86_64")]
+        if avx512::here() {
+            // SAFETY: machines with AVX-512 have AVX2.
+            all.push(unsafe { avx2::enter(task) });
+        }
+        all.push(enter(task));
+        all
+    }
+
     /// Numbers without a pattern, the same in every run.
     fn numbers(n: usize, seed: u32) -> Vec<u32> {
         let mut x = seed.wrapping_mul(2_654_435_761).max(1);
@@ -2480,13 +2611,14 @@ mod tests {
             .collect()
     }
 
+    #[derive(Clone, Copy)]
     struct FloatTile<'a>(&'a [f32], usize, usize, &'a [LineF32], usize);
     impl Task for FloatTile<'_> {
         type Output = Vec<f32>;
         #[inline(always)]
         fn run<S: Isa>(self) -> Vec<f32> {
             let FloatTile(a, lda, rows, b, columns) = self;
-            let mut out = vec![9.0; 6 * 20];
+            let mut out = vec![9.0; 24 * 20];
             let bias = std::array::from_fn(|j| j as f32);
             for r in (0..rows).step_by(S::MR) {
                 let m = S::MR.min(rows - r);
@@ -2500,21 +2632,23 @@ mod tests {
     fn float_tiles_agree() {
         for depth in [0, 1, 3, 4, 17] {
             let x = |v: u32| (v % 1000) as f32 / 100.0 - 5.0;
-            let a: Vec<f32> = numbers(6 * 20, 3).into_iter().map(x).collect();
+            let a: Vec<f32> = numbers(24 * 20, 3).into_iter().map(x).collect();
             let w: Vec<f32> = numbers(depth * NR, 5).into_iter().map(x).collect();
             let b: Vec<LineF32> = w.as_chunks::<NR>().0.iter().map(|c| LineF32(*c)).collect();
-            for rows in 1..=6 {
+            for rows in 1..=24 {
                 for columns in [1, 7, 8, 9, 15, 16] {
-                    let fast = dispatch(FloatTile(&a, 20, rows, &b, columns));
                     let slow = FloatTile(&a, 20, rows, &b, columns).run::<Portable>();
-                    for (i, (f, s)) in fast.iter().zip(&slow).enumerate() {
-                        assert!((f - s).abs() < 1e-3, "{depth} {rows} {columns} [{i}]: {f} {s}");
+                    for fast in fast(FloatTile(&a, 20, rows, &b, columns)) {
+                        for (i, (f, s)) in fast.iter().zip(&slow).enumerate() {
+                            assert!((f - s).abs() < 1e-3, "{depth} {rows} {columns} [{i}]: {f} {s}");
+                        }
                     }
                 }
             }
         }
     }
 
+    #[derive(Clone, Copy)]
     struct IntTile<'a>(&'a [i16], usize, usize, Panel<'a>, usize);
     impl Task for IntTile<'_> {
         type Output = Vec<i32>;
@@ -2543,14 +2677,15 @@ mod tests {
             for rows in 1..=6 {
                 for columns in [1, 8, 9, 16] {
                     for panel in [Panel::Wide(&wide), Panel::Narrow(&narrow)] {
-                        let fast = dispatch(IntTile(&a, 18, rows, panel, columns));
-                        assert_eq!(fast, IntTile(&a, 18, rows, panel, columns).run::<Portable>());
+                        let task = IntTile(&a, 18, rows, panel, columns);
+                        fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>()));
                     }
                 }
             }
         }
     }
 
+    #[derive(Clone, Copy)]
     struct Requantize<'a>(&'a [i32; NR], Requant<'a>);
     impl Task for Requantize<'_> {
         type Output = [i32; NR];
@@ -2563,6 +2698,7 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Copy)]
     struct RequantizeWide<'a>(&'a [i32; NR], RequantWide<'a>);
     impl Task for RequantizeWide<'_> {
         type Output = [i32; NR];
@@ -2584,7 +2720,8 @@ mod tests {
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 32) as i64 + 1);
             let (offset, value, shift, columns) = (&offset, &value, &shift, NR);
             let q = RequantWide { value, offset, shift, low: i32::MIN, high: i32::MAX, columns };
-            assert_eq!(dispatch(RequantizeWide(&acc, q)), RequantizeWide(&acc, q).run::<Portable>(), "seed {seed}");
+            let task = RequantizeWide(&acc, q);
+            fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>(), "seed {seed}"));
         }
     }
 
@@ -2599,11 +2736,13 @@ mod tests {
             let shift = std::array::from_fn(|j| (n[3 * NR + j] % 40) as i32 - 31);
             let (bias, value, shift) = (&bias, &value, &shift);
             let q = Requant { bias, value, shift, zero: -3, low: i32::MIN, high: i32::MAX, columns: NR, once: None };
-            assert_eq!(dispatch(Requantize(&acc, q)), Requantize(&acc, q).run::<Portable>(), "seed {seed}");
+            let task = Requantize(&acc, q);
+            fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>(), "seed {seed}"));
         }
     }
 
     /// A product with every rounding that follows one, in panels and as pixels, narrowed to each type.
+    #[derive(Clone, Copy)]
     struct Finished<'a>(&'a [i16], &'a [[i32; NR]; 4], Panel<'a>, Requant<'a>, RequantWide<'a>);
     impl Task for Finished<'_> {
         type Output = (Vec<i8>, Vec<u8>, Vec<i16>);
@@ -2614,7 +2753,7 @@ mod tests {
             let bytes = Requant { zero: 3, low: -100, high: 90, ..q };
             let unsigned = Requant { zero: 130, low: 3, high: 250, ..q };
             let words = Requant { zero: 0, low: -30000, high: 32767, ..q };
-            for rows in 1..=7 {
+            for rows in [1, 2, 3, 4, 5, 6, 7, 11] {
                 S::panel(a, &[0, 40], 4, rows, b, &bytes, &mut i8s[7 * rows..], 20);
                 S::panel(a, &[0, 40], 4, rows, b, &unsigned, &mut u8s[7 * rows..], 20);
                 S::panel(a, &[0, 40], 4, rows, b, &words, &mut i16s[7 * rows..], 20);
@@ -2657,8 +2796,8 @@ mod tests {
             let offset: [i64; NR] = std::array::from_fn(|j| (n[3 * NR + j] as i64) << (n[j] % 20));
             let right: [i64; NR] = std::array::from_fn(|j| 15 + (n[3 * NR + j] % 18) as i64);
             let sums = std::array::from_fn(|p| std::array::from_fn(|j| n[(4 + p) * NR + j] as i32 >> (n[j] % 24)));
-            let a: Vec<i16> = n[8 * NR..][..80].iter().map(|v| *v as i8 as i16).collect();
-            let w: Vec<i8> = n[8 * NR + 80..][..6 * NR].iter().map(|v| *v as i8).collect();
+            let a: Vec<i16> = n[8 * NR..][..120].iter().map(|v| *v as i8 as i16).collect();
+            let w: Vec<i8> = n[8 * NR + 120..][..6 * NR].iter().map(|v| *v as i8).collect();
             let narrow: Vec<LineI8> = w.as_chunks::<{ 2 * NR }>().0[..2]
                 .iter()
                 .chain(&w.as_chunks::<{ 2 * NR }>().0[1..])
@@ -2681,9 +2820,85 @@ mod tests {
                 };
                 let k = RequantWide { value: &reduced, offset: &offset, shift: &right, low, high: 30000, columns };
                 for panel in [Panel::Narrow(&narrow), Panel::Wide(&wide)] {
-                    let fast = dispatch(Finished(&a, &sums, panel, q, k));
-                    assert_eq!(fast, Finished(&a, &sums, panel, q, k).run::<Portable>(), "{seed} {columns}");
+                    let task = Finished(&a, &sums, panel, q, k);
+                    let portable = task.run::<Portable>();
+                    fast(task).iter().for_each(|f| assert_eq!(*f, portable, "{seed} {columns}"));
                 }
+            }
+        }
+    }
+
+    /// Rows of bytes times a panel, as they are and finished.
+    #[derive(Clone, Copy)]
+    struct OfBytes<'a>(&'a [u8], &'a [usize], Quads<'a>, Requant<'a>);
+    impl Task for OfBytes<'_> {
+        type Output = (Vec<i32>, Vec<i8>, Vec<u8>);
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Self::Output {
+            let OfBytes(a, runs, b, q) = self;
+            let (mut sums, mut signed, mut unsigned) = (Vec::new(), vec![1i8; 700], vec![1u8; 700]);
+            for rows in 1..=MAX_QUADS {
+                let mut acc = [[0; NR]; MAX_QUADS];
+                S::tile_quads(a, runs, 5, rows, &b, &mut acc);
+                sums.extend_from_slice(acc[..rows].as_flattened());
+            }
+            for rows in [1, 2, 3, 4, 7, 8, 13] {
+                S::panel_quads(
+                    a,
+                    runs,
+                    5,
+                    rows,
+                    &b,
+                    &Requant { zero: 3, low: -100, ..q },
+                    &mut signed[31 * rows..],
+                    20,
+                );
+                let q = Requant { zero: 130, low: 3, high: 250, ..q };
+                S::panel_quads(a, runs, 5, rows, &b, &q, &mut unsigned[31 * rows..], 20);
+            }
+            (sums, signed, unsigned)
+        }
+    }
+
+    #[test]
+    fn products_of_bytes_are_equal() {
+        for seed in 1..60u32 {
+            let n = numbers(5 * NR + 4000, seed);
+            let run = 1 + (n[0] % 90) as usize;
+            let (lines, start, sums) = (run.div_ceil(4), n[NR..].first_chunk().unwrap(), [0; NR]);
+            let start = &start.map(|v| v as i32 >> 8);
+            let runs: &[usize] = if seed % 2 == 0 { &[0] } else { &[7, 120, 3] };
+            let a: Vec<u8> = n[5 * NR..][..400].iter().map(|v| *v as u8).collect();
+            let mut w = n[5 * NR + 400..].iter().map(|v| *v as i8);
+            let mut panel = Vec::new();
+            for _ in runs {
+                for k in 0..lines {
+                    let count = |k: usize| 4 * k < run;
+                    let line = std::array::from_fn(|_| {
+                        std::array::from_fn(|i| w.next().filter(|_| count(k) && 4 * k + i < run).unwrap_or(0))
+                    });
+                    panel.push(LineQuad(line));
+                }
+            }
+            let value: [i32; NR] = std::array::from_fn(|j| (1 << 30) | (n[2 * NR + j] >> 2) as i32);
+            let shift: [i32; NR] = std::array::from_fn(|j| -6 - (n[3 * NR + j] % 8) as i32);
+            let bias: [i32; NR] = std::array::from_fn(|j| n[4 * NR + j] as i32 >> 18);
+            let once = Once::new(&value, &shift);
+            for (zero, columns) in [(0, 16), (-11, 16), (127, 9), (0, 1)] {
+                let b = Quads { lines: &panel, start, sums: &sums, run, zero };
+                let (bias, value, shift, once) = (&bias, &value, &shift, once.as_ref().filter(|_| seed % 3 > 0));
+                let q = Requant { bias, value, shift, zero: 0, low: -128, high: 127, columns, once };
+                let task = OfBytes(&a, runs, b, q);
+                let portable = task.run::<Portable>();
+                fast(task).iter().for_each(|f| assert_eq!(*f, portable, "{seed} {zero} {columns}"));
+                // By the definition: (a - 0)(b - zero), from the start on.
+                let sum: i32 = runs.iter().enumerate().fold(start[0], |s, (i, at)| {
+                    (0..run).fold(s, |s, k| {
+                        let w = panel[i * lines + k / 4].0[0][k % 4] as i32;
+                        s.wrapping_add(a[at + k] as i32 * (w - zero))
+                    })
+                });
+                assert_eq!(portable.0[0], sum);
             }
         }
     }
@@ -2716,8 +2931,9 @@ mod tests {
                     });
                     let k = RequantWide { value: &value, offset: &[0; NR], shift: &[32; NR], low, high, columns };
                     let none = Panel::Narrow(&[]);
-                    let fast = dispatch(Finished(&[0; 80], &sums, none, q, k));
-                    assert_eq!(fast, Finished(&[0; 80], &sums, none, q, k).run::<Portable>(), "{seed} {r} {i}");
+                    let task = Finished(&[0; 120], &sums, none, q, k);
+                    let portable = task.run::<Portable>();
+                    fast(task).iter().for_each(|f| assert_eq!(*f, portable, "{seed} {r} {i}"));
                 }
             }
         }
@@ -2726,14 +2942,15 @@ mod tests {
         assert!(Once::new(&value, &shift).is_none());
     }
 
+    #[derive(Clone, Copy)]
     struct Strips<'a>(&'a [i16], &'a [[i16; NR]], &'a Taps, Requant<'a>);
     impl Task for Strips<'_> {
         type Output = Vec<i8>;
         #[inline(always)]
         fn run<S: Isa>(self) -> Vec<i8> {
             let Strips(image, lines, taps, q) = self;
-            let mut out = vec![0; 600];
-            for pixels in 1..=7 {
+            let mut out = vec![0; 1100];
+            for pixels in 1..=13 {
                 let strip = Strip { image, first: 40, step: 24, pixels, line: 30, rows: 3, taps, lines };
                 S::strip(&strip, &q, &mut out[20 * pixels..], 20);
             }
@@ -2758,12 +2975,13 @@ mod tests {
             for columns in [5, 8, 16] {
                 let (bias, value, shift, once) = (&bias, &value, &shift, once.as_ref());
                 let q = Requant { bias, value, shift, zero: -5, low: -120, high: 127, columns, once };
-                let fast = dispatch(Strips(&image, &lines, &list, q));
-                assert_eq!(fast, Strips(&image, &lines, &list, q).run::<Portable>(), "{taps} {columns}");
+                let task = Strips(&image, &lines, &list, q);
+                fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>(), "{taps} {columns}"));
             }
         }
     }
 
+    #[derive(Clone, Copy)]
     struct Sums<'a>(&'a [[i32; NR]; 2], Sum);
     impl Task for Sums<'_> {
         type Output = [i32; NR];
@@ -2787,10 +3005,12 @@ mod tests {
             let terms = std::array::from_fn(|i| Term { zero: n[34] as i8 as i32, left, scale: small[i] });
             let (scale, negative) = (scale(n[35], 14), seed % 5 == 0);
             let k = Sum { terms, negative, scale, zero: -3, low: i32::MIN, high: i32::MAX };
-            assert_eq!(dispatch(Sums(&values, k)), Sums(&values, k).run::<Portable>(), "seed {seed}");
+            let task = Sums(&values, k);
+            fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>(), "seed {seed}"));
         }
     }
 
+    #[derive(Clone, Copy)]
     struct Bytes<'a>(&'a [u8], &'a [u8], Sum);
     impl Task for Bytes<'_> {
         type Output = [Option<Vec<u8>>; 2];
@@ -2848,6 +3068,7 @@ mod tests {
     }
 
     /// Rows of two runs that lie apart, in tiles and as dot products, and the same rows laid out in one piece.
+    #[derive(Clone, Copy)]
     struct Runs<'a>(&'a [f32], &'a [usize], usize, &'a [LineF32]);
     impl Task for Runs<'_> {
         type Output = (Vec<f32>, Vec<f32>);
@@ -2875,7 +3096,7 @@ mod tests {
                 let products: f64 = row(r).zip(&b).map(|(i, l)| a[i] as f64 * l.0[j] as f64).sum();
                 (products + 0.5).clamp(-50.0, 50.0)
             };
-            for (tile, dots) in [dispatch(Runs(&a, &runs, lda, &b)), Runs(&a, &runs, lda, &b).run::<Portable>()] {
+            for (tile, dots) in fast(Runs(&a, &runs, lda, &b)) {
                 for (i, v) in tile.iter().enumerate() {
                     assert!((*v as f64 - sum(i / NR, i % NR)).abs() < 1e-3, "{length} {i}: {v}");
                 }
@@ -2886,6 +3107,7 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Copy)]
     struct Narrow<'a>(&'a [i32; NR]);
     impl Task for Narrow<'_> {
         type Output = ([i8; NR], [u8; NR], [i16; NR]);
@@ -2905,6 +3127,7 @@ mod tests {
         assert_eq!(dispatch(Narrow(&x)), Narrow(&x).run::<Portable>());
     }
 
+    #[derive(Clone, Copy)]
     struct Dots<'a>(&'a [[i16; NR]; 3]);
     impl Task for Dots<'_> {
         type Output = [i32; NR];

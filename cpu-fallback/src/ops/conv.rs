@@ -8,13 +8,13 @@
 use super::*;
 use crate::chain::Then;
 use crate::gemm::{
-    Direct, Finish, FinishF32, Flat, Images, Lines, PackedF32, PackedInt, Place, Rows, Sum, lines_f32, lines_int,
-    product_f32, product_int, refill,
+    Bytes, Direct, Finish, FinishF32, Flat, Images, Left, Lines, PackedF32, PackedInt, Place, Rows, Sum, lines_f32,
+    lines_int, pad_of, product_f32, product_int, refill,
 };
 use crate::kernel::Call;
 use crate::pool::Pool;
 use crate::requant::*;
-use crate::simd::{Isa, NR, Task, clamp, dispatch};
+use crate::simd::{Isa, NR, Task, clamp, dispatch, quads_here};
 use crate::weights::{Source, Weights};
 use bytemuck::Pod;
 use litegpu_graph::fixed::{float_range, quantized_range};
@@ -22,6 +22,7 @@ use litegpu_graph::ops::{transpose_bias_options, window};
 use litegpu_graph::schema::{ActivationFunctionType, Padding, TensorType};
 use litegpu_graph::{DType, Op};
 use smallvec::SmallVec;
+use std::any::TypeId;
 use std::marker::PhantomData;
 
 mod depthwise;
@@ -294,21 +295,28 @@ impl Phase {
 }
 
 /// Input pixels under the window of each output position, side by side.
-struct Gather<'a, X, F> {
+struct Gather<'a, X, T, F> {
     phase: &'a Phase,
     x: &'a [X],
     channels: usize,
     first_channel: usize,
     group: usize,
+    /// What lies beyond the edges of each batch, or of all.
+    pads: &'a [T],
     /// Converts a run of elements of a batch.
     convert: F,
 }
 
-impl<X, F> Gather<'_, X, F> {
+impl<'a, X, T, F> Gather<'a, X, T, F> {
+    /// What one group's filters see of `x`.
+    fn new(phase: &'a Phase, x: &'a [X], s: &Sizes, group: usize, pads: &'a [T], convert: F) -> Gather<'a, X, T, F> {
+        Gather { phase, x, channels: s.channels, first_channel: group * s.group, group: s.group, pads, convert }
+    }
+
     /// Converts `n` elements. Short runs are done 16 at a time, past their end, where both sides have room: a fixed
     /// length is vector code, and a call for a handful of elements would cost more than they do.
     #[inline(always)]
-    fn copy<T>(&self, from: &[X], n: usize, to: &mut [T], batch: usize)
+    fn copy(&self, from: &[X], n: usize, to: &mut [T], batch: usize)
     where
         F: Fn(&[X], &mut [T], usize),
     {
@@ -322,7 +330,7 @@ impl<X, F> Gather<'_, X, F> {
     }
 }
 
-impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, F> {
+impl<X: Sync, T: Copy + Sync, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, T, F> {
     #[inline(always)]
     fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
         let [az, ay, ax] = &self.phase.axes;
@@ -340,6 +348,7 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
         for r in 0..count {
             // Copies may run past the row: what follows is written later.
             let row = &mut into[r * stride..];
+            let pad = pad_of(self.pads, at[0]);
             let mut done = 0;
             let width = ax.taps.len() * self.group;
             let image = &self.x[at[0] * pixels..][..pixels];
@@ -351,7 +360,7 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
                     let line = done..done + width;
                     done += width;
                     if z < 0 || y < 0 || z >= az.input as i64 || y >= ay.input as i64 {
-                        row[line].fill(T::default());
+                        row[line].fill(pad);
                         continue;
                     }
                     let base = (z as usize * ay.input + y as usize) * ax.input;
@@ -360,19 +369,19 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
                         let low = (-from).clamp(0, ax.taps.len() as i64) as usize;
                         let high = (ax.input as i64 - from).clamp(low as i64, ax.taps.len() as i64) as usize;
                         let (low, high) = (low * self.channels, high * self.channels);
-                        row[line.start..line.start + low].fill(T::default());
+                        row[line.start..line.start + low].fill(pad);
                         if low < high {
                             let start = ((base as i64 + from) * self.channels as i64 + low as i64) as usize;
                             self.copy(&image[start..], high - low, &mut row[line.start + low..], at[0]);
                         }
-                        row[line.start + high..line.end].fill(T::default());
+                        row[line.start + high..line.end].fill(pad);
                         continue;
                     }
                     for (t, (_, dx)) in ax.taps.iter().enumerate() {
                         let x = x0 + dx;
                         let to = &mut row[line.start + t * self.group..];
                         if x < 0 || x >= ax.input as i64 {
-                            to[..self.group].fill(T::default());
+                            to[..self.group].fill(pad);
                             continue;
                         }
                         let start = (base + x as usize) * self.channels + self.first_channel;
@@ -380,8 +389,8 @@ impl<X: Sync, T: Copy + Default, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> fo
                     }
                 }
             }
-            // An odd depth is followed by a zero, which a copy may have run over.
-            into[r * stride + depth..(r + 1) * stride].fill(T::default());
+            // What an odd depth is followed by, a copy may have run over.
+            into[r * stride + depth..(r + 1) * stride].fill(pad);
             at[3] += 1;
             for (d, n) in [(3, ax.count), (2, ay.count), (1, az.count)] {
                 if at[d] == n {
@@ -472,7 +481,7 @@ fn run<O: Pod>(
     }
     for (p, phase) in phases.iter().enumerate() {
         let rows = phase.rows(s.batch);
-        if all == phase.rows(1) && all == s.output.iter().product() {
+        if all == phase.rows(1) && all == s.output.iter().product::<usize>() {
             return product.product(pool, rows, phase, s, 0, p, out, whole);
         }
         refill(temp, rows * s.filters, O::zeroed())?;
@@ -508,28 +517,30 @@ impl Product<f32> for FloatProduct<'_> {
         }
         let convert = |from: &[f32], to: &mut [f32], _: usize| to.copy_from_slice(from);
         if let Some(lines) = self.lines {
-            let images = Images { lines, x: self.x, batch: s.batch, same: Some(self.x), convert };
+            let images = Images { lines, x: self.x, batch: s.batch, same: Some(self.x), pads: &[0.0], convert };
             return lines_f32(pool, &images, pack, finish, out, place.then);
         }
-        let a =
-            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
+        let a = Gather::new(phase, self.x, s, group, &[0.0], convert);
         product_f32(pool, rows, &a, pack, finish, out, place)
     }
 }
 
-struct IntProduct<'a, X, F, U, C> {
+/// Integers, as elements of type `T`.
+struct IntProduct<'a, X, T, F, U, C> {
     x: &'a [X],
     packs: &'a [PackedInt],
     finish: &'a [F],
     plain: bool,
     lines: Option<Lines>,
+    /// What lies beyond the edges of each batch, or of all.
+    pads: &'a [T],
     convert: C,
     sum: PhantomData<U>,
 }
 
-impl<X: Pod + Sync, O: Pod + Send, U: Sum, F: Finish<U, O>, C> Product<O> for IntProduct<'_, X, F, U, C>
+impl<X: Pod + Sync, T: Left, O: Pod + Send, U: Sum, F: Finish<U, O>, C> Product<O> for IntProduct<'_, X, T, F, U, C>
 where
-    C: Fn(&[X], &mut [i16], usize) + Sync + Copy,
+    C: Fn(&[X], &mut [T], usize) + Sync + Copy,
 {
     fn product(
         &self,
@@ -543,23 +554,24 @@ where
         place: Place<'_>,
     ) -> Result<()> {
         let (pack, finish) = (&self.packs[pack], &self.finish[group]);
-        let words = bytemuck::try_cast_slice::<X, i16>(self.x).ok().filter(|_| size_of::<X>() == 2);
+        // Only what is not moved by a zero point is taken as it is.
+        let same = TypeId::of::<X>() == TypeId::of::<T>();
+        let same = bytemuck::try_cast_slice::<X, T>(self.x).ok().filter(|_| same);
         let plain = self.plain && phase.taps() > 0;
-        if let (true, Some(x)) = (plain, words) {
-            return product_int::<U, O>(pool, rows, &Direct(x, s.channels), pack, finish, out, place);
+        if let (true, Some(x)) = (plain, same) {
+            return product_int::<T, U, O>(pool, rows, &Direct(x, s.channels), pack, finish, out, place);
         }
-        let convert = self.convert;
+        let (pads, convert) = (self.pads, self.convert);
         if let Some(lines) = self.lines {
-            let same = words.filter(|_| lines.run() % 2 == 0);
-            let images = Images { lines, x: self.x, batch: s.batch, same, convert };
-            return lines_int::<U, X, O, _>(pool, &images, pack, finish, out, place.then);
+            let same = same.filter(|_| lines.run().is_multiple_of(T::STEP));
+            let images = Images { lines, x: self.x, batch: s.batch, same, pads, convert };
+            return lines_int::<T, U, X, O, _>(pool, &images, pack, finish, out, place.then);
         }
         if plain {
-            return product_int::<U, O>(pool, rows, &Flat(self.x, s.channels, convert), pack, finish, out, place);
+            return product_int::<T, U, O>(pool, rows, &Flat(self.x, s.channels, convert), pack, finish, out, place);
         }
-        let a =
-            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
-        product_int::<U, O>(pool, rows, &a, pack, finish, out, place)
+        let a = Gather::new(phase, self.x, s, group, pads, convert);
+        product_int::<T, U, O>(pool, rows, &a, pack, finish, out, place)
     }
 }
 
@@ -781,34 +793,59 @@ fn pack_float(
     })
 }
 
-fn pack_ints(spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>) -> Result<()> {
+/// Packs integers. `bytes`: for products of bytes, where the activations' zero point as unsigned ones is given.
+fn pack_ints(
+    spatial: &Spatial,
+    s: &Sizes,
+    layout: &Layout,
+    w: &Weights<'_>,
+    bytes: Option<i32>,
+    packs: &mut Vec<PackedInt>,
+) -> Result<()> {
     if w.dtype == DType::I16 {
         let words = w.wide()?;
-        return pack_values(spatial, s, layout, true, &words, |w| w as i16, packs);
+        return pack_values(spatial, s, layout, Operand::Pairs { wide: true }, &words, |w| w as i16, packs);
     }
-    let bytes = w.bytes8()?;
+    let values = w.bytes8()?;
     let unsigned = w.dtype == DType::U8;
     // Signed weights of convolutions have no zero point.
     let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
+    if let Some(x) = bytes {
+        // Unsigned weights as signed ones are 128 less.
+        let zeros = [x, if unsigned { zero as i32 - 128 } else { 0 }];
+        let value = |b: i8| if unsigned { b as u8 as i16 - 128 } else { b as i16 };
+        return pack_values(spatial, s, layout, Operand::Quads { zeros }, &values, value, packs);
+    }
     let value = |b: i8| if unsigned { b as u8 as i16 } else { b as i16 } - zero;
-    pack_values(spatial, s, layout, unsigned, &bytes, value, packs)
+    pack_values(spatial, s, layout, Operand::Pairs { wide: unsigned }, &values, value, packs)
+}
+
+/// How a filter's values are laid out.
+#[derive(Debug, Clone, Copy)]
+enum Operand {
+    Pairs { wide: bool },
+    Quads { zeros: [i32; 2] },
 }
 
 fn pack_values<T: Copy>(
     spatial: &Spatial,
     s: &Sizes,
     layout: &Layout,
-    wide: bool,
+    operand: Operand,
     values: &[T],
     value: impl Fn(T) -> i16,
     packs: &mut Vec<PackedInt>,
 ) -> Result<()> {
     each_pack(s, layout, packs, |pack, g, phases| {
         let (depth, per) = (phases[0].taps() * s.group, s.filters / (s.channels / s.group));
-        // Runs are padded to whole pairs.
+        // Runs are padded to whole steps.
         let run = layout.lines.map_or(depth, |l| l.run()).min(depth).max(1);
-        let padded = if layout.lines.is_some() { run.next_multiple_of(2) } else { run };
-        pack.pack(depth / run * padded, per * phases.len(), wide, |n, row| {
+        let step = match operand {
+            Operand::Pairs { .. } => 2,
+            Operand::Quads { .. } => 4,
+        };
+        let padded = if layout.lines.is_some() { run.next_multiple_of(step) } else { run };
+        let column = |n: usize, row: &mut [i16]| {
             row.fill(0);
             let mut row = row.chunks_exact_mut(padded).flat_map(|r| r[..run].chunks_exact_mut(s.group));
             phases[n / per].each_tap(|tap| {
@@ -818,7 +855,12 @@ fn pack_values<T: Copy>(
                     to.iter_mut().zip(source).for_each(|(t, w)| *t = value(*w));
                 }
             });
-        })
+        };
+        let (depth, columns) = (depth / run * padded, per * phases.len());
+        match operand {
+            Operand::Pairs { wide } => pack.pack(depth, columns, wide, column),
+            Operand::Quads { zeros } => pack.pack_quads(depth, columns, Bytes { zeros, run: [run, padded] }, column),
+        }
     })
 }
 
@@ -920,10 +962,16 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
     let (low, high) = quantized_range(spatial.activation, scales.dtype, scales.output.0, scales.output.1)?;
     let mut state: State<PackedInt, Rounded> = State::new(site, at, false)?;
     let mut temp = Vec::new();
+    let zero = scales.input.1;
+    // As unsigned bytes, where products are of bytes.
+    let bytes = (size_of::<X>() == 1 && quads_here()).then_some(zero - X::LOW);
     Ok(Box::new(move |call| {
         let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
-        let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
+        let pack = |spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
+            pack_ints(spatial, s, layout, w, bytes, packs)
+        };
+        let s = state.update(call, &spatial, x.shape, &shape, pack, |w, bias, s, finish| {
             let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
             let multipliers = scales.multipliers(w, s.filters)?.repeat(s.copies);
             let per = s.filters * s.copies / finish.len();
@@ -934,16 +982,26 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
             Ok(())
         })?;
         let plain = plain(&spatial, &s, &state.layout.phases);
-        let zero = scales.input.1 as i16;
+        let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
+        let (pool, then, x) = (call.pool, call.take_then(spatial.once(&s)), x.as_slice::<X>()?);
+        let out = call.output(0)?.as_mut_slice()?;
+        if let Some(pad) = bytes {
+            let convert = |from: &[X], to: &mut [u8], _: usize| {
+                crate::strided::convert(from, to, &|x: X| (Into::<i32>::into(x) - X::LOW) as u8);
+            };
+            let pads = &[pad as u8];
+            let product = IntProduct::<X, u8, Rounded, i32, _> { x, packs, finish, plain, lines, pads, convert, sum };
+            return run::<X>(pool, &spatial, &s, &state.layout, &mut temp, out, then, &product);
+        }
+        let zero = zero as i16;
         let convert = |from: &[X], to: &mut [i16], _: usize| {
             // A value of the loop's own: what it writes might else be what the closure refers to.
             let z = zero;
             crate::strided::convert(from, to, &|x: X| (Into::<i32>::into(x) as i16).wrapping_sub(z));
         };
-        let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
-        let product = IntProduct::<X, Rounded, i32, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
-        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
-        run::<X>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
+        let product =
+            IntProduct::<X, i16, Rounded, i32, _> { x, packs, finish, plain, lines, pads: &[0], convert, sum };
+        run::<X>(pool, &spatial, &s, &state.layout, &mut temp, out, then, &product)
     }))
 }
 
@@ -955,7 +1013,10 @@ fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kerne
     Ok(Box::new(move |call| {
         let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
-        let s = state.update(call, &spatial, x.shape, &shape, pack_ints, |w, bias, s, finish| {
+        let pack = |spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
+            pack_ints(spatial, s, layout, w, None, packs)
+        };
+        let s = state.update(call, &spatial, x.shape, &shape, pack, |w, bias, s, finish| {
             let bias = bias_ints(bias, s.filters)?.map(|b| b.repeat(s.copies));
             let multipliers = scales.multipliers(w, s.filters)?.repeat(s.copies);
             let per = s.filters * s.copies / finish.len();
@@ -968,7 +1029,8 @@ fn dense_wide(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Kerne
         let plain = plain(&spatial, &s, &state.layout.phases);
         let convert = |from: &[i16], to: &mut [i16], _: usize| to.copy_from_slice(from);
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
-        let product = IntProduct::<i16, Wide, i64, _> { x: x.as_slice()?, packs, finish, plain, lines, convert, sum };
+        let x = x.as_slice()?;
+        let product = IntProduct::<i16, i16, Wide, i64, _> { x, packs, finish, plain, lines, pads: &[0], convert, sum };
         let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
         run::<i16>(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
     }))
@@ -982,7 +1044,7 @@ fn batch_steps(x: &[f32], batch: usize, symmetric: bool, steps: &mut Vec<Steps>,
     let per = x.len() / batch.max(1);
     for (b, x) in x.chunks_exact(per.max(1)).enumerate().take(batch) {
         let s = Steps::of(x, !symmetric);
-        pieces.set(b, s.scale);
+        pieces.set(b, &s);
         steps.push(s);
     }
     Ok(())
@@ -993,12 +1055,14 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
     let mut state: State<PackedInt, Hybrid> = State::new(site, at, false)?;
     let (mut temp, mut steps, mut pieces) = (Vec::new(), Vec::new(), Pieces::default());
     let mut one_scale = false;
+    let bytes = quads_here();
     Ok(Box::new(move |call| {
         let (x, spatial) = (call.input(at[0])?, Spatial { pads: call.pads, ..spatial });
         let shape = call.output(0)?.shape.clone();
         let pack = |spatial: &Spatial, s: &Sizes, layout: &Layout, w: &Weights<'_>, packs: &mut Vec<PackedInt>| {
             let w = w.signed();
-            pack_ints(spatial, s, layout, &w, packs)
+            // Pieces have zero points of their own.
+            pack_ints(spatial, s, layout, &w, bytes.then_some(0), packs)
         };
         let s = state.update(call, &spatial, x.shape, &shape, pack, |w, bias, s, finish| {
             let bias = bias_floats(bias, s.filters)?.map(|b| b.repeat(s.copies));
@@ -1015,19 +1079,31 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
         let x = x.as_slice::<f32>()?;
         batch_steps(x, s.batch, symmetric, &mut steps, &mut pieces)?;
         let steps = &steps;
+        let plain = s.batch == 1 && plain(&spatial, &s, &state.layout.phases);
+        let (packs, finish, lines, pieces) = (&state.packs, &state.finish, state.layout.lines, &pieces);
+        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
+        let out = call.output(0)?.as_mut_slice()?;
+        if bytes {
+            let pads: SmallVec<[u8; 8]> = steps.iter().map(|s| (s.zero + 128) as u8).collect();
+            let pads = pads.as_slice();
+            let convert = |from: &[f32], to: &mut [u8], batch: usize| match steps.get(batch) {
+                Some(s) => s.unsigned(from, to),
+                None => to.fill(0),
+            };
+            let product = HybridProduct { x, packs, finish, pieces, plain, lines, pads, convert };
+            return run(pool, &spatial, &s, &state.layout, &mut temp, out, then, &product);
+        }
         let convert = |from: &[f32], to: &mut [i16], batch: usize| match steps.get(batch) {
             Some(s) => s.words(from, to),
             None => to.fill(0),
         };
-        let plain = s.batch == 1 && plain(&spatial, &s, &state.layout.phases);
-        let (packs, finish, lines) = (&state.packs, &state.finish, state.layout.lines);
-        let product = HybridProduct { x, packs, finish, pieces: &pieces, plain, lines, convert };
-        let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
-        run(pool, &spatial, &s, &state.layout, &mut temp, call.output(0)?.as_mut_slice()?, then, &product)
+        let product = HybridProduct { x, packs, finish, pieces, plain, lines, pads: &[0i16], convert };
+        run(pool, &spatial, &s, &state.layout, &mut temp, out, then, &product)
     }))
 }
 
-struct HybridProduct<'a, C> {
+/// Floats that are quantized batch by batch to elements of type `T`.
+struct HybridProduct<'a, T, C> {
     x: &'a [f32],
     packs: &'a [PackedInt],
     finish: &'a [Hybrid],
@@ -1036,10 +1112,12 @@ struct HybridProduct<'a, C> {
     /// One batch, and nothing to gather.
     plain: bool,
     lines: Option<Lines>,
+    /// What lies beyond the edges of each batch, or of all.
+    pads: &'a [T],
     convert: C,
 }
 
-impl<C: Fn(&[f32], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProduct<'_, C> {
+impl<T: Left, C: Fn(&[f32], &mut [T], usize) + Sync + Copy> Product<f32> for HybridProduct<'_, T, C> {
     fn product(
         &self,
         pool: &Pool,
@@ -1053,17 +1131,16 @@ impl<C: Fn(&[f32], &mut [i16], usize) + Sync + Copy> Product<f32> for HybridProd
     ) -> Result<()> {
         let (constants, rows_each) = (&self.finish[group], phase.rows(1));
         let finish = HybridRows { constants, pieces: self.pieces, first: 0, rows: rows_each };
-        let convert = self.convert;
+        let (pack, pads, convert) = (&self.packs[pack], self.pads, self.convert);
         if let Some(lines) = self.lines {
-            let images = Images { lines, x: self.x, batch: s.batch, same: None, convert };
-            return lines_int::<i32, f32, f32, _>(pool, &images, &self.packs[pack], &finish, out, place.then);
+            let images = Images { lines, x: self.x, batch: s.batch, same: None, pads, convert };
+            return lines_int::<T, i32, f32, f32, _>(pool, &images, pack, &finish, out, place.then);
         }
         if self.plain && phase.taps() > 0 {
             let a = Flat(self.x, s.channels, convert);
-            return product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place);
+            return product_int::<T, i32, f32>(pool, rows, &a, pack, &finish, out, place);
         }
-        let a =
-            Gather { phase, x: self.x, channels: s.channels, first_channel: group * s.group, group: s.group, convert };
-        product_int::<i32, f32>(pool, rows, &a, &self.packs[pack], &finish, out, place)
+        let a = Gather::new(phase, self.x, s, group, pads, convert);
+        product_int::<T, i32, f32>(pool, rows, &a, pack, &finish, out, place)
     }
 }

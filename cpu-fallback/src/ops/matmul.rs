@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::gemm::{
-    Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
+    Bytes, Converted, Direct, FinishF32, PackedF32, PackedInt, Place, Rows, Sum, product_f32, product_int, refill,
 };
 use crate::in_order::product_in_order;
 use crate::kernel::Call;
 use crate::requant::*;
-use crate::simd::{Isa, MAX_MR, NR, Task, clamp, dispatch};
+use crate::simd::{Isa, MAX_MR, NR, Task, clamp, dispatch, quads_here};
 use crate::weights::{Source, Weights};
 use litegpu_graph::fixed::{float_range, quantized_range, type_range};
 use litegpu_graph::schema::{
@@ -70,8 +70,15 @@ fn pack_units(w: &[f32], (units, depth): (usize, usize), pack: &mut PackedF32) -
     pack.pack(depth, units, |n, row| row.copy_from_slice(&w[n * depth..][..depth]))
 }
 
-/// Integer weights of at most 8 bits, or 16, with the zero point of uint8 and of one scale for all subtracted.
-fn pack_int_units(w: &Weights<'_>, zero: i32, (units, depth): (usize, usize), pack: &mut PackedInt) -> Result<()> {
+/// Integer weights of at most 8 bits, or 16, with the zero point of uint8 and of one scale for all subtracted. `bytes`: for
+/// products of bytes, where the activations' zero point as unsigned ones is given.
+fn pack_int_units(
+    w: &Weights<'_>,
+    zero: i32,
+    (units, depth): (usize, usize),
+    bytes: Option<i32>,
+    pack: &mut PackedInt,
+) -> Result<()> {
     let fits = |n: usize| {
         if n == units * depth { Ok(()) } else { Err(Error::invalid("the weights' data does not fit their shape")) }
     };
@@ -85,12 +92,22 @@ fn pack_int_units(w: &Weights<'_>, zero: i32, (units, depth): (usize, usize), pa
             row.iter_mut().zip(&values[n * depth..]).for_each(|(r, v)| *r = *v as i16);
         });
     }
-    let bytes = w.bytes8()?;
-    fits(bytes.len())?;
+    let values = w.bytes8()?;
+    fits(values.len())?;
     let unsigned = w.dtype == DType::U8;
+    if let Some(x) = bytes {
+        // Unsigned weights as signed ones are 128 less.
+        let less = if unsigned { 128 } else { 0 };
+        let bytes = Bytes { zeros: [x, zero - less], run: [depth; 2] };
+        return pack.pack_quads(depth, units, bytes, |n, row| {
+            for (r, &b) in row.iter_mut().zip(&values[n * depth..]) {
+                *r = if unsigned { b as u8 as i16 - 128 } else { b as i16 };
+            }
+        });
+    }
     let zero = zero as i16;
     pack.pack(depth, units, unsigned || zero != 0, |n, row| {
-        for (r, &b) in row.iter_mut().zip(&bytes[n * depth..]) {
+        for (r, &b) in row.iter_mut().zip(&values[n * depth..]) {
             *r = if unsigned { b as u8 as i16 } else { b as i16 } - zero;
         }
     })
@@ -188,7 +205,19 @@ impl Rows<i16> for Quantized8<'_> {
             let row = &self.x[(first + r) * self.depth..][..self.depth];
             let steps = Steps::between(Extremes(row).run::<S>(), self.asymmetric);
             steps.words_inline(row, &mut into[r * stride..][..self.depth]);
-            self.pieces.set(self.piece + first + r, steps.scale);
+            self.pieces.set(self.piece + first + r, &steps);
+        }
+    }
+}
+
+impl Rows<u8> for Quantized8<'_> {
+    #[inline(always)]
+    fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [u8], stride: usize) {
+        for r in 0..count {
+            let row = &self.x[(first + r) * self.depth..][..self.depth];
+            let steps = Steps::between(Extremes(row).run::<S>(), self.asymmetric);
+            steps.unsigned_inline(row, &mut into[r * stride..][..self.depth]);
+            self.pieces.set(self.piece + first + r, &steps);
         }
     }
 }
@@ -201,7 +230,8 @@ fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     Ok(Box::new(move |call| {
         let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
             let w = w.signed();
-            pack_int_units(&w, 0, size, pack)?;
+            // Each row has a zero point of its own.
+            pack_int_units(&w, 0, size, quads_here().then_some(0), pack)?;
             finish.range = range;
             finish.set(bias_floats(bias, size.0)?.as_deref(), &w.scales(size.0)?)
         })?;
@@ -212,7 +242,11 @@ fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         pieces.resize(rows)?;
         let finish = HybridRows { constants: &layer.finish, pieces: &pieces, first: 0, rows: 1 };
         let a = Quantized8 { x, depth, asymmetric, pieces: &pieces, piece: 0 };
-        product_int::<i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
+        if layer.pack.is_quads() {
+            product_int::<u8, i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
+        } else {
+            product_int::<i16, i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
+        }
         apply(after, out);
         Ok(())
     }))
@@ -235,7 +269,7 @@ where
             let scales = w.scales(size.0)?;
             // One scale for all may come with a zero point, for files that predate the rule.
             let one = w.quant.is_some_and(|q| q.scale.len() == 1);
-            pack_int_units(w, if one { w.zero_point()? } else { 0 }, size, pack)?;
+            pack_int_units(w, if one { w.zero_point()? } else { 0 }, size, unsigned_zero::<X>(input.1), pack)?;
             (finish.zero, finish.low, finish.high) = (output.1, low, high);
             let scales = scales.iter().map(|&s| input.0 as f64 * s as f64 / output.0 as f64);
             finish.set(bias_ints(bias, size.0)?.as_deref(), scales)
@@ -248,8 +282,13 @@ where
     }))
 }
 
+/// The zero point of activations as unsigned bytes, where products are of bytes.
+fn unsigned_zero<X: Quantized>(zero: i32) -> Option<i32> {
+    (size_of::<X>() == 1 && quads_here()).then_some(zero - X::LOW)
+}
+
 /// A product whose left operand is quantized activations with one zero point.
-fn int_rows<X: Quantized, O: Quantized, U: Sum>(
+fn int_rows<X: Quantized, O: bytemuck::Pod + Send, U: Sum>(
     pool: &crate::pool::Pool,
     rows: usize,
     depth: usize,
@@ -263,7 +302,13 @@ fn int_rows<X: Quantized, O: Quantized, U: Sum>(
     if size_of::<X>() == 2
         && let Ok(x) = bytemuck::try_cast_slice::<X, i16>(x)
     {
-        return product_int::<U, O>(pool, rows, &Direct(x, depth), pack, finish, out, Place::whole(units));
+        return product_int::<i16, U, O>(pool, rows, &Direct(x, depth), pack, finish, out, Place::whole(units));
+    }
+    if pack.is_quads() {
+        let a = Converted(x, depth, |from: &[X], to: &mut [u8], _: usize| {
+            to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) - X::LOW) as u8);
+        });
+        return product_int::<u8, U, O>(pool, rows, &a, pack, finish, out, Place::whole(units));
     }
     let zero = zero as i16;
     let a = Converted(x, depth, |from: &[X], to: &mut [i16], _: usize| {
@@ -271,7 +316,7 @@ fn int_rows<X: Quantized, O: Quantized, U: Sum>(
         let z = zero;
         to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) as i16).wrapping_sub(z));
     });
-    product_int::<U, O>(pool, rows, &a, pack, finish, out, Place::whole(units))
+    product_int::<i16, U, O>(pool, rows, &a, pack, finish, out, Place::whole(units))
 }
 
 /// 16-bit weights.
@@ -285,7 +330,7 @@ fn wide(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
     Ok(Box::new(move |call| {
         let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
             let scales = w.scales(size.0)?;
-            pack_int_units(w, w.zero_point()?, size, pack)?;
+            pack_int_units(w, w.zero_point()?, size, None, pack)?;
             (finish.low, finish.high) = (low, high);
             let one = w.quant.is_some_and(|q| q.scale.len() == 1);
             let m = if one {
@@ -299,7 +344,15 @@ fn wide(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<i16>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
-        product_int::<i64, i16>(pool, rows, &Direct(x, depth), &layer.pack, &layer.finish, out, Place::whole(units))
+        product_int::<i16, i64, i16>(
+            pool,
+            rows,
+            &Direct(x, depth),
+            &layer.pack,
+            &layer.finish,
+            out,
+            Place::whole(units),
+        )
     }))
 }
 
@@ -312,7 +365,7 @@ fn legacy<O: Quantized>(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<K
     let mut layer: Layer<PackedInt, Rounded> = Layer::new(site)?;
     Ok(Box::new(move |call| {
         let (units, depth) = layer.update(call, |w, bias, size, pack, finish| {
-            pack_int_units(w, weight.1, size, pack)?;
+            pack_int_units(w, weight.1, size, unsigned_zero::<u8>(input.1), pack)?;
             (finish.zero, finish.low, finish.high) = (output.1, low, high);
             let m = vec![multiplier(input.0, weight.0, output.0); size.0];
             finish.set(bias_ints(bias, size.0)?.as_deref(), &m)
@@ -342,12 +395,16 @@ fn shuffled(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
             if units % 4 != 0 || depth % 16 != 0 || bytes.len() != units * depth {
                 return Err(Error::invalid(format!("shuffled weights of shape {:?}", w.shape)));
             }
-            pack.pack(depth, units, false, |n, row| {
+            let column = |n: usize, row: &mut [i16]| {
                 for (b, part) in row.chunks_exact_mut(16).enumerate() {
                     let from = &bytes[n / 4 * 4 * depth + b * 64 + n % 4 * 16..][..16];
                     part.iter_mut().zip(from).for_each(|(p, f)| *p = *f as i16);
                 }
-            })?;
+            };
+            match unsigned_zero::<u8>(128) {
+                Some(x) => pack.pack_quads(depth, units, Bytes { zeros: [x, 0], run: [depth; 2] }, column)?,
+                None => pack.pack(depth, units, false, column)?,
+            }
             (finish.zero, finish.low, finish.high) = (0, low, high);
             let m = vec![multiplier(input.0, weight.0, output.0); units];
             finish.set(bias_ints(bias, units)?.as_deref(), &m)
@@ -707,27 +764,43 @@ fn batch_float(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
 }
 
 /// Packs the right operand's matrices of integers.
-fn pack_int_matrices(w: &Weights<'_>, zero: i32, b: &Batches, adj_y: bool, packs: &mut Vec<PackedInt>) -> Result<()> {
+/// `bytes`: see [`pack_int_units`].
+fn pack_int_matrices(
+    w: &Weights<'_>,
+    zero: i32,
+    b: &Batches,
+    adj_y: bool,
+    bytes: Option<i32>,
+    packs: &mut Vec<PackedInt>,
+) -> Result<()> {
     let size = b.depth * b.columns;
     packs.resize_with(b.right, PackedInt::default);
-    let (bytes, words);
+    let (narrow, words);
+    let less = if bytes.is_some() { 0 } else { zero as i16 };
     let value: &dyn Fn(usize) -> i16 = if w.dtype == DType::I16 {
         words = w.wide()?;
         &|i| words[i] as i16
     } else {
-        bytes = w.bytes8()?;
-        &|i| bytes[i] as i16 - zero as i16
+        narrow = w.bytes8()?;
+        &|i| narrow[i] as i16 - less
     };
     if w.len() != size * b.right {
         return Err(Error::invalid("the right operand's data does not fit its shape"));
     }
     for (i, pack) in packs.iter_mut().enumerate() {
         let (first, step) = if adj_y { (b.depth, 1) } else { (1, b.columns) };
-        pack.pack(b.depth, b.columns, w.dtype == DType::I16 || zero != 0, |n, row| {
+        let column = |n: usize, row: &mut [i16]| {
             for (k, r) in row.iter_mut().enumerate() {
                 *r = value(i * size + n * first + k * step);
             }
-        })?;
+        };
+        match bytes {
+            Some(x) => {
+                let bytes = Bytes { zeros: [x, zero], run: [b.depth; 2] };
+                pack.pack_quads(b.depth, b.columns, bytes, column)?;
+            }
+            None => pack.pack(b.depth, b.columns, w.dtype == DType::I16 || zero != 0, column)?,
+        }
     }
     Ok(())
 }
@@ -754,7 +827,7 @@ where
         let w = right.get(call)?;
         let b = batches(x.shape, w.shape, &o)?;
         if !ready {
-            pack_int_matrices(&w, zeros.1, &b, o.adj_y, &mut packs)?;
+            pack_int_matrices(&w, zeros.1, &b, o.adj_y, unsigned_zero::<X>(zeros.0), &mut packs)?;
             set(&mut finish, b.columns)?;
             ready = right.constant;
         }
@@ -787,7 +860,7 @@ fn batch_sums(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
         let w = right.get(call)?;
         let b = batches(x.shape, w.shape, &o)?;
         if !ready {
-            pack_int_matrices(&w, 0, &b, o.adj_y, &mut packs)?;
+            pack_int_matrices(&w, 0, &b, o.adj_y, unsigned_zero::<i8>(0), &mut packs)?;
             ready = right.constant;
         }
         let mut left = x.as_slice::<i8>()?;
@@ -803,10 +876,7 @@ fn batch_sums(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
         }
         for (&(l, r), out) in b.pairs.iter().zip(out.chunks_exact_mut(size)) {
             let a = &left[l * b.rows * b.depth..][..b.rows * b.depth];
-            let a = Converted(a, b.depth, |from: &[i8], to: &mut [i16], _: usize| {
-                to.iter_mut().zip(from).for_each(|(t, f)| *t = *f as i16);
-            });
-            product_int::<i32, i32>(pool, b.rows, &a, &packs[r], &Sums, out, Place::whole(b.columns))?;
+            int_rows::<i8, i32, i32>(pool, b.rows, b.depth, a, 0, &packs[r], &Sums, out, b.columns)?;
         }
         Ok(())
     }))
@@ -823,7 +893,7 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
         let w = right.get(call)?;
         let b = batches(x.shape, w.shape, &o)?;
         if !ready {
-            pack_int_matrices(&w, 0, &b, o.adj_y, &mut packs)?;
+            pack_int_matrices(&w, 0, &b, o.adj_y, quads_here().then_some(0), &mut packs)?;
             finish.set(None, &w.scales(b.columns)?)?;
             ready = right.constant;
         }
@@ -845,7 +915,12 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             let asymmetric = o.asymmetric_quantize_inputs;
             let a = Quantized8 { x, depth: b.depth, asymmetric, pieces: &pieces, piece };
             let finish = HybridRows { constants: &finish, pieces: &pieces, first: piece, rows: 1 };
-            product_int::<i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, Place::whole(b.columns))?;
+            let place = Place::whole(b.columns);
+            if packs[r].is_quads() {
+                product_int::<u8, i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, place)?;
+            } else {
+                product_int::<i16, i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, place)?;
+            }
         }
         Ok(())
     }))

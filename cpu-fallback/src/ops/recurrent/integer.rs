@@ -386,13 +386,13 @@ impl Cell {
                     let x = &x[layout.row(t, b) * width..][..count * width];
                     let ahead = &mut self.ahead[b * at_once * columns..][..count * columns];
                     let Packed { weights, finish } = &self.from_input;
-                    product_int::<i32, i16>(pool, count, &rows(x, width), weights, finish, ahead, whole)?;
+                    product_int::<i16, i32, i16>(pool, count, &rows(x, width), weights, finish, ahead, whole)?;
                 }
             }
             let (from, stride) = if layout.time_major { (step * batch, columns) } else { (step, at_once * columns) };
             let onto = Onto { constants: &self.from_state.finish, values: &self.ahead[from * columns..], stride };
             let sums = &mut self.step;
-            product_int::<i32, i16>(pool, batch, &rows(h, outputs), &self.from_state.weights, &onto, sums, whole)?;
+            product_int::<i16, i32, i16>(pool, batch, &rows(h, outputs), &self.from_state.weights, &onto, sums, whole)?;
             let mut first = 0;
             for (sum, _) in self.sums.iter_mut().zip(&self.gates).filter(|(_, g)| g.is_some()) {
                 for (to, from) in sum.chunks_exact_mut(cells).zip(self.step.chunks_exact(columns)) {
@@ -451,7 +451,7 @@ impl Cell {
         let Packed { weights, finish } = &self.to_state;
         let finish = Saturated { constants: finish, zero: self.state_zero };
         let place = Place::whole(self.outputs);
-        product_int::<i32, i8>(pool, batch, &rows(&self.narrow, self.cells), weights, &finish, h, place)?;
+        product_int::<i16, i32, i8>(pool, batch, &rows(&self.narrow, self.cells), weights, &finish, h, place)?;
         if self.proj_clip > 0 {
             h.iter_mut().for_each(|h| *h = (*h).clamp(-self.proj_clip, self.proj_clip));
         }
