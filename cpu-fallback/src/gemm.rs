@@ -241,9 +241,14 @@ impl PackedInt {
         self.is_quads
     }
 
+    /// The lines of a panel of fours.
+    pub(crate) fn fours(&self, p: usize) -> &[LineQuad] {
+        &self.quads[p * self.pairs..][..self.pairs]
+    }
+
     fn quads(&self, p: usize) -> Quads<'_> {
         Quads {
-            lines: &self.quads[p * self.pairs..][..self.pairs],
+            lines: self.fours(p),
             start: lanes(&self.start, p * NR),
             sums: lanes(&self.sums, p * NR),
             run: self.run,

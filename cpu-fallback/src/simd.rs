@@ -99,6 +99,29 @@ impl Quads<'_> {
     }
 }
 
+/// A panel of 16 columns of bytes whose depth is in blocks of equal length, each of which has scales of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks<'a> {
+    pub lines: &'a [LineQuad],
+    /// The sums of the columns, block by block.
+    pub sums: &'a [[i32; NR]],
+    pub scales: &'a [[f32; NR]],
+}
+
+impl Blocks<'_> {
+    /// Lines of a block.
+    ///
+    /// # Panics
+    /// When blocks are not equally long, or rows cannot be read.
+    #[inline(always)]
+    fn check(&self, a: &[u8], lda: usize, rows: &[(f32, i32)]) -> usize {
+        let length = self.lines.len() / self.scales.len().max(1);
+        assert!(length * self.scales.len() == self.lines.len() && self.sums.len() == self.scales.len());
+        assert!(rows.len() <= MAX_MR && a.len() >= (rows.len().max(1) - 1) * lda + 4 * self.lines.len());
+        length
+    }
+}
+
 /// A panel of 16 columns of packed integers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Panel<'a> {
@@ -445,6 +468,29 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             narrow_rows::<Self, O>(&acc[..m], &mut out[r * ldc..], ldc, q.columns);
         }
     }
+    /// At most [`MAX_MR`] rows of bytes times a panel in blocks: the blocks' sums, scaled, are added up in their order.
+    /// Each row has a scale and a zero point.
+    #[inline(always)]
+    fn blocks(a: &[u8], lda: usize, rows: &[(f32, i32)], b: &Blocks<'_>, out: &mut [[f32; NR]; MAX_MR]) {
+        let length = b.check(a, lda, rows);
+        for (r, (out, &(piece, zero))) in out.iter_mut().zip(rows).enumerate() {
+            *out = [0.0; NR];
+            let lines = b.lines.chunks_exact(length.max(1)).zip(a[r * lda..].chunks_exact(4 * length.max(1)));
+            for ((sums, scales), (lines, row)) in b.sums.iter().zip(b.scales).zip(lines) {
+                let mut sum = sums.map(|s| s.wrapping_mul(zero).wrapping_neg());
+                for (x, line) in row.as_chunks::<4>().0.iter().zip(lines) {
+                    for j in 0..NR {
+                        for i in 0..4 {
+                            sum[j] = sum[j].wrapping_add(x[i] as i32 * line.0[j][i] as i32);
+                        }
+                    }
+                }
+                for j in 0..NR {
+                    out[j] += sum[j] as f32 * (scales[j] * piece);
+                }
+            }
+        }
+    }
     /// [`Isa::panel_scaled`] of bytes, whose zero points are the pieces'.
     #[inline(always)]
     fn panel_quads_scaled(
@@ -544,6 +590,31 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             Self::requantize_wide(sums, q);
             narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
         });
+    }
+
+    /// The sums of a strip of a depthwise convolution of floats from `bias` on, clamped: the first `n` of 16 channels.
+    #[inline(always)]
+    fn strip_f32(
+        strip: &Strip<'_, f32>,
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        stride: usize,
+        n: usize,
+    ) {
+        for r in 0..strip.rows {
+            let (mut p, line) = (0, strip.first + r * strip.line);
+            while p < strip.pixels {
+                let (at, out) = ((line + p * strip.step) as isize, &mut out[(r * strip.pixels + p) * stride..]);
+                if strip.pixels - p >= 4 {
+                    strip_group::<Self, 4>(strip, at, bias, range, out, stride, n);
+                    p += 4;
+                } else {
+                    strip_group::<Self, 1>(strip, at, bias, range, out, stride, n);
+                    p += 1;
+                }
+            }
+        }
     }
 
     /// Sums of quantized numbers, left in `x`.
@@ -665,11 +736,46 @@ pub(crate) fn depthwise_f32<S: Isa, const P: usize, const H: usize>(
     acc
 }
 
+/// P neighbouring pixels of a strip; see [`Isa::strip_f32`].
+#[inline(always)]
+fn strip_group<S: Isa, const P: usize>(
+    strip: &Strip<'_, f32>,
+    at: isize,
+    bias: &[f32; NR],
+    range: (f32, f32),
+    out: &mut [f32],
+    stride: usize,
+    n: usize,
+) {
+    let Strip { image, step, taps, lines, .. } = *strip;
+    // Both halves at once where the registers hold them.
+    let both = (S::HALVES == 2).then(|| depthwise_f32::<S, P, 2>(image, at, step, taps, lines, bias, 0));
+    for half in 0..if n > 8 { 2 } else { 1 } {
+        let sums = match &both {
+            Some(acc) => acc.map(|a| a[half]),
+            None => {
+                let at = at + 8 * half as isize;
+                depthwise_f32::<S, P, 1>(image, at, step, taps, lines, bias, 8 * half).map(|a| a[0])
+            }
+        };
+        unrolled!(p < P, {
+            let (x, to) = (S::clamp8(sums[p], range), &mut out[p * stride + 8 * half..]);
+            if let (Some(to), true) = (to.first_chunk_mut(), n >= 8 * (half + 1)) {
+                S::store(x, to);
+            } else {
+                let mut part = [0.0; 8];
+                S::store(x, &mut part);
+                to[..n - 8 * half].copy_from_slice(&part[..n - 8 * half]);
+            }
+        }, 0 1 2 3);
+    }
+}
+
 /// 16 channels of lines of pixels of a depthwise convolution, whose windows all hold the same taps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Strip<'a> {
+pub(crate) struct Strip<'a, T = i16> {
     /// Zero points subtracted.
-    pub image: &'a [i16],
+    pub image: &'a [T],
     /// Where the first pixel's window begins.
     pub first: usize,
     /// From one pixel to the next.
@@ -679,10 +785,10 @@ pub(crate) struct Strip<'a> {
     pub line: usize,
     pub rows: usize,
     pub taps: &'a Taps,
-    pub lines: &'a [[i16; NR]],
+    pub lines: &'a [[T; NR]],
 }
 
-impl Strip<'_> {
+impl<T> Strip<'_, T> {
     /// # Panics
     /// When a window cannot be read 16 elements at a time or the lines are too few.
     #[inline(always)]
@@ -692,7 +798,9 @@ impl Strip<'_> {
         assert!(self.first as isize + self.taps.low >= 0 && end >= 0 && end as usize <= self.image.len());
         assert!(self.taps.lines <= self.lines.len());
     }
+}
 
+impl Strip<'_> {
     /// Calls `finish(pixel, sums)` for a few pixels of a line at a time, then for one at a time. Sums are modulo 2^32.
     ///
     /// # Panics
@@ -2903,6 +3011,44 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Copy)]
+    struct InBlocks<'a>(&'a [u8], Blocks<'a>);
+    impl Task for InBlocks<'_> {
+        type Output = Vec<u32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<u32> {
+            let rows = [(0.25, 131), (0.7, 0), (1.3, 255), (-0.1, 3)];
+            let mut all = Vec::new();
+            for n in 1..=MAX_MR {
+                let mut out = [[9.0; NR]; MAX_MR];
+                S::blocks(self.0, 7, &rows[..n], &self.1, &mut out);
+                all.extend(out[..n].as_flattened().iter().map(|x: &f32| x.to_bits()));
+            }
+            all
+        }
+    }
+
+    /// To the last bit: blocks are added up in their order.
+    #[test]
+    fn products_in_blocks_are_equal() {
+        for (seed, (length, count)) in [(8, 5), (1, 3), (3, 7), (0, 0), (2, 1)].into_iter().enumerate() {
+            let n = numbers(400 + 40 * 64, seed as u32 + 1);
+            let a: Vec<u8> = n[..400].iter().map(|v| *v as u8).collect();
+            let mut w = n[400..].iter();
+            let mut next = || w.next().map_or(0, |v| *v as i8 >> 4);
+            let mut lines = Vec::new();
+            lines.resize_with(length * count, || LineQuad(std::array::from_fn(|_| std::array::from_fn(|_| next()))));
+            let sum = |l: &[LineQuad], j: usize| l.iter().flat_map(|l| l.0[j]).map(i32::from).sum();
+            let sums: Vec<[i32; NR]> =
+                lines.chunks(length.max(1)).map(|l| std::array::from_fn(|j| sum(l, j))).collect();
+            let scales: Vec<[f32; NR]> =
+                (0..count).map(|b| std::array::from_fn(|j| 0.01 * (b * NR + j) as f32 - 0.3)).collect();
+            let task = InBlocks(&a, Blocks { lines: &lines, sums: &sums, scales: &scales });
+            let portable = task.run::<Portable>();
+            fast(task).iter().for_each(|f| assert_eq!(*f, portable, "{length} {count}"));
+        }
+    }
+
     /// Both roundings as one, around every half that numbers of 20 bits reach, for every shift.
     #[test]
     fn two_roundings_are_one() {
@@ -2977,6 +3123,50 @@ mod tests {
                 let q = Requant { bias, value, shift, zero: -5, low: -120, high: 127, columns, once };
                 let task = Strips(&image, &lines, &list, q);
                 fast(task).iter().for_each(|f| assert_eq!(*f, task.run::<Portable>(), "{taps} {columns}"));
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct FloatStrips<'a>(&'a [f32], &'a [[f32; NR]], &'a Taps, usize);
+    impl Task for FloatStrips<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<f32> {
+            let FloatStrips(image, lines, taps, n) = self;
+            let mut out = vec![7.0; 1200];
+            let bias = std::array::from_fn(|j| j as f32);
+            for pixels in 1..=13 {
+                let strip = Strip { image, first: 40, step: 24, pixels, line: 30, rows: 3, taps, lines };
+                S::strip_f32(&strip, &bias, (-900.0, 1000.0), &mut out[20 * pixels..], 20, n);
+            }
+            out
+        }
+    }
+
+    /// Numbers that are sums of few bits: the same however they are added up.
+    #[test]
+    fn float_strips_are_equal() {
+        for taps in [1, 2, 9, 25] {
+            let n = numbers(1000 + 26 * NR, taps as u32);
+            let image: Vec<f32> = n[..1000].iter().map(|v| (*v as i8 >> 2) as f32).collect();
+            let lines: Vec<[f32; NR]> =
+                n[1000..].as_chunks::<NR>().0.iter().map(|c| c.map(|v| (v as i8 >> 2) as f32)).collect();
+            let mut list = Taps::default();
+            list.set((0..taps).map(|t| ((t * 29 % 400) as isize - 40, t)), 25);
+            for columns in [1, 5, 8, 9, 16] {
+                let task = FloatStrips(&image, &lines, &list, columns);
+                let portable = task.run::<Portable>();
+                fast(task).iter().for_each(|f| assert_eq!(*f, portable, "{taps} {columns}"));
+                let sum = |at: usize, j: usize| {
+                    let products = list.iter().map(|(o, l)| image[(at as isize + o) as usize + j] * lines[l][j]);
+                    (j as f32 + products.sum::<f32>()).clamp(-900.0, 1000.0)
+                };
+                // The 13 pixels of the last call, whose rows lie after one another.
+                for (p, j) in (0..39).flat_map(|p| (0..columns).map(move |j| (p, j))) {
+                    let at = 40 + p / 13 * 30 + p % 13 * 24;
+                    assert_eq!(portable[20 * 13 + 20 * p + j], sum(at, j), "{taps} {columns} {p} {j}");
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::gemm::{
 use crate::in_order::product_in_order;
 use crate::kernel::Call;
 use crate::requant::*;
-use crate::simd::{Isa, MAX_MR, NR, Task, clamp, dispatch, quads_here};
+use crate::simd::{self, Isa, MAX_MR, NR, Task, clamp, dispatch, quads_here};
 use crate::weights::{Source, Weights};
 use litegpu_graph::fixed::{float_range, quantized_range, type_range};
 use litegpu_graph::schema::{
@@ -448,37 +448,45 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         return Err(Error::invalid(format!("{} block scales for {units} units of {blocks} blocks", scales.len())));
     }
     let block = params.block_size;
-    let mut blocks = Blocks { weights: PackedInt::default(), scales: Vec::new(), count: blocks };
+    let mut blocks = Blocks { weights: PackedInt::default(), scales: Vec::new(), sums: Vec::new(), count: blocks };
     // Scales of 16 units side by side, block after block.
     refill(&mut blocks.scales, units.div_ceil(NR) * blocks.count * NR, 0.0)?;
     for (i, s) in scales.iter().enumerate() {
         let (n, b) = (i / blocks.count, i % blocks.count);
         blocks.scales[(n / NR * blocks.count + b) * NR + n % NR] = *s;
     }
-    // Depth steps go in pairs: a block of odd size gets one more.
-    let step = block.next_multiple_of(2);
+    // Depth steps go in pairs, or in fours: blocks of other sizes get some more.
+    let quads = quads_here();
+    let step = block.next_multiple_of(if quads { 4 } else { 2 });
     let mut offset = FinishF32 { range, ..FinishF32::default() };
     let mut ready = false;
-    let (mut pieces, mut words) = (Vec::new(), Vec::new());
+    let (mut pieces, mut words, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     Ok(Box::new(move |call| {
         if !ready {
             let w = weights.get(call)?;
-            let bytes = w.raw();
-            if bytes.len() != (units * depth).div_ceil(2) {
+            let halves = w.raw();
+            if halves.len() != (units * depth).div_ceil(2) {
                 return Err(Error::invalid("the weights' data does not fit their shape"));
             }
             // Straight from half bytes: all of them as bytes would be the most memory that a run needs.
             let nibble = |i: usize| {
-                let both = bytes[i / 2] as i8;
+                let both = halves[i / 2] as i8;
                 i16::from(if i.is_multiple_of(2) { both << 4 >> 4 } else { both >> 4 })
             };
-            blocks.weights.pack(step * blocks.count, units, false, |n, row| {
+            let column = |n: usize, row: &mut [i16]| {
                 for (b, to) in row.chunks_exact_mut(step).enumerate() {
                     to.fill(0);
                     let from = n * depth + b * block;
                     to.iter_mut().take(block).enumerate().for_each(|(k, t)| *t = nibble(from + k));
                 }
-            })?;
+            };
+            if quads {
+                let of = Bytes { zeros: [0; 2], run: [block, step] };
+                blocks.weights.pack_quads(step * blocks.count, units, of, column)?;
+                blocks.sum(step / 4)?;
+            } else {
+                blocks.weights.pack(step * blocks.count, units, false, column)?;
+            }
             let bias = bias.as_ref().map(|b| b.get(call)).transpose()?;
             offset.set(units, bias_floats(bias.as_ref(), units)?.as_deref())?;
             ready = weights.constant;
@@ -487,30 +495,122 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let pool = call.pool;
         let out = call.output(0)?.as_mut_slice::<f32>()?;
         let rows = rows(x.len(), depth, out.len(), units)?;
-        refill(&mut pieces, rows, 1.0)?;
-        refill(&mut words, rows * step * blocks.count, 0i16)?;
-        let to = words.chunks_exact_mut((step * blocks.count).max(1));
-        for ((to, from), piece) in to.zip(x.chunks_exact(depth.max(1))).zip(&mut pieces) {
-            let steps = Steps::of(from, true);
-            to.chunks_exact_mut(step).zip(from.chunks_exact(block)).for_each(|(to, from)| steps.words(from, to));
-            *piece = steps.scale;
+        refill(&mut pieces, rows, (1.0, 0))?;
+        let width = step * blocks.count;
+        if quads {
+            refill(&mut bytes, rows * width, 0u8)?;
+            quantize_blocks(x, [depth, block], &mut bytes, [width, step], &mut pieces, Steps::unsigned);
+            blocks.product(pool, &bytes, &pieces, &offset, out);
+        } else {
+            refill(&mut words, rows * width, 0i16)?;
+            quantize_blocks(x, [depth, block], &mut words, [width, step], &mut pieces, Steps::words);
+            blocks.product(pool, &words, &pieces, &offset, out);
         }
-        blocks.product(pool, &words, &pieces, &offset, out);
         apply(after, out);
         Ok(())
     }))
+}
+
+/// Quantizes rows, whose blocks then lie a step apart; `pieces` receives scales, and zero points as unsigned bytes.
+fn quantize_blocks<T>(
+    x: &[f32],
+    [depth, block]: [usize; 2],
+    to: &mut [T],
+    [width, step]: [usize; 2],
+    pieces: &mut [(f32, i32)],
+    quantize: impl Fn(&Steps, &[f32], &mut [T]),
+) {
+    let rows = to.chunks_exact_mut(width.max(1)).zip(x.chunks_exact(depth.max(1)));
+    for ((to, from), piece) in rows.zip(pieces) {
+        let steps = Steps::of(from, true);
+        if step == block {
+            quantize(&steps, from, to);
+        } else {
+            to.chunks_exact_mut(step).zip(from.chunks_exact(block)).for_each(|(to, from)| quantize(&steps, from, to));
+        }
+        *piece = (steps.scale, steps.zero + 128);
+    }
 }
 
 /// Weights with a scale for every block of depth steps.
 struct Blocks {
     weights: PackedInt,
     scales: Vec<f32>,
+    /// The sums of a block's columns, as the scales lie; for products of bytes.
+    sums: Vec<[i32; NR]>,
     count: usize,
 }
 
+/// Elements that rows are quantized to.
+trait Block: bytemuck::Pod + Sync {
+    /// Some rows times the panel of 16 columns, scaled. `#[inline(always)]`.
+    fn tile<S: Isa>(of: &Blocks, p: usize, x: &[Self], pieces: &[(f32, i32)], columns: usize) -> [[f32; NR]; MAX_MR];
+}
+
+impl Block for i16 {
+    #[inline(always)]
+    fn tile<S: Isa>(of: &Blocks, p: usize, x: &[i16], pieces: &[(f32, i32)], columns: usize) -> [[f32; NR]; MAX_MR] {
+        let depth = of.weights.depth;
+        let pairs = depth / 2 / of.count.max(1);
+        let panel = of.weights.panel(p);
+        let mut sums = [[0f32; NR]; MAX_MR];
+        for (b, scale) in of.scales(p).iter().enumerate() {
+            let mut acc = [[0i32; NR]; MAX_MR];
+            let part = panel.part(b * pairs..(b + 1) * pairs);
+            S::tile_i16(&x[2 * b * pairs..], &[0], depth, pieces.len(), part, columns, &mut acc);
+            for (l, (piece, _)) in pieces.iter().enumerate() {
+                for j in 0..NR {
+                    sums[l][j] += acc[l][j] as f32 * (scale[j] * piece);
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl Block for u8 {
+    #[inline(always)]
+    fn tile<S: Isa>(of: &Blocks, p: usize, x: &[u8], pieces: &[(f32, i32)], _columns: usize) -> [[f32; NR]; MAX_MR] {
+        let mut sums = [[0f32; NR]; MAX_MR];
+        let of_panel = simd::Blocks {
+            lines: of.weights.fours(p),
+            sums: &of.sums[p * of.count..][..of.count],
+            scales: of.scales(p),
+        };
+        S::blocks(x, of.weights.depth, pieces, &of_panel, &mut sums);
+        sums
+    }
+}
+
 impl Blocks {
+    /// Scales of a panel's columns, block by block.
+    #[inline(always)]
+    fn scales(&self, p: usize) -> &[[f32; NR]] {
+        self.scales[p * self.count * NR..][..self.count * NR].as_chunks::<NR>().0
+    }
+
+    /// Sums the columns of each block of `length` lines.
+    fn sum(&mut self, length: usize) -> Result<()> {
+        let panels = self.weights.columns.div_ceil(NR);
+        refill(&mut self.sums, panels * self.count, [0; NR])?;
+        for (i, sums) in self.sums.iter_mut().enumerate() {
+            let (p, b) = (i / self.count, i % self.count);
+            for line in &self.weights.fours(p)[b * length..][..length] {
+                sums.iter_mut().zip(line.0).for_each(|(s, w)| *s += w.iter().map(|w| *w as i32).sum::<i32>());
+            }
+        }
+        Ok(())
+    }
+
     /// Each block's sum is scaled on its own; the blocks are added up in order.
-    fn product(&self, pool: &crate::pool::Pool, x: &[i16], pieces: &[f32], bias: &FinishF32, out: &mut [f32]) {
+    fn product<T: Block>(
+        &self,
+        pool: &crate::pool::Pool,
+        x: &[T],
+        pieces: &[(f32, i32)],
+        bias: &FinishF32,
+        out: &mut [f32],
+    ) {
         const PARALLEL: usize = 400_000;
         let (units, depth) = (self.weights.columns, self.weights.depth);
         if units == 0 {
@@ -533,43 +633,29 @@ impl Blocks {
 }
 
 /// Some columns, from `first` on, of some rows.
-struct BlocksTask<'a> {
+struct BlocksTask<'a, T> {
     of: &'a Blocks,
-    x: &'a [i16],
-    pieces: &'a [f32],
+    x: &'a [T],
+    /// Scale and zero point of each row.
+    pieces: &'a [(f32, i32)],
     bias: &'a FinishF32,
     first: usize,
     columns: usize,
     out: &'a mut [f32],
 }
 
-impl Task for BlocksTask<'_> {
+impl<T: Block> Task for BlocksTask<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        let Blocks { weights, scales, count } = self.of;
-        let depth = weights.depth;
-        let pairs = depth / 2 / (*count).max(1);
+        let depth = self.of.weights.depth;
         let rows = self.out.len() / self.columns;
         for column in (0..self.columns).step_by(NR) {
             let p = (self.first + column) / NR;
             let n = NR.min(self.columns - column);
-            let panel = weights.panel(p);
-            let scales = scales[p * count * NR..][..count * NR].as_chunks::<NR>().0;
             for r in (0..rows).step_by(S::MRI) {
                 let m = S::MRI.min(rows - r);
-                let mut sums = [[0f32; NR]; MAX_MR];
-                for (b, scale) in scales.iter().enumerate() {
-                    let mut acc = [[0i32; NR]; MAX_MR];
-                    let x = &self.x[r * depth + 2 * b * pairs..];
-                    S::tile_i16(x, &[0], depth, m, panel.part(b * pairs..(b + 1) * pairs), n, &mut acc);
-                    for l in 0..m {
-                        let piece = self.pieces[r + l];
-                        for j in 0..NR {
-                            sums[l][j] += acc[l][j] as f32 * (scale[j] * piece);
-                        }
-                    }
-                }
+                let sums = T::tile::<S>(self.of, p, &self.x[r * depth..], &self.pieces[r..r + m], n);
                 for (l, sums) in sums.iter().enumerate().take(m) {
                     let out = &mut self.out[(r + l) * self.columns + column..][..n];
                     for (j, o) in out.iter_mut().enumerate() {

@@ -173,6 +173,11 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
+    fn blocks(a: &[u8], lda: usize, rows: &[(f32, i32)], b: &Blocks<'_>, out: &mut [[f32; NR]; MAX_MR]) {
+        // SAFETY: the function checks its arguments.
+        unsafe { in_blocks(a, lda, rows, b, out) }
+    }
+    #[inline(always)]
     fn panel_quads_scaled(
         a: &[u8],
         runs: &[usize],
@@ -282,6 +287,19 @@ impl Isa for Avx512 {
         }
         // SAFETY: see above; the function checks its arguments.
         unsafe { rounded_strip(strip, &[0; NR], q, out, stride) }
+    }
+
+    #[inline(always)]
+    fn strip_f32(
+        strip: &Strip<'_, f32>,
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        stride: usize,
+        n: usize,
+    ) {
+        // SAFETY: the function checks its arguments.
+        unsafe { float_strip(strip, bias, range, out, stride, n) }
     }
 
     #[inline(always)]
@@ -406,6 +424,80 @@ unsafe fn float_tile<const R: usize, const U: usize>(
                 _mm512_storeu_ps(out.add(r * ldc), v);
             } else {
                 _mm512_mask_storeu_ps(out.add(r * ldc), mask, v);
+            }
+        }
+    }
+}
+
+/// [`Isa::strip_f32`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+fn float_strip(strip: &Strip<'_, f32>, bias: &[f32; NR], range: (f32, f32), out: &mut [f32], stride: usize, n: usize) {
+    let (pixels, step) = (strip.pixels, strip.step);
+    if pixels == 0 || strip.rows == 0 {
+        return;
+    }
+    strip.check();
+    assert!(out.len() >= (pixels * strip.rows - 1) * stride + n && n <= NR);
+    // SAFETY: the asserts cover the lowest and the highest element that any tap of any pixel reads, every line, and what
+    // is written.
+    unsafe {
+        for r in 0..strip.rows {
+            let x = strip.image.as_ptr().add(strip.first + r * strip.line);
+            let to = out.as_mut_ptr().add(r * pixels * stride);
+            let mut p = 0;
+            while p + 8 <= pixels {
+                float_pixels::<8>(x.add(p * step), strip, bias, range, to.add(p * stride), stride, n);
+                p += 8;
+            }
+            let (x, to) = (x.add(p * step), to.add(p * stride));
+            match pixels - p {
+                7 => float_pixels::<7>(x, strip, bias, range, to, stride, n),
+                6 => float_pixels::<6>(x, strip, bias, range, to, stride, n),
+                5 => float_pixels::<5>(x, strip, bias, range, to, stride, n),
+                4 => float_pixels::<4>(x, strip, bias, range, to, stride, n),
+                3 => float_pixels::<3>(x, strip, bias, range, to, stride, n),
+                2 => float_pixels::<2>(x, strip, bias, range, to, stride, n),
+                1 => float_pixels::<1>(x, strip, bias, range, to, stride, n),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// P pixels of a strip, a step apart.
+///
+/// # Safety
+/// AVX-512; 16 elements can be read at each tap from `x` and from P - 1 places after it, a step apart, there are as many
+/// lines as the taps name, and at `out` P times `n` elements can be written, `stride` apart.
+#[inline(always)]
+unsafe fn float_pixels<const P: usize>(
+    x: *const f32,
+    strip: &Strip<'_, f32>,
+    bias: &[f32; NR],
+    range: (f32, f32),
+    out: *mut f32,
+    stride: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise; masked stores do not touch what is masked.
+    unsafe {
+        let mut sum = [_mm512_loadu_ps(bias.as_ptr()); P];
+        for &(offset, line) in strip.taps.list.iter().take(strip.taps.count) {
+            let w = _mm512_loadu_ps(strip.lines.as_ptr().add(line).cast());
+            let x = x.wrapping_offset(offset);
+            for p in 0..P {
+                sum[p] = _mm512_fmadd_ps(_mm512_loadu_ps(x.add(p * strip.step)), w, sum[p]);
+            }
+        }
+        let (low, high) = (_mm512_set1_ps(range.0), _mm512_set1_ps(range.1));
+        for p in 0..P {
+            // The value is the second operand: NaN stays NaN.
+            let v = _mm512_min_ps(high, _mm512_max_ps(low, sum[p]));
+            if n >= NR {
+                _mm512_storeu_ps(out.add(p * stride), v);
+            } else {
+                _mm512_mask_storeu_ps(out.add(p * stride), first(n), v);
             }
         }
     }
@@ -1255,6 +1347,39 @@ fn scaled_quads(
             2 => scaling.store(r, quad_sums::<2>(a, runs, lda, b, start), out, ldc),
             1 => scaling.store(r, quad_sums::<1>(a, runs, lda, b, start), out, ldc),
             _ => {}
+        }
+    }
+}
+
+/// [`Isa::blocks`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+fn in_blocks(a: &[u8], lda: usize, rows: &[(f32, i32)], b: &Blocks<'_>, out: &mut [[f32; NR]; MAX_MR]) {
+    let length = b.check(a, lda, rows);
+    for (r, (out, &(piece, zero))) in out.iter_mut().zip(rows).enumerate() {
+        // SAFETY: the check covers the rows and the blocks' lines; the other loads and the store cover arrays of 16.
+        unsafe {
+            let (piece, zero) = (_mm512_set1_ps(piece), _mm512_set1_epi32(zero));
+            let (mut all, mut x, mut lines) = (_mm512_setzero_ps(), a.as_ptr().add(r * lda), b.lines.as_ptr());
+            for (sums, scales) in b.sums.iter().zip(b.scales) {
+                // Two sums in turns, since each waits for the one before.
+                let mut sum = [_mm512_setzero_si512(); 2];
+                for k in 0..length {
+                    let quad = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                    let line = _mm512_load_si512(lines.cast());
+                    if k % 2 == 0 {
+                        sum[0] = _mm512_dpbusd_epi32(sum[0], quad, line);
+                    } else {
+                        sum[1] = _mm512_dpbusd_epi32(sum[1], quad, line);
+                    }
+                    (x, lines) = (x.add(4), lines.add(1));
+                }
+                let less = _mm512_mullo_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), zero);
+                let sum = _mm512_sub_epi32(_mm512_add_epi32(sum[0], sum[1]), less);
+                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr()), piece);
+                all = _mm512_add_ps(all, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale));
+            }
+            _mm512_storeu_ps(out.as_mut_ptr(), all);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Depthwise convolutions.
 //!
 //! A row of output is computed 16 channels at a time, four neighbouring pixels at once, so that a line of the filter
-//! is loaded once for four. Where the window of floats hangs over an edge, the taps that are left are listed for that
-//! pixel; lines of integers are laid out as words with their padding, zero point subtracted, and all pixels are alike.
+//! is loaded once for four. Lines of integers are laid out as words with their padding, zero point subtracted, and all
+//! pixels are alike; so are lines of floats where many windows hang over an edge. In other images of floats the taps that
+//! are left at an edge are listed for that pixel.
 
 use super::*;
 use crate::gemm::{Scratch, keep};
@@ -19,7 +20,10 @@ const PARALLEL: usize = 60_000;
 /// Rows to a batch, as finishes count them: no fewer than pixels finished at once.
 const PIECE: usize = 16;
 
-/// Bytes of lines, laid out as words, that are worked on together: they should stay in the second cache.
+/// Of so many columns of outputs of floats one or more hang over an edge: lines are laid out with their padding.
+const EDGES: usize = 24;
+
+/// Bytes of lines, laid out with their padding, that are worked on together: they should stay in the second cache.
 const STRIP_BYTES: usize = 192 * 1024;
 
 /// Taps up to which sums of 16-bit activations and 8-bit weights fit 32 bits.
@@ -109,6 +113,12 @@ impl Depthwise {
         let first = before.saturating_sub(origin).div_ceil(dilation).min(self.taps[axis]);
         let room = (self.input[axis] + before).saturating_sub(origin);
         (first, room.div_ceil(dilation).min(self.taps[axis]).max(first))
+    }
+
+    /// Whether channels lie side by side, and windows reach not so far out that padding would be most of what is laid out.
+    fn near(&self) -> bool {
+        let near = |axis: usize, n: usize| self.reach(axis, n) <= self.input[axis].saturating_mul(4).saturating_add(64);
+        self.multiplier == 1 && near(0, 1) && near(1, self.output[1])
     }
 
     /// Output columns whose windows lie inside the input from left to right.
@@ -206,6 +216,13 @@ impl Rows<f32, f32> for FloatRows<'_> {
 }
 
 impl FloatRows<'_> {
+    /// Whether lines are to be laid out: each once, and as many as there are stay in the second cache.
+    fn in_strips(&self, d: &Depthwise) -> bool {
+        let edges = d.output[1] - d.interior().len();
+        let all = d.reach(0, d.output[0]).saturating_mul(d.reach(1, d.output[1])).saturating_mul(4 * d.channels);
+        edges * EDGES > d.output[1] && all <= STRIP_BYTES && d.near()
+    }
+
     /// P pixels.
     #[inline(always)]
     fn group<S: Isa, const P: usize>(
@@ -297,33 +314,66 @@ impl<F, U: Sum> IntRows<'_, F, U> {
     fn zero(&self, batch: usize) -> i16 {
         self.zeros.get(batch).or(self.zeros.last()).copied().unwrap_or(0)
     }
-    /// Whether channels lie side by side, sums fit 32 bits, and windows reach not so far out that padding would be most
-    /// of what is laid out.
+    /// Whether lines are to be laid out: sums fit 32 bits.
     fn in_strips(&self, d: &Depthwise) -> bool {
-        let near = |axis: usize, n: usize| d.reach(axis, n) <= d.input[axis].saturating_mul(4).saturating_add(64);
-        let sums = !U::EXACT || self.lines.taps <= NARROW_TAPS;
-        d.multiplier == 1 && sums && near(0, 1) && near(1, d.output[1])
+        (!U::EXACT || self.lines.taps <= NARROW_TAPS) && d.near()
     }
 }
 
-/// Rows of integers from row `first` of all batches on, a block of them at a time.
-struct StripTask<'a, X, O, F, U, C> {
+/// Finishes strips of elements of type `T`, whose row is the batch.
+trait Strips<T, O>: Sync {
+    fn lines(&self, block: usize) -> &[[T; NR]];
+    /// `#[inline(always)]`.
+    fn strip<S: Isa>(&self, strip: &Strip<'_, T>, row: usize, column: usize, out: &mut [O], stride: usize, n: usize);
+}
+
+impl<O, U: Sum, F: Finish<U, O>> Strips<i16, O> for IntRows<'_, F, U> {
+    fn lines(&self, block: usize) -> &[[i16; NR]] {
+        self.lines.block(block)
+    }
+    #[inline(always)]
+    fn strip<S: Isa>(&self, strip: &Strip<'_, i16>, row: usize, column: usize, out: &mut [O], stride: usize, n: usize) {
+        self.finish.strip::<S>(strip, row, column, out, stride, n);
+    }
+}
+
+impl Strips<f32, f32> for FloatRows<'_> {
+    fn lines(&self, block: usize) -> &[[f32; NR]] {
+        self.lines.block(block)
+    }
+    #[inline(always)]
+    fn strip<S: Isa>(
+        &self,
+        strip: &Strip<'_, f32>,
+        _row: usize,
+        column: usize,
+        out: &mut [f32],
+        stride: usize,
+        n: usize,
+    ) {
+        S::strip_f32(strip, lanes(&self.finish.bias, column), self.finish.range, out, stride, n);
+    }
+}
+
+/// Rows from row `first` of all batches on, a block of them at a time, laid out as elements of type `T`.
+struct StripTask<'a, X, T, O, R, C> {
     d: &'a Depthwise,
-    rows: &'a IntRows<'a, F, U>,
+    rows: &'a R,
     x: &'a [X],
-    /// Turns elements of a batch into words less the zero point.
-    words: &'a C,
+    /// Turns elements of a batch into what is multiplied: of integers, words less the zero point.
+    lay: &'a C,
+    of: PhantomData<T>,
     first: usize,
     out: &'a mut [O],
     then: Then<'a>,
 }
 
-impl<X, O, U, F, C> Task for StripTask<'_, X, O, F, U, C>
+impl<X, T, O, R, C> Task for StripTask<'_, X, T, O, R, C>
 where
+    T: Pod,
     O: Pod,
-    U: Sum,
-    F: Finish<U, O>,
-    C: Fn(&[X], &mut [i16], usize),
+    R: Strips<T, O>,
+    C: Fn(&[X], &mut [T], usize),
 {
     type Output = Result<()>;
     #[inline(always)]
@@ -338,11 +388,11 @@ where
         let low = d.before[1].min(seen);
         let high = (width + d.before[1]).clamp(low, seen);
         let count = self.out.len() / (ow * c).max(1);
-        let fit = STRIP_BYTES / pitch.saturating_mul(2).max(1);
+        let fit = STRIP_BYTES / pitch.saturating_mul(size_of::<T>()).max(1);
         let step = (fit.saturating_sub(d.reach(0, 1)) / d.stride[0].max(1) + 1).min(count).min(oh).max(1);
         // The last channels of the last pixel are read 16 at a time; what lies there does not matter.
         let room = d.reach(0, step).checked_mul(pitch).and_then(|n| n.checked_add(NR));
-        let mut scratch = Scratch::<i16>::new(room.ok_or_else(large)?)?;
+        let mut scratch = Scratch::<T>::new(room.ok_or_else(large)?)?;
         let buffer = scratch.get();
         let mut taps = Taps::default();
         let list = (0..d.taps[0]).flat_map(|y| {
@@ -359,14 +409,14 @@ where
             for (i, line) in buffer.chunks_exact_mut(pitch).enumerate().take(d.reach(0, n)) {
                 let at = top + i as i64;
                 if at < 0 || at >= height as i64 {
-                    line.fill(0);
+                    line.fill(T::zeroed());
                     continue;
                 }
-                line[..low * c].fill(0);
+                line[..low * c].fill(T::zeroed());
                 let from = (at as usize * width + low - d.before[1].min(low)) * c;
                 let pixels = &x[from..][..(high - low) * c];
-                (self.words)(pixels, &mut line[low * c..high * c], batch);
-                line[high * c..].fill(0);
+                (self.lay)(pixels, &mut line[low * c..high * c], batch);
+                line[high * c..].fill(T::zeroed());
             }
             let out = &mut self.out[done * ow * c..][..n * ow * c];
             for block in 0..c.div_ceil(NR) {
@@ -379,10 +429,10 @@ where
                     line: d.stride[0] * pitch,
                     rows: n,
                     taps: &taps,
-                    lines: self.rows.lines.block(block),
+                    lines: self.rows.lines(block),
                 };
                 let width = NR.min(c - column);
-                self.rows.finish.strip::<S>(&strip, batch * PIECE, column, &mut out[column..], c, width);
+                self.rows.strip::<S>(&strip, batch * PIECE, column, &mut out[column..], c, width);
             }
             self.then.apply((self.first + done) * ow * c, out);
             done += n;
@@ -410,15 +460,15 @@ fn run_ints<X: Word, O: Pod + Send, U: Sum, F: Finish<U, O>>(
     })
 }
 
-/// The same in strips, of what `words` makes of the elements.
-fn run_strips<X: Sync, O: Pod + Send, U: Sum, F: Finish<U, O>>(
+/// The same in strips, of what `lay` makes of the elements.
+fn run_strips<X: Sync, T: Pod + Sync, O: Pod + Send>(
     pool: &Pool,
     d: &Depthwise,
     x: &[X],
     out: &mut [O],
     then: Then<'_>,
-    rows: &IntRows<'_, F, U>,
-    words: &(impl Fn(&[X], &mut [i16], usize) + Sync),
+    rows: &impl Strips<T, O>,
+    lay: &(impl Fn(&[X], &mut [T], usize) + Sync),
 ) -> Result<()> {
     let width = d.output[1] * d.channels;
     if width == 0 || d.input[0] * d.input[1] * d.channels == 0 || out.is_empty() {
@@ -427,7 +477,7 @@ fn run_strips<X: Sync, O: Pod + Send, U: Sum, F: Finish<U, O>>(
     let (per, parallel) = pieces(pool, d, out.len());
     let failed = OnceLock::new();
     pool.chunks(out, per * width, parallel, |i, out| {
-        keep(&failed, dispatch(StripTask { d, rows, x, words, first: i * per, out, then }));
+        keep(&failed, dispatch(StripTask { d, rows, x, lay, of: PhantomData, first: i * per, out, then }));
     });
     failed.into_inner().map_or(Ok(()), Err)
 }
@@ -536,7 +586,13 @@ fn float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
         })?;
         let rows = FloatRows { lines: &state.lines, finish: &state.finish };
         let (pool, then) = (call.pool, call.take_then(true));
-        run(pool, &d, x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?, then, &rows);
+        let (x, out) = (x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?);
+        if rows.in_strips(&d) {
+            return run_strips(pool, &d, x, out, then, &rows, &|from: &[f32], to: &mut [f32], _| {
+                to.copy_from_slice(from)
+            });
+        }
+        run(pool, &d, x, out, then, &rows);
         Ok(())
     }))
 }
