@@ -155,7 +155,11 @@ impl PackedF32 {
         for (p, panel) in self.lines.chunks_exact_mut(depth).enumerate() {
             let n = NR.min(columns - p * NR);
             for (line, row) in panel.iter_mut().zip(data.chunks_exact(columns)) {
-                line.0[..n].copy_from_slice(&row[p * NR..][..n]);
+                // Of a length that is known: no call.
+                match row[p * NR..].first_chunk::<NR>() {
+                    Some(row) => line.0 = *row,
+                    None => line.0[..n].copy_from_slice(&row[p * NR..][..n]),
+                }
             }
         }
         Ok(())

@@ -82,7 +82,12 @@ impl Product<'_> {
                 let sum = S::mul_add8(acc[r][h], one, S::load(&bias[h]));
                 S::store(S::clamp8(sum, self.finish.range), out);
             }
-            self.out[(row + r) * columns + first..][..n].copy_from_slice(&sums[..n]);
+            let out = &mut self.out[(row + r) * columns + first..][..n];
+            // Of a length that is known: no call.
+            match out.first_chunk_mut::<NR>() {
+                Some(out) => *out = sums,
+                None => out.copy_from_slice(&sums[..n]),
+            }
         }
     }
 }

@@ -346,6 +346,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const MRI: usize;
     /// Eights of channels of four pixels, and pixels of 16 channels, that a depthwise convolution has in registers.
     const HALVES: usize = 2;
+    /// Whether it pays to do a whole line of a depthwise convolution of floats as a [`Strip`].
+    const LONG: bool = false;
     const STRIP: usize = 4;
     /// 8 floats.
     type F: Copy;

@@ -35,6 +35,7 @@ impl Isa for Avx512 {
     // Enough sums to keep the multipliers busy, of 32 registers, and a divisor of the blocks' rows.
     const MR: usize = 10;
     const MRI: usize = 4;
+    const LONG: bool = true;
     type F = __m256;
     type W = __m256i;
     type I = __m256i;
@@ -439,26 +440,59 @@ fn float_strip(strip: &Strip<'_, f32>, bias: &[f32; NR], range: (f32, f32), out:
     }
     strip.check();
     assert!(out.len() >= (pixels * strip.rows - 1) * stride + n && n <= NR);
+    // Neighbouring pixels share elements where a filter's columns are as far apart as they are.
+    let taps = &strip.taps.list[..strip.taps.count];
+    let shared = |k: usize| {
+        let together = |t: &[(isize, usize)]| t.windows(2).all(|t| t[1].0 == t[0].0 + step as isize);
+        taps.len().is_multiple_of(k) && taps.chunks_exact(k).all(together)
+    };
+    let lines: unsafe fn(&Strip<'_, f32>, &[f32; NR], (f32, f32), &mut [f32], usize, usize) = if shared(5) {
+        float_lines::<5>
+    } else if shared(3) {
+        float_lines::<3>
+    } else {
+        float_lines::<1>
+    };
     // SAFETY: the asserts cover the lowest and the highest element that any tap of any pixel reads, every line, and what
     // is written.
+    unsafe { lines(strip, bias, range, out, stride, n) }
+}
+
+/// The same; taps come in groups of K, in which each reads a step after the one before.
+///
+/// # Safety
+/// AVX-512; windows can be read 16 elements at a time, there are as many lines as the taps name, and at `out` `n`
+/// elements of each pixel can be written, `stride` apart.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn float_lines<const K: usize>(
+    strip: &Strip<'_, f32>,
+    bias: &[f32; NR],
+    range: (f32, f32),
+    out: &mut [f32],
+    stride: usize,
+    n: usize,
+) {
+    let (pixels, step) = (strip.pixels, strip.step);
+    // SAFETY: the caller's promise.
     unsafe {
         for r in 0..strip.rows {
             let x = strip.image.as_ptr().add(strip.first + r * strip.line);
             let to = out.as_mut_ptr().add(r * pixels * stride);
             let mut p = 0;
             while p + 8 <= pixels {
-                float_pixels::<8>(x.add(p * step), strip, bias, range, to.add(p * stride), stride, n);
+                float_pixels::<8, K>(x.add(p * step), strip, bias, range, to.add(p * stride), stride, n);
                 p += 8;
             }
             let (x, to) = (x.add(p * step), to.add(p * stride));
             match pixels - p {
-                7 => float_pixels::<7>(x, strip, bias, range, to, stride, n),
-                6 => float_pixels::<6>(x, strip, bias, range, to, stride, n),
-                5 => float_pixels::<5>(x, strip, bias, range, to, stride, n),
-                4 => float_pixels::<4>(x, strip, bias, range, to, stride, n),
-                3 => float_pixels::<3>(x, strip, bias, range, to, stride, n),
-                2 => float_pixels::<2>(x, strip, bias, range, to, stride, n),
-                1 => float_pixels::<1>(x, strip, bias, range, to, stride, n),
+                7 => float_pixels::<7, K>(x, strip, bias, range, to, stride, n),
+                6 => float_pixels::<6, K>(x, strip, bias, range, to, stride, n),
+                5 => float_pixels::<5, K>(x, strip, bias, range, to, stride, n),
+                4 => float_pixels::<4, K>(x, strip, bias, range, to, stride, n),
+                3 => float_pixels::<3, K>(x, strip, bias, range, to, stride, n),
+                2 => float_pixels::<2, K>(x, strip, bias, range, to, stride, n),
+                1 => float_pixels::<1, K>(x, strip, bias, range, to, stride, n),
                 _ => {}
             }
         }
@@ -471,7 +505,7 @@ fn float_strip(strip: &Strip<'_, f32>, bias: &[f32; NR], range: (f32, f32), out:
 /// AVX-512; 16 elements can be read at each tap from `x` and from P - 1 places after it, a step apart, there are as many
 /// lines as the taps name, and at `out` P times `n` elements can be written, `stride` apart.
 #[inline(always)]
-unsafe fn float_pixels<const P: usize>(
+unsafe fn float_pixels<const P: usize, const K: usize>(
     x: *const f32,
     strip: &Strip<'_, f32>,
     bias: &[f32; NR],
@@ -480,14 +514,30 @@ unsafe fn float_pixels<const P: usize>(
     stride: usize,
     n: usize,
 ) {
-    // SAFETY: the caller's promise; masked stores do not touch what is masked.
+    const { assert!(P <= 8 && K <= 5) };
+    // SAFETY: the caller's promise: a group's last tap reads as far as P - 1 steps after its own place, which is K - 1
+    // steps after the first's. Masked stores do not touch what is masked.
     unsafe {
         let mut sum = [_mm512_loadu_ps(bias.as_ptr()); P];
-        for &(offset, line) in strip.taps.list.iter().take(strip.taps.count) {
-            let w = _mm512_loadu_ps(strip.lines.as_ptr().add(line).cast());
-            let x = x.wrapping_offset(offset);
-            for p in 0..P {
-                sum[p] = _mm512_fmadd_ps(_mm512_loadu_ps(x.add(p * strip.step)), w, sum[p]);
+        let line = |l: usize| _mm512_loadu_ps(strip.lines.as_ptr().add(l).cast());
+        for group in strip.taps.list[..strip.taps.count].as_chunks::<K>().0 {
+            let x = x.wrapping_offset(group[0].0);
+            if K == 1 {
+                let w = line(group[0].1);
+                for p in 0..P {
+                    sum[p] = _mm512_fmadd_ps(_mm512_loadu_ps(x.add(p * strip.step)), w, sum[p]);
+                }
+                continue;
+            }
+            let mut seen = [_mm512_setzero_ps(); 12];
+            for i in 0..P + K - 1 {
+                seen[i] = _mm512_loadu_ps(x.add(i * strip.step));
+            }
+            for k in 0..K {
+                let w = line(group[k].1);
+                for p in 0..P {
+                    sum[p] = _mm512_fmadd_ps(seen[p + k], w, sum[p]);
+                }
             }
         }
         let (low, high) = (_mm512_set1_ps(range.0), _mm512_set1_ps(range.1));
@@ -900,6 +950,7 @@ struct Scaling<'a> {
     /// The sums of the columns, where the rows are bytes with a zero point, and these times the piece's.
     sums: __m512i,
     less: __m512i,
+    zero: i32,
     bias: __m512,
     range: [__m512; 2],
     /// The first row of the next piece.
@@ -914,7 +965,7 @@ impl<'a> Scaling<'a> {
             let (sums, less) = (_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_setzero_si512());
             let (scale, bias) = (_mm512_loadu_ps(of.scale.as_ptr()), _mm512_loadu_ps(of.bias.as_ptr()));
             let range = [_mm512_set1_ps(of.range.0), _mm512_set1_ps(of.range.1)];
-            Scaling { of, scale, now: scale, sums, less, bias, range, until: 0 }
+            Scaling { of, scale, now: scale, sums, less, zero: 0, bias, range, until: 0 }
         }
     }
 
@@ -925,7 +976,10 @@ impl<'a> Scaling<'a> {
             // SAFETY: see above.
             unsafe {
                 self.now = _mm512_mul_ps(self.scale, _mm512_set1_ps(scale));
-                self.less = _mm512_mullo_epi32(self.sums, _mm512_set1_epi32(zero));
+                // Mostly the same for all: a multiplication that takes ten times as long as the other.
+                if zero != self.zero {
+                    (self.zero, self.less) = (zero, _mm512_mullo_epi32(self.sums, _mm512_set1_epi32(zero)));
+                }
             }
         }
     }

@@ -133,21 +133,26 @@ impl Depthwise {
         first..end
     }
 
-    /// Sets the taps of rows `ky` and columns `kx`.
+    /// Sets the taps of rows `ky` and columns `kx`, counted from the first of them.
     fn taps(&self, taps: &mut Taps, ky: (usize, usize), kx: (usize, usize)) {
         let pitch = self.channels as isize;
         let line = self.input[1] as isize * pitch;
         let list = (ky.0..ky.1).flat_map(|y| {
-            let dy = (y * self.dilation[0]) as isize * line;
-            (kx.0..kx.1).map(move |x| (dy + (x * self.dilation[1]) as isize * pitch, y * self.taps[1] + x))
+            let dy = ((y - ky.0) * self.dilation[0]) as isize * line;
+            (kx.0..kx.1).map(move |x| {
+                let dx = ((x - kx.0) * self.dilation[1]) as isize * pitch;
+                (dy + dx, y * self.taps[1] + x)
+            })
         });
         taps.set(list, self.taps[0] * self.taps[1]);
     }
 
-    /// Where the window of output (y, x) begins, relative to the image; taps outside have negative places.
-    fn origin(&self, y: usize, x: usize) -> isize {
-        let at = |axis: usize, p: usize| (p * self.stride[axis]) as isize - self.before[axis] as isize;
-        (at(0, y) * self.input[1] as isize + at(1, x)) * self.channels as isize
+    /// The place of the first of the taps inside the image, of rows from `ky` and columns from `kx` on, of output (y, x).
+    fn origin(&self, (y, ky): (usize, usize), (x, kx): (usize, usize)) -> isize {
+        let at = |axis: usize, p: usize, k: usize| {
+            (p * self.stride[axis] + k * self.dilation[axis]) as isize - self.before[axis] as isize
+        };
+        (at(0, y, ky) * self.input[1] as isize + at(1, x, kx)) * self.channels as isize
     }
 }
 
@@ -185,10 +190,12 @@ impl<X, O, R: Rows<X, O>> Task for RowTask<'_, X, O, R> {
         // The interior, then both edges, whose windows hold other taps: in one loop, which is compiled once.
         let edges = (interior.end..d.output[1]).chain(0..interior.start).map(|x| x..x + 1);
         for x in std::iter::once(interior.clone()).chain(edges).filter(|x| !x.is_empty()) {
+            let mut kx = (0, d.taps[1]);
             if !interior.contains(&x.start) {
-                d.taps(&mut taps, ky, d.inside(1, x.start));
+                kx = d.inside(1, x.start);
+                d.taps(&mut taps, ky, kx);
             }
-            let at = At { first: d.origin(y, x.start), step };
+            let at = At { first: d.origin((y, ky.0), (x.start, kx.0)), step };
             self.rows.pixels::<S>(d, self.image, &taps, at, &mut self.out[x.start * n..x.end * n]);
         }
     }
@@ -203,6 +210,18 @@ impl Rows<f32, f32> for FloatRows<'_> {
     #[inline(always)]
     fn pixels<S: Isa>(&self, d: &Depthwise, image: (&[f32], usize), taps: &Taps, at: At, out: &mut [f32]) {
         let (n, mut first) = (d.filters(), at.first);
+        let pixels = out.len() / n;
+        let wide = n.next_multiple_of(NR);
+        if S::LONG && d.multiplier == 1 && taps.readable(image.0.len(), at.first, at.step, pixels, wide) {
+            for block in 0..n.div_ceil(NR) {
+                let column = block * NR;
+                let (lines, bias) = (self.lines.block(block), lanes(&self.finish.bias, column));
+                let first = at.first as usize + column;
+                let strip = Strip { image: image.0, first, step: at.step, pixels, line: 0, rows: 1, taps, lines };
+                S::strip_f32(&strip, bias, self.finish.range, &mut out[column..], n, NR.min(n - column));
+            }
+            return;
+        }
         let mut groups = out.chunks_exact_mut(PIXELS * n);
         for out in &mut groups {
             self.group::<S, PIXELS>(d, image, taps, At { first, ..at }, out);
