@@ -29,6 +29,11 @@ mod wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub(crate) use wasm::Once;
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Once;
+
 use crate::requant::Quantized;
 use bytemuck::{Pod, Zeroable};
 use litegpu_graph::fixed::Multiplier;
@@ -158,11 +163,11 @@ pub(crate) struct Requant<'a> {
     /// How many of the columns matter.
     pub columns: usize,
     /// Both roundings as one, where the shifts allow that.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     pub once: Option<&'a Once>,
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 impl Requant<'_> {
     /// Whether values of at most 16 bits can be moved by the zero point, saturated and limited as elements of type `O`
     /// with the same result.
@@ -174,10 +179,11 @@ impl Requant<'_> {
     }
 }
 
-/// Where column `j` lies in constants that are read by 64-bit lanes: the even columns of each eight, then the odd ones.
+/// Where column `j` lies in constants that are read by 64-bit lanes: the even columns of each eight, then the odd ones,
+/// as products of every other lane come. NEON multiplies neighbours.
 #[inline(always)]
 pub(crate) const fn apart(j: usize) -> usize {
-    j / 8 * 8 + j % 2 * 4 + j % 8 / 2
+    if cfg!(target_arch = "aarch64") { j } else { j / 8 * 8 + j % 2 * 4 + j % 8 / 2 }
 }
 
 /// The two roundings of 16 columns as one.
@@ -186,10 +192,10 @@ pub(crate) const fn apart(j: usize) -> usize {
 /// -r is the shift. Nested floors are one: floor((P + 2^30 + 2^(30+r) - 2^31 [y < 0]) / 2^(31+r)). The sign of P
 /// does for that of y: they differ only for P from -2^30 to -1, where the quotient is 0 with either constant. From r = 1
 /// to 31 nothing exceeds 64 bits. The shift takes the sum's high half, then r - 1 bits.
-#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+#[cfg(not(any(all(target_arch = "wasm32", target_feature = "simd128"), target_arch = "aarch64")))]
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) struct Once {
     /// What is added to products of at least 0, columns [`apart`].
     up: [i64; NR],
@@ -198,7 +204,7 @@ pub(crate) struct Once {
     right: [i32; NR],
 }
 
-#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+#[cfg(not(any(all(target_arch = "wasm32", target_feature = "simd128"), target_arch = "aarch64")))]
 impl Once {
     /// From fractions and powers of two; `None` when a column is not shifted to the right.
     pub(crate) fn new(value: &[i32; NR], shift: &[i32; NR]) -> Option<Once> {
@@ -232,7 +238,7 @@ pub(crate) struct RequantWide<'a> {
     pub columns: usize,
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 impl RequantWide<'_> {
     /// See [`Requant::saturates`].
     #[inline(always)]
@@ -261,7 +267,7 @@ pub(crate) fn narrow_rows<S: Isa, O: Quantized>(rows: &[[i32; NR]], out: &mut [O
 /// piece's, plus `bias`, limited.
 #[derive(Debug, Clone, Copy)]
 // Read by instruction sets that have code of their own for it.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) struct Scaled<'a> {
     pub bias: &'a [f32; NR],
     pub scale: &'a [f32; NR],
@@ -890,6 +896,7 @@ pub(crate) fn clamp(x: f32, range: (f32, f32)) -> f32 {
 
 /// No instruction beyond what the compiler may use anyway.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(target_arch = "aarch64", allow(dead_code))]
 pub(crate) struct Portable;
 
 impl Isa for Portable {
@@ -1095,14 +1102,16 @@ fn enter<T: Task>(task: T) -> T::Output {
 /// What every machine has that a build is for.
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 type Base = wasm::Simd128;
-#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+#[cfg(target_arch = "aarch64")]
+type Base = neon::Neon;
+#[cfg(not(any(all(target_arch = "wasm32", target_feature = "simd128"), target_arch = "aarch64")))]
 type Base = Portable;
 
 /// How many elements from its first on a row reaches that is made of `runs`, for `depth` steps in all.
 ///
 /// # Panics
 /// When the runs cannot be equally long.
-#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"), target_arch = "aarch64"))]
 #[inline(always)]
 fn reach(runs: &[usize], depth: usize) -> usize {
     match runs {
@@ -3256,6 +3265,8 @@ mod tests {
             }
             #[cfg(target_arch = "x86_64")]
             assert!(signed.is_some() == is_x86_feature_detected!("avx2"), "{seed}");
+            #[cfg(target_arch = "aarch64")]
+            assert!(signed.is_some());
         }
     }
 
