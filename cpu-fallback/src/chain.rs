@@ -11,6 +11,7 @@ use crate::kernel::Site;
 use crate::ops;
 use crate::pool::Pool;
 use crate::strided::{InPlace, Line2, PARALLEL};
+use crate::tables::look_up;
 use litegpu_graph::passes::exported;
 use litegpu_graph::{Family, Graph, Model, NodeId, TensorId};
 use smallvec::SmallVec;
@@ -202,11 +203,7 @@ impl Then<'_> {
 impl Applied<'_> {
     fn go(&self, at: usize, from: Option<&[u8]>, block: &mut [u8]) {
         if let Step::Bytes(table) = self.step {
-            match from {
-                Some(from) => block.iter_mut().zip(from).for_each(|(b, &v)| *b = table[v as usize]),
-                None => block.iter_mut().for_each(|b| *b = table[*b as usize]),
-            }
-            return;
+            return look_up(table, from, block);
         }
         // Storage is aligned, and blocks begin at whole elements.
         let Ok(block) = bytemuck::try_cast_slice_mut::<u8, f32>(block) else { return };

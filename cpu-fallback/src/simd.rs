@@ -638,6 +638,15 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         0
     }
 
+    /// What a table has for each byte of `from`, or for those that `to` holds.
+    #[inline(always)]
+    fn look_up(table: &[u8; 256], from: Option<&[u8]>, to: &mut [u8]) {
+        match from {
+            Some(from) => to.iter_mut().zip(from).for_each(|(t, &v)| *t = table[v as usize]),
+            None => to.iter_mut().for_each(|t| *t = table[*t as usize]),
+        }
+    }
+
     /// Values within the type's range, narrowed.
     fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]);
     fn narrow_u8(x: &[i32; NR], to: &mut [u8; NR]);
@@ -3305,6 +3314,35 @@ mod tests {
                 }
                 for (r, v) in dots.iter().enumerate() {
                     assert!((*v as f64 - sum(r, 3)).abs() < 1e-3, "{length} {r}: {v}");
+                }
+            }
+        }
+    }
+
+    struct LookUp<'a>(&'a [u8; 256], &'a [u8], bool);
+    impl Task for LookUp<'_> {
+        type Output = Vec<u8>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<u8> {
+            let LookUp(table, from, in_place) = self;
+            let mut out = if in_place { from.to_vec() } else { vec![7; from.len()] };
+            S::look_up(table, (!in_place).then_some(from), &mut out);
+            out
+        }
+    }
+
+    /// Every byte, at every place of a vector.
+    #[test]
+    fn tables_are_equal() {
+        let table: [u8; 256] = std::array::from_fn(|i| (i * 167 + i / 3) as u8);
+        let all: Vec<u8> = (0..=255u8).cycle().take(700).collect();
+        for length in [0, 1, 15, 16, 17, 31, 64, 600] {
+            for from in 0..17 {
+                let x = &all[from..from + length];
+                let want: Vec<u8> = x.iter().map(|v| table[*v as usize]).collect();
+                for in_place in [false, true] {
+                    assert_eq!(dispatch(LookUp(&table, x, in_place)), want);
+                    assert_eq!(LookUp(&table, x, in_place).run::<Portable>(), want);
                 }
             }
         }

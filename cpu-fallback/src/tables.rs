@@ -1,6 +1,7 @@
 //! Look-up tables for functions of one quantized value, made as the reference makes them: in float32, rounded half
 //! away from zero.
 
+use crate::simd::{Isa, Task, dispatch};
 use litegpu_graph::{DType, Error, Result, Tensor};
 
 /// Scale and zero point of a tensor that must be quantized per tensor.
@@ -29,6 +30,25 @@ pub(crate) fn bytes(dtype: DType, f: impl Fn(i32) -> i32) -> Box<[u8; 256]> {
         table[(v & 255) as usize] = f(v).clamp(low, high) as u8;
     }
     table
+}
+
+struct LookUp<'a> {
+    table: &'a [u8; 256],
+    from: Option<&'a [u8]>,
+    to: &'a mut [u8],
+}
+
+impl Task for LookUp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self) {
+        S::look_up(self.table, self.from, self.to);
+    }
+}
+
+/// What a table has for each byte of `from`, or for those that `to` holds.
+pub(crate) fn look_up(table: &[u8; 256], from: Option<&[u8]>, to: &mut [u8]) {
+    dispatch(LookUp { table, from, to });
 }
 
 /// The table of a real function on int8 or uint8.

@@ -4,6 +4,7 @@ use super::*;
 use crate::kernel::Call;
 use crate::moves::{self, Dst, Move, Src, int, ints, low_bytes};
 use crate::strided::{Steps, copy, strides};
+use crate::tables::look_up;
 use bytemuck::Pod;
 use litegpu_graph::fixed::Multiplier;
 use litegpu_graph::ops as rules;
@@ -216,10 +217,7 @@ fn concatenation(site: &Site<'_>, axis: i32, activation: Activation) -> Result<K
             if let Some(table) = table {
                 for row in 0..outer {
                     let from = row * d * inner + at;
-                    data.get_mut(from..from + n)
-                        .ok_or_else(wrong_shape)?
-                        .iter_mut()
-                        .for_each(|b| *b = table[*b as usize]);
+                    look_up(table, None, data.get_mut(from..from + n).ok_or_else(wrong_shape)?);
                 }
             }
             at += n;

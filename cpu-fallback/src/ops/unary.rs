@@ -221,7 +221,7 @@ fn zeros(y: &litegpu_graph::Tensor) -> Result<Kernel> {
 /// int8 and uint8: whatever the operator, one table look-up per element.
 fn bytes(site: &Site<'_>) -> Result<Kernel> {
     if let Some(table) = table(site)? {
-        return each(move |v: u8| table[v as usize]);
+        return lines(Box::new(move |x, out| tables::look_up(&table, Some(x), out)));
     }
     let (x, y) = (site.input(0)?, site.output(0)?);
     let d = x.dtype;
@@ -309,7 +309,7 @@ fn table(site: &Site<'_>) -> Result<Option<Box<[u8; 256]>>> {
 /// A table kernel of a function that has no value for negative operands: those are an error, as in the reference.
 fn partial_bytes(d: DType, (_, zx): (f32, i32), f: impl Fn(i32) -> i32 + Send + Sync + 'static) -> Result<Kernel> {
     let table = tables::bytes(d, |v| if v - zx < 0 { 0 } else { f(v - zx) });
-    let look_up = line(move |v: u8| table[v as usize]);
+    let look_up = move |x: &[u8], out: &mut [u8]| tables::look_up(&table, Some(x), out);
     Ok(Box::new(move |call: &mut Call<'_>| {
         let x = call.input(0)?.as_slice::<u8>()?;
         let value = |v: u8| if d == DType::U8 { v as i32 } else { v as i8 as i32 };
@@ -317,7 +317,7 @@ fn partial_bytes(d: DType, (_, zx): (f32, i32), f: impl Fn(i32) -> i32 + Send + 
             return Err(Error::invalid(format!("no value for the negative element {}", value(v) - zx)));
         }
         let pool = call.pool;
-        map(pool, x, call.output(0)?.as_mut_slice::<u8>()?, &*look_up);
+        map(pool, x, call.output(0)?.as_mut_slice::<u8>()?, &look_up);
         Ok(())
     }))
 }

@@ -290,6 +290,12 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn look_up(table: &[u8; 256], from: Option<&[u8]>, to: &mut [u8]) {
+        // SAFETY: see above.
+        unsafe { bytes_of_table(table, from, to) }
+    }
+
+    #[inline(always)]
     fn narrow_i8(x: &[i32; NR], to: &mut [i8; NR]) {
         // SAFETY: the store fills the array's 16 bytes.
         unsafe {
@@ -899,6 +905,36 @@ fn sums_of_bytes<T: Quantized>(a: &[T], b: &[T], out: &mut [T], k: &Sum) -> usiz
         }
     }
     done
+}
+
+/// [`Isa::look_up`]: the table lies in sixteen registers, of which an instruction reads four. What it does not find there
+/// it leaves alone.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn bytes_of_table(table: &[u8; 256], from: Option<&[u8]>, to: &mut [u8]) {
+    let n = from.map_or(to.len(), |f| f.len().min(to.len()));
+    let to = &mut to[..n];
+    let (blocks, rest) = to.as_chunks_mut::<16>();
+    let done = 16 * blocks.len();
+    // SAFETY: a quarter of a table is 64 bytes; the loads and stores cover blocks of 16 bytes, of which `from` has no fewer
+    // than `to`.
+    unsafe {
+        let quarter = |i: usize| vld1q_u8_x4(table.as_ptr().add(64 * i));
+        let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
+        for (i, block) in blocks.iter_mut().enumerate() {
+            let x = vld1q_u8(from.map_or(block.as_ptr(), |f| f.as_ptr().add(16 * i)));
+            // Indices past the end wrap to more than 63, and those before the beginning too.
+            let y = vqtbl4q_u8(a, x);
+            let y = vqtbx4q_u8(y, b, vsubq_u8(x, vdupq_n_u8(64)));
+            let y = vqtbx4q_u8(y, c, vsubq_u8(x, vdupq_n_u8(128)));
+            let y = vqtbx4q_u8(y, d, vsubq_u8(x, vdupq_n_u8(192)));
+            vst1q_u8(block.as_mut_ptr(), y);
+        }
+    }
+    for (i, t) in rest.iter_mut().enumerate() {
+        let x = from.map_or(*t, |f| f[done + i]);
+        *t = table[x as usize];
+    }
 }
 
 type FloatTile = unsafe fn(&[f32], &[usize], usize, &[LineF32], &[f32; NR], (f32, f32), &mut [f32], usize, usize);
