@@ -2,8 +2,10 @@
 #![allow(clippy::print_stdout)]
 
 mod adapter;
+mod arm;
 mod run;
 mod schema;
+mod target;
 mod test;
 mod wasm;
 mod web;
@@ -31,6 +33,9 @@ enum Chore {
     Ops,
     /// Check that the library compiles for wasm32-unknown-unknown, installing a toolchain for it if there is none.
     Wasm,
+    /// Run the CPU executor's tests on 64-bit ARM: natively on such a machine, elsewhere cross-compiled and emulated,
+    /// installing compiler and emulator (qemu) where they are missing.
+    Arm(arm::Args),
     /// The browser package: build it, serve the demo, test it in Chromium.
     Web {
         #[command(subcommand)]
@@ -51,6 +56,7 @@ fn main() -> anyhow::Result<()> {
             run::run(test.args(["test", "--workspace", "--test", "ops_doc"]).env("BLESS", "1"))
         }
         Chore::Wasm => wasm::check(),
+        Chore::Arm(args) => arm::test(&args),
         Chore::Web { what } => web::web(&what),
     }
 }
