@@ -51,7 +51,8 @@ pub fn test(args: &Args) -> Result<()> {
 }
 
 fn tests(args: &Args, cargo: &dyn Fn(&[&str]) -> Command) -> Result<()> {
-    run(&mut cargo(&["test", "-p", "litegpu-cpu"]))?;
+    // The documentation's examples are not among them: rustdoc is not Debian's where the compiler is.
+    run(&mut cargo(&["test", "-p", "litegpu-cpu", "--lib", "--tests"]))?;
     if let Some(folder) = &args.verify {
         let verify = ["run", "--release", "-p", "litegpu-cpu", "--example", "verify"];
         run(cargo(&verify).args(["--", folder]))?;
