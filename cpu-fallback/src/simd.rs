@@ -92,6 +92,7 @@ pub(crate) struct Quads<'a> {
     pub zero: i32,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 impl Quads<'_> {
     /// # Panics
     /// When the rows cannot be read.
