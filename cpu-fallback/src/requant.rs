@@ -739,7 +739,7 @@ pub(crate) fn after(activation: ActivationFunctionType) -> Option<fn(f32) -> f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{LineI8, LineI16, Portable, Taps};
+    use crate::simd::{LineI8, LineI16, LineQuad, Portable, Taps};
 
     #[test]
     fn quantized_floats_are_rounded_half_away() {
@@ -878,6 +878,55 @@ mod tests {
                     let portable = Whole(&finish, &a, panel, &list, &lines, n).run::<Portable>();
                     assert_eq!(fast, portable, "{rows} rows a piece, {taps} taps, {n} columns");
                 }
+            }
+        }
+    }
+
+    struct OfBytes<'a>(&'a HybridRows<'a>, &'a [u8], Quads<'a>, usize);
+    impl Task for OfBytes<'_> {
+        type Output = Vec<u32>;
+        #[inline(always)]
+        fn run<S: Isa>(self) -> Vec<u32> {
+            let OfBytes(finish, a, b, n) = self;
+            let mut out = vec![0.0; 300];
+            for rows in [1, 2, 3, 4, 7, 8, 13] {
+                finish.quads::<S>(a, &[0], 8, rows, &b, 0, 0, &mut out[rows..], 20, n);
+            }
+            out.iter().map(|v| v.to_bits()).collect()
+        }
+    }
+
+    /// Rows of bytes with zero points of their own give what the same rows give as words less these.
+    #[test]
+    fn hybrid_products_of_bytes_agree() {
+        let (mut pieces, mut constants) = (Pieces::default(), Hybrid::linear());
+        pieces.resize(20).unwrap();
+        let zero = |i: usize| [-128, 127, 0, 5, 5][i % 5];
+        (0..20).for_each(|i| pieces.set(i, &Steps { scale: 0.02 * (i as f32 + 1.0), zero: zero(i), ..Steps::NONE }));
+        let columns = |f: f32| -> Vec<f32> { (0..NR).map(|j| f * (j as f32 - 7.0)).collect() };
+        constants.set(Some(&columns(1.7)), &columns(3.1e-3)).unwrap();
+        constants.range = (-60.0, 50.0);
+        let a: Vec<u8> = (0..13 * 8).map(|i| (i * 89 % 256) as u8).collect();
+        let weight = |k: usize, j: usize| (k * 57 + j * 31) as i8;
+        let fours: Vec<LineQuad> =
+            (0..2).map(|l| LineQuad(std::array::from_fn(|j| std::array::from_fn(|i| weight(4 * l + i, j))))).collect();
+        let pairs: Vec<LineI8> =
+            (0..4).map(|l| LineI8(std::array::from_fn(|j| std::array::from_fn(|i| weight(2 * l + i, j))))).collect();
+        let sums = std::array::from_fn(|j| (0..8).map(|k| weight(k, j) as i32).sum());
+        for rows in [1, 3, 100] {
+            let finish = HybridRows { constants: &constants, pieces: &pieces, first: 1, rows };
+            let words: Vec<i16> =
+                a.iter().enumerate().map(|(i, q)| *q as i16 - 128 - zero(1 + i / 8 / rows) as i16).collect();
+            for n in [1, 9, 16] {
+                let b = Quads { lines: &fours, start: &[0; NR], sums: &sums, run: 8, zero: 0 };
+                let portable = OfBytes(&finish, &a, b, n).run::<Portable>();
+                assert_eq!(dispatch(OfBytes(&finish, &a, b, n)), portable, "{rows} {n}");
+                let mut out = vec![0.0; 300];
+                for count in [1, 2, 3, 4, 7, 8, 13] {
+                    let panel = Panel::Narrow(&pairs);
+                    finish.panel::<Portable>(&words, &[0], 8, count, panel, 0, 0, &mut out[count..], 20, n);
+                }
+                assert_eq!(out.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), portable, "{rows} {n}");
             }
         }
     }
