@@ -1226,20 +1226,27 @@ unsafe fn quad_products<const R: usize, const BESIDE: bool>(
         // Of the last four elements of a run, those that count.
         let last = _mm512_set1_epi32(0x0101_0101 >> (8 * (4 * length - b.run).min(3)));
         let mut all = [_mm512_setzero_si512(); R];
-        // Few rows take turns with as many sums more, since each waits for the one before.
-        let mut more = [_mm512_setzero_si512(); R];
+        // Few rows take turns with sums more, since each waits for the one before: two take two, one takes four.
+        let mut more = [[_mm512_setzero_si512(); R]; 3];
+        let turns = match R {
+            1 => 4,
+            2 | 3 => 2,
+            _ => 1,
+        };
         for run in runs {
             let ap = a.add(*run);
             let mut k = 0;
-            while R < 4 && !BESIDE && k + 2 <= length {
-                let (v, w) = (line(lines), line(lines.add(1)));
-                for r in 0..R {
-                    let x = ap.add(r * lda + 4 * k).cast::<i32>();
-                    sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_set1_epi32(x.read_unaligned()), v);
-                    more[r] = _mm512_dpbusd_epi32(more[r], _mm512_set1_epi32(x.add(1).read_unaligned()), w);
+            while turns > 1 && !BESIDE && k + turns <= length {
+                for t in 0..turns {
+                    let w = line(lines.add(t));
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(ap.add(r * lda + 4 * (k + t)).cast::<i32>().read_unaligned());
+                        let to = if t == 0 { &mut sum[r] } else { &mut more[t - 1][r] };
+                        *to = _mm512_dpbusd_epi32(*to, x, w);
+                    }
                 }
-                lines = lines.add(2);
-                k += 2;
+                lines = lines.add(turns);
+                k += turns;
             }
             while k < length {
                 let w = line(lines);
@@ -1259,8 +1266,9 @@ unsafe fn quad_products<const R: usize, const BESIDE: bool>(
         for r in 0..R {
             if BESIDE {
                 sum[r] = _mm512_sub_epi32(sum[r], _mm512_mullo_epi32(all[r], zero));
-            } else if R < 4 {
-                sum[r] = _mm512_add_epi32(sum[r], more[r]);
+            } else if turns > 1 {
+                let more = _mm512_add_epi32(_mm512_add_epi32(more[0][r], more[1][r]), more[2][r]);
+                sum[r] = _mm512_add_epi32(sum[r], more);
             }
         }
         sum
