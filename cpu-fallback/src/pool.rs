@@ -267,6 +267,7 @@ mod tests {
                 assert!(out.iter().enumerate().all(|(k, v)| *v == k / 7 + round), "{threads} threads");
             }
             // Workers that have gone to sleep wake again.
+            #[cfg(not(target_family = "wasm"))]
             std::thread::sleep(LINGER * 20);
         }
     }

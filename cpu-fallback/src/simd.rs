@@ -873,9 +873,21 @@ impl Strip<'_> {
     /// lines as the taps name.
     #[inline(always)]
     unsafe fn sums<S: Isa, const P: usize>(&self, first: usize) -> [[i32; NR]; P] {
+        // SAFETY: the caller's promise.
+        let acc = unsafe { self.vectors::<S, P>(first, &[0; NR]) };
+        let mut out = [[0; NR]; P];
+        unrolled!(p < P, { out[p] = S::sums(acc[p]) }, 0 1 2 3);
+        out
+    }
+
+    /// The same sums in registers, from `bias` on.
+    ///
+    /// # Safety
+    /// As [`Strip::sums`].
+    #[inline(always)]
+    unsafe fn vectors<S: Isa, const P: usize>(&self, first: usize, bias: &[i32; NR]) -> [[S::I; 2]; 4] {
         const { assert!(P <= 4) };
-        let zero = S::load_sums(&[0; NR]);
-        let mut acc = [zero; 4];
+        let mut acc = [S::load_sums(bias); 4];
         // SAFETY: the caller's promise.
         unsafe {
             let (x, step) = (self.image.as_ptr().add(first), self.step);
@@ -891,9 +903,7 @@ impl Strip<'_> {
                 }, 0 1 2 3);
             }
         }
-        let mut out = [[0; NR]; P];
-        unrolled!(p < P, { out[p] = S::sums(acc[p]) }, 0 1 2 3);
-        out
+        acc
     }
 }
 

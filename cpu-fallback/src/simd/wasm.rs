@@ -4,7 +4,10 @@
 //! by 8 columns (8 sums, 2 vectors of weights, one of the left operand and one product). They keep the order of loads, so
 //! that two steps of the depth at a time spill sums: one step it is.
 
-use super::{Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Sum, reach};
+use super::{
+    Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Strip, Sum, narrow_rows, reach, tiles,
+};
+use crate::requant::Quantized;
 use core::arch::wasm32::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -57,12 +60,6 @@ unsafe fn write<T>(to: *mut T, x: v128) {
 #[inline(always)]
 fn clamp4(x: v128, low: v128, high: v128) -> v128 {
     f32x4_pmin(f32x4_pmax(x, low), high)
-}
-
-/// The low words of the 64-bit lanes of two vectors.
-#[inline(always)]
-fn low_words(a: v128, b: v128) -> v128 {
-    i32x4_shuffle::<0, 2, 4, 6>(a, b)
 }
 
 // Whole tiles are functions of their own: a call costs little beside a tile, and the code would be large were it
@@ -277,48 +274,55 @@ impl Isa for Simd128 {
         let Some(once) = q.once.or(own.as_ref()) else {
             return Portable::requantize(acc, q);
         };
-        let (zero, low, high) = (i32x4_splat(q.zero), i32x4_splat(q.low), i32x4_splat(q.high));
         let near = NearHalf::new(q.zero, q.low, q.high);
         for at in (0..NR).step_by(4) {
             // SAFETY: each load and store covers lanes `at` to `at + 4` of arrays of 16.
             unsafe {
-                let bias = read(q.bias.as_ptr().add(at));
-                let scale = read(once.scale.as_ptr().add(at));
-                let limit = f32x4_sub(near.limit, read(once.error.as_ptr().add(at)));
+                let (bias, once) = (read(q.bias.as_ptr().add(at)), once.four(at));
                 for acc in &mut *acc {
                     let place = acc.as_mut_ptr().add(at);
                     let x = i32x4_add(read(place), bias);
-                    let (rounded, unsure) = near.round(f32x4_mul(f32x4_convert_i32x4(x), scale), limit);
-                    if !unsure {
+                    let (rounded, off) = near.round(once.real(x));
+                    if !v128_any_true(f32x4_gt(off, near.limit)) {
                         write(place, rounded);
                         continue;
                     }
-                    // There is no shift by lanes: a shift to the right is a product with a power of two, which stays
-                    // within 64 bits for shifts of 0 to 30.
-                    let value = read(q.value.as_ptr().add(at));
-                    let shift = read(q.shift.as_ptr().add(at));
-                    // 2^(30 + shift) from the bits of a float.
-                    let exponent = i32x4_add(shift, i32x4_splat(127 + 30));
-                    let factor = i32x4_trunc_sat_f32x4(i32x4_shl(exponent, 23));
-                    // 2^-shift - 1, likewise.
-                    let power = i32x4_sub(i32x4_splat(127), shift);
-                    let mask = i32x4_sub(i32x4_trunc_sat_f32x4(i32x4_shl(power, 23)), i32x4_splat(1));
-                    let half = i32x4_shr(mask, 1);
-                    let round = i64x2_splat(1 << 30);
-                    // (x * value + 2^30) >> 31: the doubled product's high half, rounded.
-                    let a = i64x2_add(i64x2_extmul_low_i32x4(x, value), round);
-                    let b = i64x2_add(i64x2_extmul_high_i32x4(x, value), round);
-                    let x = low_words(u64x2_shr(a, 31), u64x2_shr(b, 31));
-                    // Division by a power of two, half away from zero.
-                    let threshold = i32x4_sub(half, i32x4_shr(x, 31));
-                    let up = i32x4_gt(v128_and(x, mask), threshold);
-                    let a = u64x2_shr(i64x2_extmul_low_i32x4(x, factor), 30);
-                    let b = u64x2_shr(i64x2_extmul_high_i32x4(x, factor), 30);
-                    let x = i32x4_add(i32x4_sub(low_words(a, b), up), zero);
-                    write(place, i32x4_min(i32x4_max(x, low), high));
+                    let mut four = [*acc];
+                    Portable::requantize(&mut four, q);
+                    acc[at..at + 4].copy_from_slice(&four[0][at..at + 4]);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn panel<O: Quantized>(
+        a: &[i16],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: Panel<'_>,
+        q: &Requant<'_>,
+        out: &mut [O],
+        ldc: usize,
+    ) {
+        if let (1, Ok(out)) = (size_of::<O>(), bytemuck::try_cast_slice_mut(out)) {
+            return panel_bytes(a, runs, lda, rows, b, q, out, ldc);
+        }
+        tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
+            Self::requantize(acc, q);
+            narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+        });
+    }
+    #[inline(always)]
+    fn strip<O: Quantized>(strip: &Strip<'_>, q: &Requant<'_>, out: &mut [O], stride: usize) {
+        if let (1, Ok(out)) = (size_of::<O>(), bytemuck::try_cast_slice_mut(out)) {
+            return strip_bytes(strip, q, out, stride);
+        }
+        strip.each::<Self>(|p, sums| {
+            Self::requantize(sums, q);
+            narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
+        });
     }
 
     #[inline(never)]
@@ -342,8 +346,8 @@ impl Isa for Simd128 {
                     let place = x.as_mut_ptr().add(at);
                     let u = f32x4_convert_i32x4(i32x4_sub(read(place), zeros[0]));
                     let v = f32x4_convert_i32x4(i32x4_sub(read(y.as_ptr().add(at)), zeros[1]));
-                    let (rounded, unsure) = near.round(f32x4_add(f32x4_mul(u, a), f32x4_mul(v, b)), limit);
-                    if !unsure {
+                    let (rounded, off) = near.round(f32x4_add(f32x4_mul(u, a), f32x4_mul(v, b)));
+                    if !v128_any_true(f32x4_gt(off, limit)) {
                         write(place, rounded);
                         continue;
                     }
@@ -381,39 +385,69 @@ impl Isa for Simd128 {
     }
 }
 
-/// Rounding twice done as one product of floats, of 16 columns: it differs only where that is near a half, because the
-/// first rounding moves a number by 2^(shift - 1) at most, and floats by less than 2^-13 below 512.
+/// Rounding twice done as one product of floats, of 16 columns.
+///
+/// With a shift of -r the reference makes floor(x / 2^r + 1/2 + 2^-(r + 1)) of a real number x of at least 0, and has
+/// 1/2 - 2^-(r + 1) for negative ones (see the other `Once`): that is one rounding of x moved away from zero, which
+/// floats get wrong only where the result is close to a half.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Once {
     scale: [f32; NR],
-    /// How far the product may be from the right number.
-    error: [f32; NR],
+    /// How far numbers are moved: 2^-(r + 1).
+    away: [f32; NR],
 }
 
 impl Once {
-    /// From fractions and powers of two; `None` where one does not lie between 2^-30 and 1, which is rare.
+    /// From fractions and powers of two; `None` when a column is not shifted to the right.
     pub(crate) fn new(value: &[i32; NR], shift: &[i32; NR]) -> Option<Once> {
-        let mut once = Once { scale: [0.0; NR], error: [0.0; NR] };
+        let mut once = Once { scale: [0.0; NR], away: [0.0; NR] };
         for j in 0..NR {
-            if !(-30..=0).contains(&shift[j]) {
+            // Times 0 is 0, whatever the shift.
+            let r = if value[j] == 0 { 1 } else { -shift[j] };
+            if !(1..=31).contains(&r) {
                 return None;
             }
-            let power = |n: i32| f32::from_bits(((127 + n) as u32) << 23);
-            once.scale[j] = value[j] as f32 * power(shift[j] - 31);
-            once.error[j] = power(shift[j] - 1) + 1.0 / 8192.0;
+            let power = |n: i32| f32::from_bits(((127 - n) as u32) << 23);
+            once.scale[j] = value[j] as f32 * power(r + 31);
+            once.away[j] = power(r + 1);
         }
         Some(once)
     }
+    /// The constants of 4 columns.
+    ///
+    /// # Safety
+    /// `at` is at most 12.
+    #[inline(always)]
+    unsafe fn four(&self, at: usize) -> Four {
+        // SAFETY: 4 lanes from `at` on of arrays of 16.
+        unsafe { Four { scale: read(self.scale.as_ptr().add(at)), away: read(self.away.as_ptr().add(at)) } }
+    }
 }
 
-/// Rounds real numbers to integers, and says where a number that is not quite the right one might round otherwise.
+/// 4 columns of a [`Once`].
+struct Four {
+    scale: v128,
+    away: v128,
+}
+
+impl Four {
+    /// The numbers that are to be rounded, from sums.
+    #[inline(always)]
+    fn real(&self, sums: v128) -> v128 {
+        let x = f32x4_mul(f32x4_convert_i32x4(sums), self.scale);
+        f32x4_add(x, v128_or(v128_and(x, f32x4_splat(-0.0)), self.away))
+    }
+}
+
+/// Rounds real numbers to integers, and says how far from them they are.
 struct NearHalf {
     low: v128,
     high: v128,
     /// What rounds by being added, and its bits less the zero point.
     magic: v128,
     bits: v128,
-    /// One half, the largest distance from an integer; less than any where the range is too wide for floats.
+    /// Where a number is further from its integer it may be one that rounds otherwise: four roundings to floats have
+    /// moved it by a part of 2^22 at most, and half as much again is left over.
     limit: v128,
 }
 
@@ -421,22 +455,160 @@ impl NearHalf {
     #[inline(always)]
     fn new(zero: i32, low: i32, high: i32) -> NearHalf {
         const MAGIC: f32 = 12_582_912.0;
-        let (low, high) = (low.saturating_sub(zero), high.saturating_sub(zero));
+        let (low, high) = (low.saturating_sub(zero) as f32, high.saturating_sub(zero) as f32);
+        let reach = if low < -high { -low } else { high };
         NearHalf {
-            low: f32x4_splat(low as f32),
-            high: f32x4_splat(high as f32),
+            low: f32x4_splat(low),
+            high: f32x4_splat(high),
             magic: f32x4_splat(MAGIC),
             bits: i32x4_splat((MAGIC.to_bits() as i32).wrapping_sub(zero)),
-            limit: f32x4_splat(if low >= -512 && high <= 512 { 0.5 } else { -1.0 }),
+            limit: f32x4_splat(0.5 - (reach.abs() + 1.0) / 2_097_152.0),
         }
     }
-    /// `x` rounded, moved by the zero point and limited; and whether a lane is further than `limit` from its integer.
+    /// `x` rounded, moved by the zero point and limited; and how far it was from an integer.
     #[inline(always)]
-    fn round(&self, x: v128, limit: v128) -> (v128, bool) {
+    fn round(&self, x: v128) -> (v128, v128) {
         let x = f32x4_pmin(f32x4_pmax(x, self.low), self.high);
         let moved = f32x4_add(x, self.magic);
-        let off = f32x4_abs(f32x4_sub(x, f32x4_sub(moved, self.magic)));
-        (i32x4_sub(moved, self.bits), v128_any_true(f32x4_gt(off, limit)))
+        (i32x4_sub(moved, self.bits), f32x4_abs(f32x4_sub(x, f32x4_sub(moved, self.magic))))
+    }
+}
+
+/// What rounds sums to bytes: the constants of a [`Requant`] as floats.
+struct Bytes<'a> {
+    q: &'a Requant<'a>,
+    once: Option<&'a Once>,
+    near: NearHalf,
+}
+
+impl Bytes<'_> {
+    /// The sums of P pixels by 8 columns from `at` on (biases added) as bytes, or nothing where floats do not say which.
+    ///
+    /// # Safety
+    /// `at` is 0 or 8; `out` holds P rows, `stride` apart, of the columns that matter and are 8 at most from `at` on.
+    #[inline(always)]
+    unsafe fn store<const P: usize>(
+        &self,
+        mut sums: [[v128; 2]; 4],
+        once: &Once,
+        at: usize,
+        out: *mut u8,
+        stride: usize,
+    ) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut most = f32x4_splat(0.0);
+            unrolled!(h < 2, {
+                let once = once.four(at + 4 * h);
+                unrolled!(p < P, {
+                    let (rounded, off) = self.near.round(once.real(sums[p][h]));
+                    sums[p][h] = rounded;
+                    most = f32x4_pmax(most, off);
+                }, 0 1 2 3);
+            }, 0 1);
+            if v128_any_true(f32x4_gt(most, self.near.limit)) {
+                return false;
+            }
+            let n = self.q.columns - at;
+            unrolled!(p < P, {
+                let to = out.add(p * stride + at);
+                // Signed or not, the low byte is what the type has.
+                let words = v128_and(i16x8_narrow_i32x4(sums[p][0], sums[p][1]), i16x8_splat(0xFF));
+                let bytes = u8x16_narrow_i16x8(words, words);
+                if n >= 8 {
+                    v128_store64_lane::<0>(bytes, to.cast());
+                } else {
+                    let eight = i64x2_extract_lane::<0>(bytes).to_le_bytes();
+                    to.copy_from_nonoverlapping(eight.as_ptr(), n);
+                }
+            }, 0 1 2 3);
+            true
+        }
+    }
+    /// The same of sums in memory, without biases, exactly.
+    fn exact(&self, sums: &mut [[i32; NR]], out: &mut [u8], stride: usize) {
+        Simd128::requantize(sums, self.q);
+        for (sums, out) in sums.iter().zip(out.chunks_mut(stride)) {
+            out.iter_mut().zip(sums).take(self.q.columns).for_each(|(to, x)| *to = *x as u8);
+        }
+    }
+}
+
+/// [`Isa::panel`] for bytes.
+#[inline(never)]
+fn panel_bytes(
+    a: &[i16],
+    runs: &[usize],
+    lda: usize,
+    rows: usize,
+    b: Panel<'_>,
+    q: &Requant<'_>,
+    out: &mut [u8],
+    ldc: usize,
+) {
+    if rows == 0 {
+        return;
+    }
+    let columns = q.columns;
+    // Lines are pairs of steps.
+    assert!(a.len() >= reach(runs, b.len()) + b.len() / runs.len().max(1) + (rows - 1) * lda);
+    assert!((1..=NR).contains(&columns) && columns <= ldc && out.len() >= (rows - 1) * ldc + columns);
+    let bytes = Bytes { q, once: q.once, near: NearHalf::new(q.zero, q.low, q.high) };
+    for r in (0..rows).step_by(4) {
+        let (a, out, rows) = (&a[r * lda..], &mut out[r * ldc..], (rows - r).min(4));
+        // SAFETY: the asserts cover every run of every row of `a`, and four rows of `out`.
+        let sure = rows == 4
+            && bytes.once.is_some_and(|once| unsafe {
+                (0..columns).step_by(8).all(|at| {
+                    let sums = match b {
+                        Panel::Narrow(b) => int_sums::<4, _>(a, runs, lda, b, at, q.bias),
+                        Panel::Wide(b) => int_sums::<4, _>(a, runs, lda, b, at, q.bias),
+                    };
+                    bytes.store::<4>(sums, once, at, out.as_mut_ptr(), ldc)
+                })
+            });
+        if !sure {
+            let mut acc = [[0; NR]; MAX_MR];
+            Simd128::tile_i16(a, runs, lda, rows, b, columns, &mut acc);
+            bytes.exact(&mut acc[..rows], out, ldc);
+        }
+    }
+}
+
+/// [`Isa::strip`] for bytes.
+#[inline(never)]
+fn strip_bytes(strip: &Strip<'_>, q: &Requant<'_>, out: &mut [u8], stride: usize) {
+    if strip.rows * strip.pixels == 0 {
+        return;
+    }
+    let columns = q.columns;
+    strip.check();
+    assert!((1..=NR).contains(&columns) && columns <= stride);
+    assert!(out.len() >= (strip.rows * strip.pixels - 1) * stride + columns);
+    let bytes = Bytes { q, once: q.once, near: NearHalf::new(q.zero, q.low, q.high) };
+    for r in 0..strip.rows {
+        for p in (0..strip.pixels).step_by(2) {
+            let (first, pixels) = (strip.first + r * strip.line + p * strip.step, (strip.pixels - p).min(2));
+            let out = &mut out[(r * strip.pixels + p) * stride..];
+            // SAFETY: the check covers the windows of all pixels, the asserts two rows of `out`.
+            unsafe {
+                if let (2, Some(once)) = (pixels, bytes.once) {
+                    let [a, b, ..] = strip.vectors::<Simd128, 2>(first, q.bias);
+                    let halves = |h: usize| [a[h], b[h], a[h], b[h]];
+                    if (0..columns)
+                        .step_by(8)
+                        .all(|at| bytes.store::<2>(halves(at / 8), once, at, out.as_mut_ptr(), stride))
+                    {
+                        continue;
+                    }
+                }
+                let mut sums = [[0; NR]; 2];
+                for (p, sums) in sums.iter_mut().enumerate().take(pixels) {
+                    [*sums] = strip.sums::<Simd128, 1>(first + p * strip.step);
+                }
+                bytes.exact(&mut sums[..pixels], out, stride);
+            }
+        }
     }
 }
 
@@ -547,10 +719,33 @@ unsafe fn int_tile<const R: usize, L: Line>(
     at: usize,
     acc: &mut [[i32; NR]; MAX_MR],
 ) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sum = int_sums::<R, L>(a, runs, lda, b, at, &[0; NR]);
+        unrolled!(r < R, {
+            write(acc[r].as_mut_ptr().add(at), sum[r][0]);
+            write(acc[r].as_mut_ptr().add(at + 4), sum[r][1]);
+        }, 0 1 2 3);
+    }
+}
+
+/// The sums of R rows by the 8 columns from `at` on, from `bias` on.
+///
+/// # Safety
+/// As [`int_tile`].
+#[inline(always)]
+unsafe fn int_sums<const R: usize, L: Line>(
+    a: &[i16],
+    runs: &[usize],
+    lda: usize,
+    b: &[L],
+    at: usize,
+    bias: &[i32; NR],
+) -> [[v128; 2]; 4] {
     // SAFETY: the caller's promise bounds every pointer below.
     unsafe {
-        let zero = i32x4_splat(0);
-        let mut sum = [[zero, zero], [zero, zero], [zero, zero], [zero, zero]];
+        let first = [read(bias.as_ptr().add(at)), read(bias.as_ptr().add(at + 4))];
+        let mut sum = [first, first, first, first];
         let length = b.len() / runs.len().max(1);
         let mut line = b.as_ptr();
         for run in runs {
@@ -569,9 +764,6 @@ unsafe fn int_tile<const R: usize, L: Line>(
                 left -= 1;
             }
         }
-        unrolled!(r < R, {
-            write(acc[r].as_mut_ptr().add(at), sum[r][0]);
-            write(acc[r].as_mut_ptr().add(at + 4), sum[r][1]);
-        }, 0 1 2 3);
+        sum
     }
 }
