@@ -586,10 +586,7 @@ fn panel_f32<S: Isa>(
         }
         return;
     }
-    for r in (0..rows).step_by(S::MR) {
-        let m = S::MR.min(rows - r);
-        S::tile_f32(&a[r * lda..], runs, lda, m, b.panel(p), bias, range, &mut out[r * ldc..], ldc, n);
-    }
+    S::rows_f32(a, runs, lda, rows, b.panel(p), bias, range, out, ldc, n);
 }
 
 /// What a convolution sees of images, as lines of pixels: each output is made of `taps[0]` runs of `taps[1]`

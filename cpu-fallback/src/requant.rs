@@ -871,7 +871,7 @@ mod tests {
             constants.range = range;
             let finish = HybridRows { constants: &constants, pieces: &pieces, first: 1, rows };
             let mut list = Taps::default();
-            list.set((0..taps).map(|t| ((t * 29 % 200) as isize - 40, t)), 40);
+            list.set(40, |tap| (0..taps).for_each(|t| tap((t * 29 % 200) as isize - 40, t)));
             for n in [1, 7, 8, 9, 15, 16] {
                 for panel in [Panel::Narrow(&narrow), Panel::Wide(&wide)] {
                     let fast = dispatch(Whole(&finish, &a, panel, &list, &lines, n));

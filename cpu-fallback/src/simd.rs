@@ -319,6 +319,26 @@ pub(crate) fn tiles<S: Isa>(
     }
 }
 
+/// Any number of rows times a panel, tile by tile.
+#[inline(always)]
+fn tiles_f32<S: Isa>(
+    a: &[f32],
+    runs: &[usize],
+    lda: usize,
+    rows: usize,
+    b: &[LineF32],
+    bias: &[f32; NR],
+    range: (f32, f32),
+    out: &mut [f32],
+    ldc: usize,
+    columns: usize,
+) {
+    for r in (0..rows).step_by(S::MR) {
+        let m = S::MR.min(rows - r);
+        S::tile_f32(&a[r * lda..], runs, lda, m, b, bias, range, &mut out[r * ldc..], ldc, columns);
+    }
+}
+
 /// What is added to the products of one column, and the limits of their sums.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dot {
@@ -412,6 +432,41 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         ldc: usize,
         columns: usize,
     );
+
+    /// Any number of rows, tile by tile.
+    #[inline(always)]
+    fn rows_f32(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &[LineF32],
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        ldc: usize,
+        columns: usize,
+    ) {
+        tiles_f32::<Self>(a, runs, lda, rows, b, bias, range, out, ldc, columns);
+    }
+
+    /// The first channels of pixels of a depthwise convolution, `step` apart, where that has code of its own: how many
+    /// channels. A line of `out` has `stride` of them, and a block of 16 `block` of the `lines`.
+    #[inline(always)]
+    fn depthwise_pixels(
+        _: &[f32],
+        _first: isize,
+        _step: usize,
+        _: &Taps,
+        _lines: &[[f32; NR]],
+        _block: usize,
+        _bias: &[f32],
+        _range: (f32, f32),
+        _out: &mut [f32],
+        _stride: usize,
+    ) -> usize {
+        0
+    }
 
     /// Rows as in [`Isa::tile_f32`], any number of them, times one column `w`: for products too narrow for a tile.
     fn dots_f32(
@@ -690,18 +745,24 @@ pub(crate) struct Taps {
 }
 
 impl Taps {
-    /// From (offset, line) pairs; `zero` is the line of zeros.
-    pub(crate) fn set(&mut self, taps: impl Iterator<Item = (isize, usize)>, zero: usize) {
+    /// The taps that `each` gives to its argument, as offset and line; `zero` is the line of zeros.
+    pub(crate) fn set(&mut self, zero: usize, each: impl FnOnce(&mut dyn FnMut(isize, usize))) {
         self.list.clear();
-        self.list.extend(taps);
+        (self.low, self.high, self.lines) = (isize::MAX, isize::MIN, 0);
+        each(&mut |offset, line| {
+            (self.low, self.high) = (self.low.min(offset), self.high.max(offset));
+            self.lines = self.lines.max(line + 1);
+            self.list.push((offset, line));
+        });
         self.count = self.list.len();
+        if self.count == 0 {
+            (self.low, self.high) = (0, 0);
+        }
         if self.count % 2 == 1 {
             let (offset, _) = self.list[0];
+            self.lines = self.lines.max(zero + 1);
             self.list.push((offset, zero));
         }
-        self.low = self.list.iter().map(|t| t.0).min().unwrap_or(0);
-        self.high = self.list.iter().map(|t| t.0).max().unwrap_or(0);
-        self.lines = self.list.iter().map(|t| t.1 + 1).max().unwrap_or(0);
     }
     /// (offset, line) of each tap.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (isize, usize)> + '_ {
@@ -2901,7 +2962,8 @@ mod tests {
             // Strips whose sums are as given: four times 2^14 times the upper half, 2^8 times a byte, a byte.
             let mut taps = Taps::default();
             let (next, last) = (NR as isize, 2 * NR as isize);
-            taps.set([(0, 0), (0, 0), (0, 0), (0, 0), (next, 1), (last, 2)].into_iter(), 3);
+            let list = [(0, 0), (0, 0), (0, 0), (0, 0), (next, 1), (last, 2)];
+            taps.set(3, |tap| list.iter().for_each(|&(offset, line)| tap(offset, line)));
             let lines = &[[1 << 14; NR], [1 << 8; NR], [1; NR], [0; NR]];
             for (i, sums) in sums.iter().enumerate() {
                 let parts = [
@@ -3144,7 +3206,7 @@ mod tests {
                 n[1000..].as_chunks::<NR>().0.iter().map(|c| c.map(|v| v as i8 as i16)).collect();
             lines[40] = [0; NR];
             let mut list = Taps::default();
-            list.set((0..taps).map(|t| ((t * 29 % 400) as isize - 40, t)), 40);
+            list.set(40, |tap| (0..taps).for_each(|t| tap((t * 29 % 400) as isize - 40, t)));
             let value: [i32; NR] = std::array::from_fn(|j| (1 << 30) | (n[j] >> 2) as i32);
             let shift: [i32; NR] = std::array::from_fn(|j| -6 - (n[NR + j] % 6) as i32);
             let bias: [i32; NR] = std::array::from_fn(|j| n[2 * NR + j] as i32 >> 20);
@@ -3184,7 +3246,7 @@ mod tests {
             let lines: Vec<[f32; NR]> =
                 n[1000..].as_chunks::<NR>().0.iter().map(|c| c.map(|v| (v as i8 >> 2) as f32)).collect();
             let mut list = Taps::default();
-            list.set((0..taps).map(|t| ((t * 29 % 400) as isize - 40, t)), 25);
+            list.set(25, |tap| (0..taps).for_each(|t| tap((t * 29 % 400) as isize - 40, t)));
             for columns in [1, 5, 8, 9, 16] {
                 let task = FloatStrips(&image, &lines, &list, columns);
                 let portable = task.run::<Portable>();

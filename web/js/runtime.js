@@ -170,11 +170,10 @@ class Loaded {
 }
 
 /** Gives the module the kernels that need relaxed SIMD, where the browser has it. */
-function fuse({ memory, litegpu_fused_tile: set }) {
+function fuse({ memory, litegpu_fused: set }) {
   if (!WebAssembly.validate(relaxed)) return;
-  const { tile_f32 } = new WebAssembly.Instance(new WebAssembly.Module(relaxed), { env: { memory } }).exports;
-  const place = functions().grow(1, tile_f32);
-  set(place);
+  const { rows_f32, depthwise_f32 } = new WebAssembly.Instance(new WebAssembly.Module(relaxed), { env: { memory } }).exports;
+  set(functions().grow(1, rows_f32), functions().grow(1, depthwise_f32));
 }
 
 /** The calls that the application's side makes, directly or by message. Models and files on their way go by number. */

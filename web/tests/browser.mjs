@@ -99,33 +99,50 @@ if (zips.length) {
 // Code that runs in the page, with `litegpu` and helpers of its own.
 const inPage = (f, argument) => page.evaluate(f, argument);
 
-await check('the kernel with fused products gives products, limited', () =>
+await check('the kernels with fused products give products, limited', () =>
   inPage(async () => {
     const bytes = await (await fetch('/web/js/relaxed.wasm')).arrayBuffer();
     const memory = new WebAssembly.Memory({ initial: 16 });
-    const { tile_f32: tile } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } }).exports;
+    const { rows_f32: rows, depthwise_f32: depthwise } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } }).exports;
     const f = new Float32Array(memory.buffer);
-    const [a, w, bias, out, runs] = [1000, 2000, 3000, 4000, 5000];
-    const [lda, ldc, length, starts] = [40, 11, 5, [3, 17]];
+    const [a, w, bias, out, lists] = [1000, 2000, 4000, 5000, 6000];
     // Small integers: exact, in any order and with any rounding.
-    for (let i = 0; i < 160; i++) f[a + i] = ((i * 7) % 13) - 6;
-    for (let i = 0; i < 160; i++) f[w + i] = ((i * 5) % 11) - 5;
-    for (let i = 0; i < 8; i++) f[bias + i] = i;
-    f[a + 2 * lda + starts[1]] = NaN;
-    new Uint32Array(memory.buffer).set(starts, runs);
-    for (let rows = 1; rows <= 4; rows++) {
-      f.fill(1e9, out, out + 4 * ldc);
-      tile(4 * a, lda, rows, 4 * runs, 2, length, 4 * w, 4 * bias, -40, 55, 4 * out, ldc);
-      for (let r = 0; r < 4; r++) {
+    for (let i = 0; i < 900; i++) f[a + i] = ((i * 7) % 13) - 6;
+    for (let i = 0; i < 900; i++) f[w + i] = ((i * 5) % 11) - 5;
+    for (let i = 0; i < 32; i++) f[bias + i] = i;
+    const compare = (what, count, ldc, columns, sum) => {
+      for (let r = 0; r <= count; r++) {
         for (let c = 0; c < ldc; c++) {
+          const right = r < count && c < columns ? Math.min(Math.max(sum(r, c), -40), 55) : 1e9;
+          const is = f[out + r * ldc + c];
+          if (!Object.is(is, right)) throw new Error(`${what}: ${is} in row ${r}, column ${c}, not ${right}`);
+        }
+      }
+    };
+    const [lda, ldc, length, starts] = [40, 19, 5, [3, 17]];
+    f[a + 2 * lda + starts[1]] = NaN;
+    new Uint32Array(memory.buffer).set(starts, lists);
+    for (let count = 1; count <= 9; count++) {
+      for (let columns = 1; columns <= 16; columns++) {
+        f.fill(1e9, out, out + 10 * ldc);
+        rows(4 * a, lda, count, 4 * lists, 2, length, 4 * w, 4 * bias, -40, 55, 4 * out, ldc, columns);
+        compare(`${count} rows`, count, ldc, columns, (r, c) => {
           let sum = f[bias + c];
           starts.forEach((s, i) => {
             for (let k = 0; k < length; k++) sum += f[a + r * lda + s + k] * f[w + (i * length + k) * 16 + c];
           });
-          const right = r < rows && c < 8 ? Math.min(Math.max(sum, -40), 55) : 1e9;
-          const is = f[out + r * ldc + c];
-          if (!Object.is(is, right)) throw new Error(`${rows} rows: ${is} in row ${r}, column ${c}, not ${right}`);
-        }
+          return sum;
+        });
+      }
+    }
+    const taps = [[-30, 0], [0, 1], [33, 4]];
+    new Int32Array(memory.buffer).set(taps.flat(), lists);
+    for (let count = 1; count <= 9; count++) {
+      for (let eights = 1; eights <= 3; eights++) {
+        f.fill(1e9, out, out + 10 * 27);
+        depthwise(4 * (a + 50), 28, count, 4 * lists, 3, 4 * w, 6, eights, 4 * bias, -40, 55, 4 * out, 27);
+        compare(`${count} pixels`, count, 27, 8 * eights, (p, c) =>
+          taps.reduce((sum, [at, line]) => sum + f[a + 50 + 28 * p + at + c] * f[w + ((c >> 4) * 6 + line) * 16 + (c % 16)], f[bias + c]));
       }
     }
   }));

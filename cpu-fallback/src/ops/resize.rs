@@ -224,26 +224,42 @@ impl<T: Sample> Task for FloatRow<'_, T> {
         for (&(x0, x1, dx), out) in self.x.iter().zip(self.out.chunks_exact_mut(c)) {
             let at = |y: usize, x: usize| &self.image[(y * w + x) * c..][..c];
             let (a, b, e, d) = (at(y0, x0), at(y1, x0), at(y0, x1), at(y1, x1));
-            let join = |a: T, b: T, e: T, d: T| {
-                let v = a.wide() * (1.0 - dy) * (1.0 - dx)
-                    + b.wide() * dy * (1.0 - dx)
-                    + e.wide() * (1.0 - dy) * dx
-                    + d.wide() * dy * dx;
-                T::narrow(v + self.offset)
-            };
-            // Four at a time, from arrays to an array: vector code even where the build is for size, as for wasm.
-            let whole = if cfg!(target_arch = "wasm32") { c / 4 * 4 } else { 0 };
-            let fours =
-                out[..whole].as_chunks_mut::<4>().0.iter_mut().zip(a.as_chunks::<4>().0).zip(b.as_chunks::<4>().0);
-            for (((out, a), b), (e, d)) in fours.zip(e.as_chunks::<4>().0.iter().zip(d.as_chunks::<4>().0)) {
-                let at = |i: usize| join(a[i], b[i], e[i], d[i]);
-                *out = [at(0), at(1), at(2), at(3)];
+            let shares = [1.0 - dy, dy, 1.0 - dx, dx];
+            let mut done = 0;
+            if cfg!(target_arch = "wasm32") {
+                // Four at a time, from arrays to an array: vector code even where the build is for size.
+                let fours = out.as_chunks_mut::<4>().0;
+                let (a, b, e, d) = (a.as_chunks().0, b.as_chunks().0, e.as_chunks().0, d.as_chunks().0);
+                done = 4 * fours.len();
+                for (i, out) in fours.iter_mut().enumerate() {
+                    if let (Some(a), Some(b), Some(e), Some(d)) = (a.get(i), b.get(i), e.get(i), d.get(i)) {
+                        *out = four(a, b, e, d, shares, self.offset);
+                    }
+                }
             }
-            for j in whole..c {
-                out[j] = join(a[j], b[j], e[j], d[j]);
+            for j in done..c {
+                out[j] = join([a[j], b[j], e[j], d[j]], shares, self.offset);
             }
         }
     }
+}
+
+/// The mean of four pixels: above, below, and to the right of both.
+#[inline(always)]
+fn join<T: Sample>([a, b, e, d]: [T; 4], [up, down, left, right]: [f32; 4], offset: f32) -> T {
+    let v = a.wide() * up * left + b.wide() * down * left + e.wide() * up * right + d.wide() * down * right;
+    T::narrow(v + offset)
+}
+
+/// The same of four channels.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // Iterators are calls where the build is for size.
+fn four<T: Sample>(a: &[T; 4], b: &[T; 4], e: &[T; 4], d: &[T; 4], shares: [f32; 4], offset: f32) -> [T; 4] {
+    let (a, b, e, d, mut out) = (*a, *b, *e, *d, [T::zeroed(); 4]);
+    for i in 0..4 {
+        out[i] = join([a[i], b[i], e[i], d[i]], shares, offset);
+    }
+    out
 }
 
 fn bilinear_float<T: Sample>(mode: Mode, offset: f32) -> Kernel {

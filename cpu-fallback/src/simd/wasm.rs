@@ -5,14 +5,15 @@
 //! that two steps of the depth at a time spill sums: one step it is.
 
 use super::{
-    Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Strip, Sum, narrow_rows, reach, tiles,
+    Dot, Isa, LineF32, LineI8, LineI16, MAX_MR, NR, Panel, Portable, Requant, Strip, Sum, Taps, narrow_rows, reach,
+    tiles,
 };
 use crate::requant::Quantized;
 use core::arch::wasm32::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// `tile_f32` of the module of relaxed instructions (`web/relaxed`): 1 to 4 rows by 8 columns with fused multiply-add.
-type FusedTile = unsafe extern "C" fn(
+/// `rows_f32` of the module of relaxed instructions (`web/relaxed`): rows by a panel with fused multiply-add.
+type FusedRows = unsafe extern "C" fn(
     a: *const f32,
     lda: usize,
     rows: usize,
@@ -25,15 +26,38 @@ type FusedTile = unsafe extern "C" fn(
     high: f32,
     out: *mut f32,
     ldc: usize,
+    columns: usize,
 );
 
-/// Where that function is in this module's table of functions; 0 where the browser has no such instructions.
-static FUSED_TILE: AtomicUsize = AtomicUsize::new(0);
+/// `depthwise_f32` of that module: pixels by eights of channels.
+type FusedDepthwise = unsafe extern "C" fn(
+    x: *const f32,
+    step: usize,
+    count: usize,
+    taps: *const [isize; 2],
+    used: usize,
+    w: *const f32,
+    block: usize,
+    eights: usize,
+    bias: *const f32,
+    low: f32,
+    high: f32,
+    out: *mut f32,
+    stride: usize,
+);
 
-/// Called by the page once it has put the function there. A call of anything with another signature is a trap.
+// A tap is an offset, then a line.
+const _: () = assert!(core::mem::offset_of!((isize, usize), 0) == 0 && size_of::<(isize, usize)>() == 8);
+
+/// Where these functions are in this module's table of functions; 0 where the browser has no such instructions.
+static FUSED_ROWS: AtomicUsize = AtomicUsize::new(0);
+static FUSED_DEPTHWISE: AtomicUsize = AtomicUsize::new(0);
+
+/// Called by the page once it has put the functions there. A call of anything with another signature is a trap.
 #[unsafe(no_mangle)]
-pub extern "C" fn litegpu_fused_tile(place: usize) {
-    FUSED_TILE.store(place, Relaxed);
+pub extern "C" fn litegpu_fused(rows: usize, depthwise: usize) {
+    FUSED_ROWS.store(rows, Relaxed);
+    FUSED_DEPTHWISE.store(depthwise, Relaxed);
 }
 
 /// 128-bit vectors, without fused multiply-add but for what the page may bring.
@@ -148,43 +172,9 @@ impl Isa for Simd128 {
     ) {
         assert!((1..=4).contains(&rows) && (1..=NR).contains(&columns));
         assert!(a.len() >= reach(runs, b.len()) + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + columns);
-        let fused = FUSED_TILE.load(Relaxed);
         for at in (0..columns).step_by(8) {
-            // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` is read line by line. A place in
-            // the table that is not 0 holds a `FusedTile`, which takes just that.
+            // SAFETY: the assert covers every run of every row of `a`, and `out`; `b` is read line by line.
             unsafe {
-                if fused != 0 {
-                    let tile = core::mem::transmute::<usize, FusedTile>(fused);
-                    let (w, bias) = (b.as_ptr().cast::<f32>().add(at), bias.as_ptr().add(at));
-                    let length = b.len() / runs.len().max(1);
-                    let go = |out, ldc| {
-                        tile(
-                            a.as_ptr(),
-                            lda,
-                            rows,
-                            runs.as_ptr(),
-                            runs.len(),
-                            length,
-                            w,
-                            bias,
-                            range.0,
-                            range.1,
-                            out,
-                            ldc,
-                        );
-                    };
-                    let n = columns - at;
-                    if n >= 8 {
-                        go(out.as_mut_ptr().add(at), ldc);
-                    } else {
-                        let mut part = [0f32; 32];
-                        go(part.as_mut_ptr(), 8);
-                        for (r, part) in part.as_chunks::<8>().0.iter().enumerate().take(rows) {
-                            out[r * ldc + at..][..n].copy_from_slice(&part[..n]);
-                        }
-                    }
-                    continue;
-                }
                 match rows {
                     1 => float_tile::<1>(a, runs, lda, b, bias, range, out, ldc, columns, at),
                     2 => float_tile::<2>(a, runs, lda, b, bias, range, out, ldc, columns, at),
@@ -193,6 +183,70 @@ impl Isa for Simd128 {
                 }
             }
         }
+    }
+
+    #[inline(never)]
+    fn rows_f32(
+        a: &[f32],
+        runs: &[usize],
+        lda: usize,
+        rows: usize,
+        b: &[LineF32],
+        bias: &[f32; NR],
+        range: (f32, f32),
+        out: &mut [f32],
+        ldc: usize,
+        columns: usize,
+    ) {
+        let fused = FUSED_ROWS.load(Relaxed);
+        if fused == 0 {
+            return super::tiles_f32::<Self>(a, runs, lda, rows, b, bias, range, out, ldc, columns);
+        }
+        if rows == 0 {
+            return;
+        }
+        assert!((1..=NR).contains(&columns));
+        assert!(a.len() >= reach(runs, b.len()) + (rows - 1) * lda && out.len() >= (rows - 1) * ldc + columns);
+        let (length, b, bias, to) = (b.len() / runs.len().max(1), b.as_ptr().cast(), bias.as_ptr(), out.as_mut_ptr());
+        // SAFETY: the asserts cover every run of every row of `a`, and `out`; `b` has as many lines as a row is long. A
+        // place in the table that is not 0 holds a `FusedRows`.
+        unsafe {
+            let go = core::mem::transmute::<usize, FusedRows>(fused);
+            go(a.as_ptr(), lda, rows, runs.as_ptr(), runs.len(), length, b, bias, range.0, range.1, to, ldc, columns);
+        }
+    }
+
+    #[inline(never)]
+    fn depthwise_pixels(
+        image: &[f32],
+        first: isize,
+        step: usize,
+        taps: &Taps,
+        lines: &[[f32; NR]],
+        block: usize,
+        bias: &[f32],
+        range: (f32, f32),
+        out: &mut [f32],
+        stride: usize,
+    ) -> usize {
+        let (fused, eights, count) = (FUSED_DEPTHWISE.load(Relaxed), stride / 8, out.len() / stride.max(1));
+        if fused == 0 || eights == 0 || count == 0 {
+            return 0;
+        }
+        let blocks = eights.div_ceil(2);
+        assert!(taps.readable(image.len(), first, step, count, 8 * eights) && taps.lines <= block);
+        assert!(lines.len() >= blocks * block && bias.len() >= 8 * eights);
+        let (list, w) = (&taps.list[..taps.count], lines.as_ptr().cast());
+        let (list, used) = (list.as_ptr().cast(), list.len());
+        // SAFETY: the asserts cover what every tap reads of every pixel, the lines and biases of all eights, and `count` rows of
+        // `out` have all channels. A place in the table that is not 0 holds a `FusedDepthwise`.
+        unsafe {
+            let go = core::mem::transmute::<usize, FusedDepthwise>(fused);
+            let (x, bias, to) = (image.as_ptr().wrapping_offset(first), bias.as_ptr(), out.as_mut_ptr());
+            let (low, high) = range;
+            go(x, step, count, list, used, w, block, eights, bias, low, high, to, stride);
+        }
+        8 * eights
     }
 
     #[inline(never)]

@@ -7,7 +7,8 @@
 #![no_std]
 
 use core::arch::wasm32::{
-    f32x4_max, f32x4_min, f32x4_relaxed_madd, f32x4_splat, v128, v128_load, v128_load32_splat, v128_store,
+    f32x4_max, f32x4_min, f32x4_relaxed_madd, f32x4_splat, i64x2_shuffle, v128, v128_load, v128_load32_splat, v128_store,
+    v128_store32_lane, v128_store64_lane,
 };
 
 #[panic_handler]
@@ -18,10 +19,40 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// Columns of a packed panel, as in `litegpu-cpu`.
 const NR: usize = 16;
 
-/// R rows by 8 columns of a product.
+/// Writes the first `n` of 8 floats, limited.
 ///
 /// # Safety
-/// See [`tile_f32`].
+/// `n` floats at `to` can be written.
+#[inline(always)]
+unsafe fn put([a, b]: [v128; 2], [low, high]: [v128; 2], mut to: *mut f32, n: usize) {
+    // Not `pmax`, which the compiler makes a relaxed maximum: that may lose NaN.
+    let limited = |v| f32x4_min(f32x4_max(v, low), high);
+    let (mut a, b) = (limited(a), limited(b));
+    // SAFETY: the caller's promise.
+    unsafe {
+        if n >= 8 {
+            v128_store(to.cast(), a);
+            v128_store(to.add(4).cast(), b);
+            return;
+        }
+        if n & 4 != 0 {
+            v128_store(to.cast(), a);
+            (a, to) = (b, to.add(4));
+        }
+        if n & 2 != 0 {
+            v128_store64_lane::<0>(a, to.cast());
+            (a, to) = (i64x2_shuffle::<1, 1>(a, a), to.add(2));
+        }
+        if n & 1 != 0 {
+            v128_store32_lane::<0>(a, to.cast());
+        }
+    }
+}
+
+/// R rows by `n` (at most 8) columns of a product.
+///
+/// # Safety
+/// See [`rows_f32`].
 #[inline(always)]
 unsafe fn tile<const R: usize>(
     a: *const f32,
@@ -30,9 +61,10 @@ unsafe fn tile<const R: usize>(
     length: usize,
     mut w: *const f32,
     bias: *const f32,
-    [low, high]: [f32; 2],
+    range: [v128; 2],
     out: *mut f32,
     ldc: usize,
+    n: usize,
 ) {
     // SAFETY: the caller's promise bounds every pointer.
     unsafe {
@@ -60,25 +92,21 @@ unsafe fn tile<const R: usize>(
                 left -= 1;
             }
         }
-        // Not `pmax`, which the compiler makes a relaxed maximum: that may lose NaN.
-        let (low, high) = (f32x4_splat(low), f32x4_splat(high));
         let mut r = 0;
         while r < R {
-            let to = out.add(r * ldc);
-            v128_store(to.cast(), f32x4_min(f32x4_max(acc[r][0], low), high));
-            v128_store(to.add(4).cast(), f32x4_min(f32x4_max(acc[r][1], low), high));
+            put(acc[r], range, out.add(r * ldc), n);
             r += 1;
         }
     }
 }
 
-/// 1 to 4 rows by 8 columns of a product of matrices, limited to `low..=high` and NaN where a sum is.
+/// Rows of a product of matrices by a panel's `columns` columns, limited to `low..=high` and NaN where a sum is.
 ///
 /// # Safety
 /// `a` holds `rows` rows, `lda` apart, each of `count` pieces of `length` elements that begin at `runs`; `w` holds
-/// `count * length` lines of [`NR`], of which 8 are read; `bias` 8 elements; `out` `rows` rows of 8, `ldc` apart.
+/// `count * length` lines of [`NR`]; `bias` as many; `out` `rows` rows of `columns`, 1 to [`NR`], `ldc` apart.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tile_f32(
+pub unsafe extern "C" fn rows_f32(
     a: *const f32,
     lda: usize,
     rows: usize,
@@ -91,15 +119,111 @@ pub unsafe extern "C" fn tile_f32(
     high: f32,
     out: *mut f32,
     ldc: usize,
+    columns: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let runs = core::slice::from_raw_parts(runs, count);
-        match rows {
-            1 => tile::<1>(a, lda, runs, length, w, bias, [low, high], out, ldc),
-            2 => tile::<2>(a, lda, runs, length, w, bias, [low, high], out, ldc),
-            3 => tile::<3>(a, lda, runs, length, w, bias, [low, high], out, ldc),
-            _ => tile::<4>(a, lda, runs, length, w, bias, [low, high], out, ldc),
+        let range = [f32x4_splat(low), f32x4_splat(high)];
+        let (mut a, mut out, mut left) = (a, out, rows);
+        while left > 0 {
+            let mut at = 0;
+            while at < columns {
+                let (w, bias, out, n) = (w.add(at), bias.add(at), out.add(at), columns - at);
+                match left {
+                    1 => tile::<1>(a, lda, runs, length, w, bias, range, out, ldc, n),
+                    2 => tile::<2>(a, lda, runs, length, w, bias, range, out, ldc, n),
+                    3 => tile::<3>(a, lda, runs, length, w, bias, range, out, ldc, n),
+                    _ => tile::<4>(a, lda, runs, length, w, bias, range, out, ldc, n),
+                }
+                at += 8;
+            }
+            let done = if left < 4 { left } else { 4 };
+            (a, out, left) = (a.add(done * lda), out.add(done * ldc), left - done);
+        }
+    }
+}
+
+/// P pixels by 8 channels of a depthwise convolution.
+///
+/// # Safety
+/// See [`depthwise_f32`].
+#[inline(always)]
+unsafe fn pixels<const P: usize>(
+    x: *const f32,
+    step: usize,
+    taps: &[[isize; 2]],
+    w: *const f32,
+    bias: *const f32,
+    range: [v128; 2],
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise bounds every pointer.
+    unsafe {
+        let first = [v128_load(bias.cast()), v128_load(bias.add(4).cast())];
+        let mut acc: [[v128; 2]; 4] = [first; 4];
+        for [offset, line] in taps {
+            let w = w.offset(line * NR as isize);
+            let line = [v128_load(w.cast()), v128_load(w.add(4).cast())];
+            let mut x = x.offset(*offset);
+            let mut p = 0;
+            while p < P {
+                acc[p][0] = f32x4_relaxed_madd(v128_load(x.cast()), line[0], acc[p][0]);
+                acc[p][1] = f32x4_relaxed_madd(v128_load(x.add(4).cast()), line[1], acc[p][1]);
+                x = x.add(step);
+                p += 1;
+            }
+        }
+        let mut p = 0;
+        while p < P {
+            put(acc[p], range, out.add(p * stride), 8);
+            p += 1;
+        }
+    }
+}
+
+/// Pixels of a depthwise convolution, `step` apart, of all of whose channels eights are computed.
+///
+/// # Safety
+/// `taps` holds `count` places relative to `x`, at each of which `8 * eights` elements of every pixel can be read, and
+/// numbers of lines; `w` holds blocks of lines of [`NR`], `block` lines apart, for as many channels; `bias` one for each of them;
+/// `out` `count` rows of that, `stride` apart.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn depthwise_f32(
+    x: *const f32,
+    step: usize,
+    count: usize,
+    taps: *const [isize; 2],
+    used: usize,
+    w: *const f32,
+    block: usize,
+    eights: usize,
+    bias: *const f32,
+    low: f32,
+    high: f32,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let taps = core::slice::from_raw_parts(taps, used);
+        let range = [f32x4_splat(low), f32x4_splat(high)];
+        let (mut x, mut out, mut left) = (x, out, count);
+        while left > 0 {
+            let mut i = 0;
+            while i < eights {
+                let w = w.add(i / 2 * block * NR + i % 2 * 8);
+                let (x, bias, out) = (x.add(8 * i), bias.add(8 * i), out.add(8 * i));
+                if left >= 4 {
+                    pixels::<4>(x, step, taps, w, bias, range, out, stride);
+                } else {
+                    pixels::<1>(x, step, taps, w, bias, range, out, stride);
+                }
+                i += 1;
+            }
+            let done = if left < 4 { 1 } else { 4 };
+            (x, out, left) = (x.add(done * step), out.add(done * stride), left - done);
         }
     }
 }

@@ -137,14 +137,15 @@ impl Depthwise {
     fn taps(&self, taps: &mut Taps, ky: (usize, usize), kx: (usize, usize)) {
         let pitch = self.channels as isize;
         let line = self.input[1] as isize * pitch;
-        let list = (ky.0..ky.1).flat_map(|y| {
-            let dy = ((y - ky.0) * self.dilation[0]) as isize * line;
-            (kx.0..kx.1).map(move |x| {
-                let dx = ((x - kx.0) * self.dilation[1]) as isize * pitch;
-                (dy + dx, y * self.taps[1] + x)
-            })
+        taps.set(self.taps[0] * self.taps[1], |tap| {
+            for y in ky.0..ky.1 {
+                let dy = ((y - ky.0) * self.dilation[0]) as isize * line;
+                for x in kx.0..kx.1 {
+                    let dx = ((x - kx.0) * self.dilation[1]) as isize * pitch;
+                    tap(dy + dx, y * self.taps[1] + x);
+                }
+            }
         });
-        taps.set(list, self.taps[0] * self.taps[1]);
     }
 
     /// The place of the first of the taps inside the image, of rows from `ky` and columns from `kx` on, of output (y, x).
@@ -222,13 +223,22 @@ impl Rows<f32, f32> for FloatRows<'_> {
             }
             return;
         }
+        let mut done = 0;
+        if d.multiplier == 1 {
+            let Lines { lines, taps: all } = self.lines;
+            let (bias, range) = (&self.finish.bias, self.finish.range);
+            done = S::depthwise_pixels(image.0, first, at.step, taps, lines, all + 1, bias, range, out, n);
+        }
+        if done == n {
+            return;
+        }
         let mut groups = out.chunks_exact_mut(PIXELS * n);
         for out in &mut groups {
-            self.group::<S, PIXELS>(d, image, taps, At { first, ..at }, out);
+            self.group::<S, PIXELS>(d, image, taps, At { first, ..at }, done, out);
             first += (PIXELS * at.step) as isize;
         }
         for out in groups.into_remainder().chunks_exact_mut(n) {
-            self.group::<S, 1>(d, image, taps, At { first, ..at }, out);
+            self.group::<S, 1>(d, image, taps, At { first, ..at }, done, out);
             first += at.step as isize;
         }
     }
@@ -242,7 +252,7 @@ impl FloatRows<'_> {
         edges * EDGES > d.output[1] && all <= STRIP_BYTES && d.near()
     }
 
-    /// P pixels.
+    /// P pixels, from channel `column` on.
     #[inline(always)]
     fn group<S: Isa, const P: usize>(
         &self,
@@ -250,10 +260,10 @@ impl FloatRows<'_> {
         (image, _): (&[f32], usize),
         taps: &Taps,
         At { first, step }: At,
+        mut column: usize,
         out: &mut [f32],
     ) {
         let (n, range) = (d.filters(), self.finish.range);
-        let mut column = 0;
         while column < n {
             let (lines, lane) = (self.lines.block(column / NR), column % NR);
             let bias = lanes(&self.finish.bias, column - lane);
@@ -414,11 +424,14 @@ where
         let mut scratch = Scratch::<T>::new(room.ok_or_else(large)?)?;
         let buffer = scratch.get();
         let mut taps = Taps::default();
-        let list = (0..d.taps[0]).flat_map(|y| {
-            let line = y * d.dilation[0] * pitch;
-            (0..d.taps[1]).map(move |x| ((line + x * d.dilation[1] * c) as isize, y * d.taps[1] + x))
+        taps.set(d.taps[0] * d.taps[1], |tap| {
+            for y in 0..d.taps[0] {
+                let line = y * d.dilation[0] * pitch;
+                for x in 0..d.taps[1] {
+                    tap((line + x * d.dilation[1] * c) as isize, y * d.taps[1] + x);
+                }
+            }
         });
-        taps.set(list, d.taps[0] * d.taps[1]);
         let mut done = 0;
         while done < count {
             let (batch, y) = ((self.first + done) / oh, (self.first + done) % oh);
