@@ -106,6 +106,9 @@ fn shrink(from: &Path, to: &str, more: &[&str]) -> Result<()> {
     let mut opt = Command::new("web/node_modules/.bin/wasm-opt");
     // The same code for different types lies side by side: 4 % less when it is compressed.
     opt.args(["-Oz", "--reorder-functions-by-name"]);
+    // Browsers compile a function when it is first called, as a whole. Merged into their only callers, the readers of all
+    // operators and the GPU's planner were two functions of 270 KB, which every model had to wait for.
+    opt.arg("--one-caller-inline-max-function-size=1500");
     let features =
         ["simd", "bulk-memory", "nontrapping-float-to-int", "sign-ext", "mutable-globals", "reference-types"];
     opt.args(features.map(|f| format!("--enable-{f}"))).arg("--enable-multivalue").args(more);
