@@ -1525,7 +1525,13 @@ impl Loaded {
             let (done, range) = (Signal::default(), at..at + bytes.len() as u64);
             let signal = done.clone();
             buffer.map_async(wgpu::MapMode::Write, range.clone(), move |r| signal.set(r.is_ok()));
-            let _ = self.device.poll(wgpu::PollType::Poll);
+            // Another session that polls the device may be the one that maps the buffer, and not have done so yet: what
+            // gave up then would find it mapped later.
+            let since = std::time::Instant::now();
+            while done.now().is_none() && since.elapsed() < self.timeout {
+                let _ = self.device.poll(wgpu::PollType::Poll);
+                std::thread::yield_now();
+            }
             let there = done.now();
             let view = if there == Some(true) { buffer.get_mapped_range_mut(range).ok() } else { None };
             let written = view.map(|mut view| view.slice(..).copy_from_slice(bytes)).is_some();

@@ -115,6 +115,23 @@ fn binary_floats() {
     }
 }
 
+/// Sessions of several threads run on one device; each waits for its own inputs to be mapped, whoever maps them.
+#[test]
+fn threads_share_a_device() {
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            scope.spawn(move || {
+                for i in 0..100 {
+                    let mut c = Case::new(format!("thread {thread}, run {i}"), FLOAT);
+                    let x = c.input(DType::F32, &[1, 3, 3, 5 + thread], -3.0, 3.0);
+                    c.op(Op::Abs, &[x], DType::F32, None);
+                    c.run_in(&[Config::F16Native]);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn prelu() {
     for (x, slope) in [(&[1usize, 3, 3, 6][..], &[1usize, 1, 6][..]), (&[1, 3, 3, 8], &[1, 1, 8]), (&[2, 5], &[5])] {
