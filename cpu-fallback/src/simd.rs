@@ -68,6 +68,9 @@ pub(crate) struct LineQuad(pub [[i8; 4]; NR]);
 /// The most rows of a tile of [`Quads`].
 pub(crate) const MAX_QUADS: usize = 8;
 
+/// Whether machines that the build is for may multiply bytes by fours: elsewhere nothing of it is compiled.
+pub(crate) const QUADS: bool = cfg!(target_arch = "x86_64");
+
 /// Whether the machine multiplies unsigned by signed bytes, four products at a time.
 #[inline]
 pub(crate) fn quads_here() -> bool {

@@ -14,7 +14,7 @@ use crate::gemm::{
 use crate::kernel::Call;
 use crate::pool::Pool;
 use crate::requant::*;
-use crate::simd::{Isa, NR, Task, clamp, dispatch, quads_here};
+use crate::simd::{Isa, NR, QUADS, Task, clamp, dispatch, quads_here};
 use crate::weights::{Source, Weights};
 use bytemuck::Pod;
 use litegpu_graph::fixed::{float_range, quantized_range};
@@ -810,7 +810,7 @@ fn pack_ints(
     let unsigned = w.dtype == DType::U8;
     // Signed weights of convolutions have no zero point.
     let zero = if unsigned { w.zero_point()? as i16 } else { 0 };
-    if let Some(x) = bytes {
+    if QUADS && let Some(x) = bytes {
         // Unsigned weights as signed ones are 128 less.
         let zeros = [x, if unsigned { zero as i32 - 128 } else { 0 }];
         let value = |b: i8| if unsigned { b as u8 as i16 - 128 } else { b as i16 };
@@ -857,10 +857,10 @@ fn pack_values<T: Copy>(
             });
         };
         let (depth, columns) = (depth / run * padded, per * phases.len());
-        match operand {
-            Operand::Pairs { wide } => pack.pack(depth, columns, wide, column),
-            Operand::Quads { zeros } => pack.pack_quads(depth, columns, Bytes { zeros, run: [run, padded] }, column),
+        if QUADS && let Operand::Quads { zeros } = operand {
+            return pack.pack_quads(depth, columns, Bytes { zeros, run: [run, padded] }, column);
         }
+        pack.pack(depth, columns, matches!(operand, Operand::Pairs { wide: true }), column)
     })
 }
 
@@ -985,7 +985,7 @@ fn dense_int<X: Quantized>(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) ->
         let (packs, finish, lines, sum) = (&state.packs, &state.finish, state.layout.lines, PhantomData);
         let (pool, then, x) = (call.pool, call.take_then(spatial.once(&s)), x.as_slice::<X>()?);
         let out = call.output(0)?.as_mut_slice()?;
-        if let Some(pad) = bytes {
+        if QUADS && let Some(pad) = bytes {
             let convert = |from: &[X], to: &mut [u8], _: usize| {
                 crate::strided::convert(from, to, &|x: X| (Into::<i32>::into(x) - X::LOW) as u8);
             };
@@ -1083,7 +1083,7 @@ fn dense_hybrid(site: &Site<'_>, spatial: Spatial, at: [usize; 3]) -> Result<Ker
         let (packs, finish, lines, pieces) = (&state.packs, &state.finish, state.layout.lines, &pieces);
         let (pool, then) = (call.pool, call.take_then(spatial.once(&s)));
         let out = call.output(0)?.as_mut_slice()?;
-        if bytes {
+        if QUADS && bytes {
             let pads: SmallVec<[u8; 8]> = steps.iter().map(|s| (s.zero + 128) as u8).collect();
             let pads = pads.as_slice();
             let convert = |from: &[f32], to: &mut [u8], batch: usize| match steps.get(batch) {

@@ -7,7 +7,7 @@ use crate::gemm::{
 use crate::in_order::product_in_order;
 use crate::kernel::Call;
 use crate::requant::*;
-use crate::simd::{self, Isa, MAX_MR, NR, Task, clamp, dispatch, quads_here};
+use crate::simd::{self, Isa, MAX_MR, NR, QUADS, Task, clamp, dispatch, quads_here};
 use crate::weights::{Source, Weights};
 use litegpu_graph::fixed::{float_range, quantized_range, type_range};
 use litegpu_graph::schema::{
@@ -95,7 +95,7 @@ fn pack_int_units(
     let values = w.bytes8()?;
     fits(values.len())?;
     let unsigned = w.dtype == DType::U8;
-    if let Some(x) = bytes {
+    if QUADS && let Some(x) = bytes {
         // Unsigned weights as signed ones are 128 less.
         let less = if unsigned { 128 } else { 0 };
         let bytes = Bytes { zeros: [x, zero - less], run: [depth; 2] };
@@ -242,7 +242,7 @@ fn hybrid(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         pieces.resize(rows)?;
         let finish = HybridRows { constants: &layer.finish, pieces: &pieces, first: 0, rows: 1 };
         let a = Quantized8 { x, depth, asymmetric, pieces: &pieces, piece: 0 };
-        if layer.pack.is_quads() {
+        if QUADS && layer.pack.is_quads() {
             product_int::<u8, i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
         } else {
             product_int::<i16, i32, f32>(pool, rows, &a, &layer.pack, &finish, out, place)?;
@@ -304,7 +304,7 @@ fn int_rows<X: Quantized, O: bytemuck::Pod + Send, U: Sum>(
     {
         return product_int::<i16, U, O>(pool, rows, &Direct(x, depth), pack, finish, out, Place::whole(units));
     }
-    if pack.is_quads() {
+    if QUADS && pack.is_quads() {
         let a = Converted(x, depth, |from: &[X], to: &mut [u8], _: usize| {
             to.iter_mut().zip(from).for_each(|(t, f)| *t = (Into::<i32>::into(*f) - X::LOW) as u8);
         });
@@ -401,9 +401,10 @@ fn shuffled(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
                     part.iter_mut().zip(from).for_each(|(p, f)| *p = *f as i16);
                 }
             };
-            match unsigned_zero::<u8>(128) {
-                Some(x) => pack.pack_quads(depth, units, Bytes { zeros: [x, 0], run: [depth; 2] }, column)?,
-                None => pack.pack(depth, units, false, column)?,
+            if QUADS && let Some(x) = unsigned_zero::<u8>(128) {
+                pack.pack_quads(depth, units, Bytes { zeros: [x, 0], run: [depth; 2] }, column)?;
+            } else {
+                pack.pack(depth, units, false, column)?;
             }
             (finish.zero, finish.low, finish.high) = (0, low, high);
             let m = vec![multiplier(input.0, weight.0, output.0); units];
@@ -480,7 +481,7 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
                     to.iter_mut().take(block).enumerate().for_each(|(k, t)| *t = nibble(from + k));
                 }
             };
-            if quads {
+            if QUADS && quads {
                 let of = Bytes { zeros: [0; 2], run: [block, step] };
                 blocks.weights.pack_quads(step * blocks.count, units, of, column)?;
                 blocks.sum(step / 4)?;
@@ -497,7 +498,7 @@ fn blockwise(site: &Site<'_>, o: &FullyConnectedOptionsT) -> Result<Kernel> {
         let rows = rows(x.len(), depth, out.len(), units)?;
         refill(&mut pieces, rows, (1.0, 0))?;
         let width = step * blocks.count;
-        if quads {
+        if QUADS && quads {
             refill(&mut bytes, rows * width, 0u8)?;
             quantize_blocks(x, [depth, block], &mut bytes, [width, step], &mut pieces, Steps::unsigned);
             blocks.product(pool, &bytes, &pieces, &offset, out);
@@ -880,12 +881,11 @@ fn pack_int_matrices(
                 *r = value(i * size + n * first + k * step);
             }
         };
-        match bytes {
-            Some(x) => {
-                let bytes = Bytes { zeros: [x, zero], run: [b.depth; 2] };
-                pack.pack_quads(b.depth, b.columns, bytes, column)?;
-            }
-            None => pack.pack(b.depth, b.columns, w.dtype == DType::I16 || zero != 0, column)?,
+        if QUADS && let Some(x) = bytes {
+            let bytes = Bytes { zeros: [x, zero], run: [b.depth; 2] };
+            pack.pack_quads(b.depth, b.columns, bytes, column)?;
+        } else {
+            pack.pack(b.depth, b.columns, w.dtype == DType::I16 || zero != 0, column)?;
         }
     }
     Ok(())
@@ -1002,7 +1002,7 @@ fn batch_hybrid(site: &Site<'_>, o: &BatchMatMulOptionsT) -> Result<Kernel> {
             let a = Quantized8 { x, depth: b.depth, asymmetric, pieces: &pieces, piece };
             let finish = HybridRows { constants: &finish, pieces: &pieces, first: piece, rows: 1 };
             let place = Place::whole(b.columns);
-            if packs[r].is_quads() {
+            if QUADS && packs[r].is_quads() {
                 product_int::<u8, i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, place)?;
             } else {
                 product_int::<i16, i32, f32>(pool, b.rows, &a, &packs[r], &finish, out, place)?;
