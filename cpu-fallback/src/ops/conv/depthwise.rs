@@ -249,8 +249,7 @@ impl FloatRows<'_> {
     fn in_strips(&self, d: &Depthwise) -> bool {
         let edges = d.output[1] - d.interior().len();
         let all = d.reach(0, d.output[0]).saturating_mul(d.reach(1, d.output[1])).saturating_mul(4 * d.channels);
-        // The browser's kernel takes pixels with all their channels, where they lie.
-        !cfg!(target_arch = "wasm32") && edges * EDGES > d.output[1] && all <= STRIP_BYTES && d.near()
+        edges * EDGES > d.output[1] && all <= STRIP_BYTES && d.near()
     }
 
     /// P pixels, from channel `column` on.
@@ -620,7 +619,8 @@ fn float(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
         let rows = FloatRows { lines: &state.lines, finish: &state.finish };
         let (pool, then) = (call.pool, call.take_then(true));
         let (x, out) = (x.as_slice::<f32>()?, call.output(0)?.as_mut_slice::<f32>()?);
-        if rows.in_strips(&d) {
+        // The browser's kernel takes pixels with all their channels, where they lie.
+        if !cfg!(target_arch = "wasm32") && rows.in_strips(&d) {
             return run_strips(pool, &d, x, out, then, &rows, &|from: &[f32], to: &mut [f32], _| {
                 to.copy_from_slice(from)
             });
