@@ -26,7 +26,7 @@ impl Toolchain {
             // What makes code no longer is inlined, and of what is marked what is short: 5 % of the module, and no slower.
             // Addresses that loops share are left as they are written: an offset costs nothing in an instruction, but
             // one more sum does, and a register (hand_landmark is 15 % faster, and the module smaller).
-            for pass in ["-inline-threshold=0", "-inlinehint-threshold=45", "-disable-lsr"] {
+            for pass in ["-inline-threshold=0", "-inlinehint-threshold=38", "-disable-lsr"] {
                 flags += &format!(" -Cllvm-args={pass}");
             }
         }

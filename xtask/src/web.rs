@@ -108,7 +108,7 @@ fn shrink(from: &Path, to: &str, more: &[&str]) -> Result<()> {
     opt.args(["-Oz", "--reorder-functions-by-name"]);
     // Browsers compile a function when it is first called, as a whole. Merged into their only callers, the readers of all
     // operators and the GPU's planner were two functions of 270 KB, which every model had to wait for.
-    opt.arg("--one-caller-inline-max-function-size=1500");
+    opt.arg("--one-caller-inline-max-function-size=2500");
     let features =
         ["simd", "bulk-memory", "nontrapping-float-to-int", "sign-ext", "mutable-globals", "reference-types"];
     opt.args(features.map(|f| format!("--enable-{f}"))).arg("--enable-multivalue").args(more);
