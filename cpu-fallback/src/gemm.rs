@@ -636,10 +636,10 @@ pub(crate) struct Images<'a, X, T, F> {
     pub convert: F,
 }
 
-/// What lies beyond the edges of a batch.
+/// What lies beyond the edges of a batch; nothing does where there is none.
 #[inline(always)]
-pub(crate) fn pad_of<T: Copy>(pads: &[T], batch: usize) -> T {
-    pads[batch.min(pads.len() - 1)]
+pub(crate) fn pad_of<T: Pod>(pads: &[T], batch: usize) -> T {
+    pads.get(batch).or(pads.last()).copied().unwrap_or(T::zeroed())
 }
 
 /// A product of runs with a packed operand.

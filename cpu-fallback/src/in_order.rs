@@ -49,9 +49,12 @@ impl Task for Product<'_> {
                 self.tile::<S, MR>(p, r);
                 r += MR;
             }
-            while r < rows {
-                self.tile::<S, 1>(p, r);
-                r += 1;
+            // Together: a row by itself waits for each addition.
+            match rows - r {
+                3 => self.tile::<S, 3>(p, r),
+                2 => self.tile::<S, 2>(p, r),
+                1 => self.tile::<S, 1>(p, r),
+                _ => {}
             }
         }
     }

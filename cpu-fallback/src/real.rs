@@ -179,9 +179,9 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let z = if n == 0.0 { r - e } else { z };
     let top = if large { 2.0 } else { -z };
     let q = top / (z + 2.0);
-    let whole = 1.0 - q;
-    let q = if large { whole } else { q };
-    q.copysign(x)
+    // One less that, or that itself. As selections, compilers divide both ways.
+    let (base, sign) = if large { (1.0, -1.0) } else { (0.0, 1.0) };
+    (base + sign * q).copysign(x)
 }
 
 #[cfg(test)]

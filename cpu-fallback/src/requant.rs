@@ -563,14 +563,43 @@ impl Finish<i32, i32> for Sums {
     }
 }
 
+/// What is added to round: just under a half, so that the largest fraction below it does not carry.
+pub(crate) const ALMOST_HALF: f32 = 0.499_999_97;
+
 /// How some floats become 8-bit integers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Steps {
     pub scale: f32,
     pub zero: i32,
-    inverse: f32,
-    low: f32,
-    high: f32,
+    pub inverse: f32,
+    pub low: f32,
+    pub high: f32,
+}
+
+/// Integers that quantized floats become; the low bits are what counts.
+pub(crate) trait Whole: bytemuck::Pod {
+    fn of(x: i32) -> Self;
+}
+
+impl Whole for i8 {
+    #[inline(always)]
+    fn of(x: i32) -> i8 {
+        x as i8
+    }
+}
+
+impl Whole for u8 {
+    #[inline(always)]
+    fn of(x: i32) -> u8 {
+        x as u8
+    }
+}
+
+impl Whole for i16 {
+    #[inline(always)]
+    fn of(x: i32) -> i16 {
+        x as i16
+    }
 }
 
 impl Steps {
@@ -607,92 +636,67 @@ impl Steps {
 
     /// x / scale + zero point, rounded half away from zero, within int8.
     #[inline(always)]
-    fn one(&self, x: f32) -> i32 {
+    pub(crate) fn one(&self, x: f32) -> i32 {
         let v = self.zero as f32 + x * self.inverse;
-        // Just under a half is added, so that the largest fraction below it does not carry.
-        let v = v + 0.499_999_97f32.copysign(v);
+        let v = v + ALMOST_HALF.copysign(v);
         // What is no number becomes the lowest.
         let v = if v > self.low { v } else { self.low };
         let v = if v < self.high { v } else { self.high };
         whole(v.trunc())
     }
 
-    /// The quantized numbers less the zero point.
+    /// The quantized numbers less the zero point, as a part of code for an instruction set.
     #[inline(always)]
-    pub(crate) fn words_inline(&self, x: &[f32], to: &mut [i16]) {
-        for (q, x) in to.iter_mut().zip(x) {
-            *q = (self.one(*x) - self.zero) as i16;
-        }
+    pub(crate) fn words_in<S: Isa>(&self, x: &[f32], to: &mut [i16]) {
+        S::quantize(self, x, to, -self.zero);
     }
 
-    /// The same, in a function of its own for the machine's instruction set.
+    /// The same, in a function of its own.
     pub(crate) fn words(&self, x: &[f32], to: &mut [i16]) {
-        dispatch(Quantize { x, to, one: |s: &Steps, x| (s.one(x) - s.zero) as i16, steps: self });
+        dispatch(Quantize { steps: self, x, to, more: -self.zero });
     }
 
-    /// The quantized numbers as unsigned bytes: 128 more.
+    /// The quantized numbers as unsigned bytes: 128 more. A part of code for an instruction set.
     #[inline(always)]
-    pub(crate) fn unsigned_inline(&self, x: &[f32], to: &mut [u8]) {
-        for (q, x) in to.iter_mut().zip(x) {
-            *q = (self.one(*x) + 128) as u8;
-        }
+    pub(crate) fn unsigned_in<S: Isa>(&self, x: &[f32], to: &mut [u8]) {
+        S::quantize(self, x, to, 128);
     }
 
-    /// The same, in a function of its own for the machine's instruction set.
+    /// The same, in a function of its own.
     pub(crate) fn unsigned(&self, x: &[f32], to: &mut [u8]) {
-        dispatch(Quantize { x, to, one: |s: &Steps, x| (s.one(x) + 128) as u8, steps: self });
+        dispatch(Quantize { steps: self, x, to, more: 128 });
     }
 
     /// The quantized numbers.
     pub(crate) fn bytes(&self, x: &[f32], to: &mut [i8]) {
-        dispatch(Quantize { x, to, one: |s: &Steps, x| s.one(x) as i8, steps: self });
+        dispatch(Quantize { steps: self, x, to, more: 0 });
     }
 }
 
-/// The smallest and the largest of some numbers and zero; what is no number does not count.
-pub(crate) struct Extremes<'a>(pub &'a [f32]);
+/// [`Isa::extremes`].
+struct Extremes<'a>(&'a [f32]);
 
 impl Task for Extremes<'_> {
     type Output = (f32, f32);
     #[inline(always)]
     fn run<S: Isa>(self) -> (f32, f32) {
-        let (blocks, rest) = self.0.as_chunks::<32>();
-        let (mut low, mut high) = ([0f32; 32], [0f32; 32]);
-        for b in blocks {
-            for j in 0..32 {
-                low[j] = if b[j] < low[j] { b[j] } else { low[j] };
-                high[j] = if b[j] > high[j] { b[j] } else { high[j] };
-            }
-        }
-        // Both halves of the lanes meet until there are few left: vector code, where a fold over all is not.
-        let mut n = 16;
-        while n >= 4 {
-            for j in 0..n {
-                low[j] = if low[j + n] < low[j] { low[j + n] } else { low[j] };
-                high[j] = if high[j + n] > high[j] { high[j + n] } else { high[j] };
-            }
-            n /= 2;
-        }
-        let both = rest.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-        low[..4].iter().zip(&high).fold(both, |(l, h), (&a, &b)| (l.min(a), h.max(b)))
+        S::extremes(self.0)
     }
 }
 
-struct Quantize<'a, Q, F> {
+/// [`Isa::quantize`].
+struct Quantize<'a, Q> {
+    steps: &'a Steps,
     x: &'a [f32],
     to: &'a mut [Q],
-    one: F,
-    steps: &'a Steps,
+    more: i32,
 }
 
-impl<Q, F: Fn(&Steps, f32) -> Q> Task for Quantize<'_, Q, F> {
+impl<Q: Whole> Task for Quantize<'_, Q> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        let steps = *self.steps;
-        for (q, x) in self.to.iter_mut().zip(self.x) {
-            *q = (self.one)(&steps, *x);
-        }
+        S::quantize(self.steps, self.x, self.to, self.more);
     }
 }
 
@@ -762,7 +766,7 @@ mod tests {
         }
         // The vector code and the portable code agree.
         let mut portable = vec![0i8; x.len()];
-        Quantize { x: &x, to: &mut portable, one: |s: &Steps, x| s.one(x) as i8, steps: &steps }.run::<Portable>();
+        Quantize { steps: &steps, x: &x, to: &mut portable, more: 0 }.run::<Portable>();
         assert_eq!(portable, q);
         let mut words = vec![0i16; x.len()];
         steps.words(&x, &mut words);

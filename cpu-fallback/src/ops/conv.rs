@@ -330,7 +330,7 @@ impl<'a, X, T, F> Gather<'a, X, T, F> {
     }
 }
 
-impl<X: Sync, T: Copy + Sync, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, T, F> {
+impl<X: Sync, T: Pod + Sync, F: Fn(&[X], &mut [T], usize) + Sync> Rows<T> for Gather<'_, X, T, F> {
     #[inline(always)]
     fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [T], stride: usize) {
         let [az, ay, ax] = &self.phase.axes;

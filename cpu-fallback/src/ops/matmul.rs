@@ -203,8 +203,8 @@ impl Rows<i16> for Quantized8<'_> {
     fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [i16], stride: usize) {
         for r in 0..count {
             let row = &self.x[(first + r) * self.depth..][..self.depth];
-            let steps = Steps::between(Extremes(row).run::<S>(), self.asymmetric);
-            steps.words_inline(row, &mut into[r * stride..][..self.depth]);
+            let steps = Steps::between(S::extremes(row), self.asymmetric);
+            steps.words_in::<S>(row, &mut into[r * stride..][..self.depth]);
             self.pieces.set(self.piece + first + r, &steps);
         }
     }
@@ -215,8 +215,8 @@ impl Rows<u8> for Quantized8<'_> {
     fn fill<S: Isa>(&self, first: usize, count: usize, into: &mut [u8], stride: usize) {
         for r in 0..count {
             let row = &self.x[(first + r) * self.depth..][..self.depth];
-            let steps = Steps::between(Extremes(row).run::<S>(), self.asymmetric);
-            steps.unsigned_inline(row, &mut into[r * stride..][..self.depth]);
+            let steps = Steps::between(S::extremes(row), self.asymmetric);
+            steps.unsigned_in::<S>(row, &mut into[r * stride..][..self.depth]);
             self.pieces.set(self.piece + first + r, &steps);
         }
     }

@@ -1,6 +1,7 @@
 //! Normalization over the innermost axis: kernels.
 
 use super::*;
+use crate::in_order::add_rows;
 use crate::pool::Pool;
 use crate::real::{exact_exp, exact_exps};
 use crate::requant::Quantized;
@@ -59,16 +60,28 @@ fn rows<X: Pod + Sync, Y: Pod + Send>(
     cost: usize,
     row: impl Fn(&[X], &mut [Y]) + Sync,
 ) {
+    several_rows(pool, depth, x, y, cost, |x, y| {
+        x.chunks_exact(depth).zip(y.chunks_exact_mut(depth)).for_each(|(x, y)| row(x, y));
+    });
+}
+
+/// Runs `piece(x, y)` over pieces of whole rows of the innermost axis, of which there is at least one.
+fn several_rows<X: Pod + Sync, Y: Pod + Send>(
+    pool: &Pool,
+    depth: usize,
+    x: &[X],
+    y: &mut [Y],
+    cost: usize,
+    piece: impl Fn(&[X], &mut [Y]) + Sync,
+) {
     if depth == 0 || x.len() != y.len() {
         return;
     }
     let parallel = pool.threads() > 1 && x.len() > depth && x.len().saturating_mul(cost) > 30_000;
     let per = if parallel { (x.len() / depth).div_ceil(pool.threads() * 2).max(1) * depth } else { y.len() };
-    pool.chunks(y, per, parallel, |i, piece| {
-        let x = x.get(i * per..).unwrap_or_default();
-        for (x, y) in x.chunks_exact(depth).zip(piece.chunks_exact_mut(depth)) {
-            row(x, y);
-        }
+    pool.chunks(y, per, parallel, |i, out| {
+        let from = x.get(i * per..).unwrap_or_default();
+        piece(&from[..out.len().min(from.len())], out);
     });
 }
 
@@ -83,34 +96,70 @@ fn by_row<X: Pod + Sync, Y: Pod + Send>(cost: usize, row: impl Fn(&[X], &mut [Y]
     })
 }
 
+/// The largest number; what is no number does not count.
+#[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    x.iter().fold(f32::MIN, |m, &v| if m < v { v } else { m })
+    let (blocks, rest) = x.as_chunks::<NR>();
+    // By lanes first: vector code, where a fold over all waits for each comparison.
+    let mut lanes = [f32::MIN; NR];
+    for b in blocks {
+        for j in 0..NR {
+            lanes[j] = if lanes[j] < b[j] { b[j] } else { lanes[j] };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::MIN, |m, &v| if m < v { v } else { m })
 }
 
 fn softmax_float(beta: f32) -> Kernel {
-    by_row(8, move |x: &[f32], y: &mut [f32]| dispatch(SoftmaxRow { x, y, beta }))
+    Box::new(move |call| {
+        let x = call.input(0)?;
+        let depth = x.shape.last().copied().unwrap_or(1);
+        let (x, pool) = (x.as_slice::<f32>()?, call.pool);
+        let y = call.output(0)?.as_mut_slice::<f32>()?;
+        several_rows(pool, depth, x, y, 8, |x, y| dispatch(SoftmaxRows { x, y, depth, beta }));
+        Ok(())
+    })
 }
 
-struct SoftmaxRow<'a> {
+/// Softmax of several rows of `depth` numbers.
+struct SoftmaxRows<'a> {
     x: &'a [f32],
     y: &'a mut [f32],
+    depth: usize,
     beta: f32,
 }
 
-impl Task for SoftmaxRow<'_> {
+impl Task for SoftmaxRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self) {
-        let max = largest(self.x);
-        for (y, x) in self.y.chunks_mut(NR).zip(self.x.chunks(NR)) {
-            let mut e = [0.0; NR];
-            e.iter_mut().zip(x).for_each(|(e, x)| *e = (x - max) * self.beta);
-            exact_exps(&mut e);
-            y.copy_from_slice(&e[..y.len()]);
+        let SoftmaxRows { x, y, depth, beta } = self;
+        // Sums of so many rows are added side by side, each in order, as the reference adds.
+        const ROWS: usize = 8;
+        for (x, y) in x.chunks(ROWS * depth).zip(y.chunks_mut(ROWS * depth)) {
+            for (x, y) in x.chunks_exact(depth).zip(y.chunks_exact_mut(depth)) {
+                let max = largest(x);
+                let e = |x: &[f32; NR]| {
+                    let mut e = x.map(|x| (x - max) * beta);
+                    exact_exps(&mut e);
+                    e
+                };
+                let (blocks, rest) = x.as_chunks();
+                let (out, left) = y.as_chunks_mut();
+                blocks.iter().zip(out).for_each(|(x, y)| *y = e(x));
+                if !rest.is_empty() {
+                    let mut last = [max; NR];
+                    last[..rest.len()].copy_from_slice(rest);
+                    left.copy_from_slice(&e(&last)[..left.len()]);
+                }
+            }
+            let mut sums = [0.0; ROWS];
+            let rows = y.len() / depth;
+            add_rows(y, depth, &mut sums[..rows]);
+            for (y, sum) in y.chunks_exact_mut(depth).zip(sums) {
+                y.iter_mut().for_each(|y| *y /= sum);
+            }
         }
-        // In order, as the reference adds.
-        let sum = self.y.iter().fold(0.0, |sum, y| sum + y);
-        self.y.iter_mut().for_each(|y| *y /= sum);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What this set has no own code for is AVX2's, which every machine of this kind has.
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, PAIRS};
 use super::*;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -165,13 +165,7 @@ impl Isa for Avx512 {
             // SAFETY: the function checks its arguments.
             return unsafe { rounded_quads(a, runs, lda, rows, b, q.bias, &Twice { q, once }, out, ldc) };
         }
-        for r in (0..rows).step_by(MAX_QUADS) {
-            let m = MAX_QUADS.min(rows - r);
-            let mut acc = [[0i32; NR]; MAX_QUADS];
-            Self::tile_quads(&a[r * lda..], runs, lda, m, b, &mut acc);
-            Self::requantize(&mut acc[..m], q);
-            narrow_rows::<Self, O>(&acc[..m], &mut out[r * ldc..], ldc, q.columns);
-        }
+        quads_in_tiles::<Self, O>(a, runs, lda, rows, b, q, out, ldc);
     }
     #[inline(always)]
     fn blocks(a: &[u8], lda: usize, rows: &[(f32, i32)], b: &Blocks<'_>, out: &mut [[f32; NR]; MAX_MR]) {
@@ -220,8 +214,7 @@ impl Isa for Avx512 {
     ) {
         let Some(once) = q.once.filter(|_| q.saturates::<O>()) else {
             return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
-                Self::requantize(acc, q);
-                narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                Self::store_rounded(acc, q, &mut out[r * ldc..], ldc)
             });
         };
         // SAFETY: the function checks its arguments.
@@ -240,8 +233,7 @@ impl Isa for Avx512 {
     ) {
         if !q.saturates::<O>() {
             return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
-                Self::requantize_wide(acc, q);
-                narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                Self::store_wide(acc, q, &mut out[r * ldc..], ldc)
             });
         }
         // SAFETY: the function checks its arguments.
@@ -270,10 +262,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn strip<O: Quantized>(strip: &Strip<'_>, q: &Requant<'_>, out: &mut [O], stride: usize) {
         let Some(once) = q.once.filter(|_| q.saturates::<O>() && strip.taps.list.len() <= 2 * PAIRS) else {
-            return strip.each::<Self>(|p, sums| {
-                Self::requantize(sums, q);
-                narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
-            });
+            return strip.each::<Self>(|p, sums| Self::store_rounded(sums, q, &mut out[p * stride..], stride));
         };
         // SAFETY: see above; the function checks its arguments.
         unsafe { rounded_strip(strip, q.bias, &Twice { q, once }, out, stride) }
@@ -281,10 +270,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn strip_wide<O: Quantized>(strip: &Strip<'_>, q: &RequantWide<'_>, out: &mut [O], stride: usize) {
         if !q.saturates::<O>() || strip.taps.list.len() > 2 * PAIRS {
-            return strip.each::<Self>(|p, sums| {
-                Self::requantize_wide(sums, q);
-                narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
-            });
+            return strip.each::<Self>(|p, sums| Self::store_wide(sums, q, &mut out[p * stride..], stride));
         }
         // SAFETY: see above; the function checks its arguments.
         unsafe { rounded_strip(strip, &[0; NR], q, out, stride) }
@@ -301,6 +287,18 @@ impl Isa for Avx512 {
     ) {
         // SAFETY: the function checks its arguments.
         unsafe { float_strip(strip, bias, range, out, stride, n) }
+    }
+
+    #[inline(always)]
+    fn extremes(x: &[f32]) -> (f32, f32) {
+        // SAFETY: see above.
+        unsafe { extremes(x) }
+    }
+
+    #[inline(always)]
+    fn quantize<Q: Whole>(steps: &Steps, x: &[f32], to: &mut [Q], more: i32) {
+        // SAFETY: see above.
+        unsafe { quantize(steps, x, to, more) }
     }
 
     #[inline(always)]
@@ -341,6 +339,65 @@ impl Isa for Avx512 {
 #[inline(always)]
 fn first(n: usize) -> __mmask16 {
     if n >= NR { !0 } else { (1 << n) - 1 }
+}
+
+/// [`Isa::extremes`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+fn extremes(x: &[f32]) -> (f32, f32) {
+    let mut ends = [[_mm512_setzero_ps(); 2]; 2];
+    // What is no number is the first operand, and so does not count.
+    let meet = |[low, high]: [__m512; 2], x| [_mm512_min_ps(x, low), _mm512_max_ps(x, high)];
+    let (pairs, rest) = x.as_chunks::<{ 2 * NR }>();
+    // SAFETY: the loads are of 32 and of at most 16 floats, in arrays and slices of as many.
+    unsafe {
+        for pair in pairs {
+            ends[0] = meet(ends[0], _mm512_loadu_ps(pair.as_ptr()));
+            ends[1] = meet(ends[1], _mm512_loadu_ps(pair.as_ptr().add(NR)));
+        }
+        for rest in rest.chunks(NR) {
+            ends[0] = meet(ends[0], _mm512_maskz_loadu_ps(first(rest.len()), rest.as_ptr()));
+        }
+    }
+    let [[low, high], more] = ends;
+    (_mm512_reduce_min_ps(_mm512_min_ps(low, more[0])), _mm512_reduce_max_ps(_mm512_max_ps(high, more[1])))
+}
+
+/// [`Isa::quantize`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+fn quantize<Q: Whole>(steps: &Steps, x: &[f32], to: &mut [Q], more: i32) {
+    let (zero, inverse) = (_mm512_set1_ps(steps.zero as f32), _mm512_set1_ps(steps.inverse));
+    let (low, high, more) = (_mm512_set1_ps(steps.low), _mm512_set1_ps(steps.high), _mm512_set1_epi32(more));
+    let (sign, half) = (_mm512_set1_ps(-0.0), _mm512_set1_ps(ALMOST_HALF));
+    let whole = |x| {
+        let v = _mm512_add_ps(zero, _mm512_mul_ps(x, inverse));
+        let v = _mm512_add_ps(v, _mm512_or_ps(half, _mm512_and_ps(v, sign)));
+        // What is no number is the first operand, and becomes the second.
+        let v = _mm512_min_ps(_mm512_max_ps(v, low), high);
+        _mm512_add_epi32(_mm512_cvttps_epi32(v), more)
+    };
+    let n = x.len().min(to.len());
+    let (blocks, rest) = x[..n].as_chunks::<NR>();
+    let (out, left) = to[..n].as_chunks_mut::<NR>();
+    // SAFETY: as many bytes or words are written as the blocks have elements, and under the mask as are left.
+    unsafe {
+        for (x, out) in blocks.iter().zip(out) {
+            let v = whole(_mm512_loadu_ps(x.as_ptr()));
+            match size_of::<Q>() {
+                1 => _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)),
+                _ => _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)),
+            }
+        }
+        if !rest.is_empty() {
+            let mask = first(rest.len());
+            let v = whole(_mm512_maskz_loadu_ps(mask, rest.as_ptr()));
+            match size_of::<Q>() {
+                1 => _mm_mask_storeu_epi8(left.as_mut_ptr().cast(), mask, _mm512_cvtepi32_epi8(v)),
+                _ => _mm256_mask_storeu_epi16(left.as_mut_ptr().cast(), mask, _mm512_cvtepi32_epi16(v)),
+            }
+        }
+    }
 }
 
 type FloatTile = unsafe fn(&[f32], &[usize], usize, &[LineF32], &[f32; NR], (f32, f32), &mut [f32], usize, usize);
@@ -1074,9 +1131,6 @@ unsafe fn scaled_panel<L: Line>(
         }
     }
 }
-
-/// Pairs of taps that a strip keeps at hand.
-const PAIRS: usize = 13;
 
 /// A pair of taps: how far each reads from the first element under the window, and the paired lines of the filter.
 #[derive(Clone, Copy)]

@@ -201,8 +201,7 @@ impl Isa for Neon {
     ) {
         if q.once.is_none() || !q.saturates::<O>() {
             return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
-                Self::requantize(acc, q);
-                narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                Self::store_rounded(acc, q, &mut out[r * ldc..], ldc)
             });
         }
         // SAFETY: the function checks its arguments.
@@ -221,8 +220,7 @@ impl Isa for Neon {
     ) {
         if !q.saturates::<O>() {
             return tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
-                Self::requantize_wide(acc, q);
-                narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
+                Self::store_wide(acc, q, &mut out[r * ldc..], ldc)
             });
         }
         // SAFETY: the function checks its arguments.
@@ -253,10 +251,7 @@ impl Isa for Neon {
     #[inline(always)]
     fn strip<O: Quantized>(strip: &Strip<'_>, q: &Requant<'_>, out: &mut [O], stride: usize) {
         if q.once.is_none() || !q.saturates::<O>() {
-            return strip.each::<Self>(|p, sums| {
-                Self::requantize(sums, q);
-                narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
-            });
+            return strip.each::<Self>(|p, sums| Self::store_rounded(sums, q, &mut out[p * stride..], stride));
         }
         // SAFETY: the function checks its arguments.
         unsafe { finished_strip(strip, q.bias, &mut Rounded::<_, O>::new(q), out, stride) }
@@ -264,10 +259,7 @@ impl Isa for Neon {
     #[inline(always)]
     fn strip_wide<O: Quantized>(strip: &Strip<'_>, q: &RequantWide<'_>, out: &mut [O], stride: usize) {
         if !q.saturates::<O>() {
-            return strip.each::<Self>(|p, sums| {
-                Self::requantize_wide(sums, q);
-                narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
-            });
+            return strip.each::<Self>(|p, sums| Self::store_wide(sums, q, &mut out[p * stride..], stride));
         }
         // SAFETY: the function checks its arguments.
         unsafe { finished_strip(strip, &[0; NR], &mut Rounded::<_, O>::new(q), out, stride) }

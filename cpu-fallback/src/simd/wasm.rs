@@ -363,20 +363,14 @@ impl Isa for Simd128 {
         if let (1, Ok(out)) = (size_of::<O>(), bytemuck::try_cast_slice_mut(out)) {
             return panel_bytes(a, runs, lda, rows, b, q, out, ldc);
         }
-        tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| {
-            Self::requantize(acc, q);
-            narrow_rows::<Self, O>(acc, &mut out[r * ldc..], ldc, q.columns);
-        });
+        tiles::<Self>(a, runs, lda, rows, b, q.columns, |r, acc| Self::store_rounded(acc, q, &mut out[r * ldc..], ldc));
     }
     #[inline(always)]
     fn strip<O: Quantized>(strip: &Strip<'_>, q: &Requant<'_>, out: &mut [O], stride: usize) {
         if let (1, Ok(out)) = (size_of::<O>(), bytemuck::try_cast_slice_mut(out)) {
             return strip_bytes(strip, q, out, stride);
         }
-        strip.each::<Self>(|p, sums| {
-            Self::requantize(sums, q);
-            narrow_rows::<Self, O>(sums, &mut out[p * stride..], stride, q.columns);
-        });
+        strip.each::<Self>(|p, sums| Self::store_rounded(sums, q, &mut out[p * stride..], stride));
     }
 
     #[inline(never)]

@@ -702,7 +702,7 @@ fn hybrid(site: &Site<'_>, spatial: Spatial) -> Result<Kernel> {
                 then,
                 &rows,
                 &|from: &[f32], to: &mut [i16], batch: usize| match steps.get(batch) {
-                    Some(s) => s.words_inline(from, to),
+                    Some(s) => s.words(from, to),
                     None => to.fill(0),
                 },
             );
