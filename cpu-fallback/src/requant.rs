@@ -171,11 +171,9 @@ impl<O: Quantized> Finish<i32, O> for Rounded {
     }
 }
 
-/// 64-bit sums and bias, multipliers reduced to 16 bits and rounded once: 16x8.
+/// 64-bit sums and bias, multipliers reduced to 16 bits and rounded once ([`Multiplier::apply_wide`]): 16x8.
 #[derive(Debug, Default)]
 pub(crate) struct Wide {
-    bias: Vec<i64>,
-    multipliers: Vec<Multiplier>,
     /// See [`RequantWide`].
     value: Vec<i32>,
     offset: Vec<i64>,
@@ -190,22 +188,18 @@ impl Wide {
     /// Sets bias and multipliers of the columns.
     pub(crate) fn set(&mut self, bias: Option<&[i64]>, multipliers: &[Multiplier]) -> Result<()> {
         let n = multipliers.len();
-        refill(&mut self.bias, n.next_multiple_of(NR), 0)?;
-        refill(&mut self.multipliers, n.next_multiple_of(NR), Multiplier::default())?;
-        self.multipliers[..n].copy_from_slice(multipliers);
-        for (to, b) in self.bias.iter_mut().zip(bias.unwrap_or_default()) {
-            *to = *b;
-        }
         refill(&mut self.value, n.next_multiple_of(NR), 0)?;
         refill(&mut self.offset, n.next_multiple_of(NR), 0)?;
         refill(&mut self.shift, n.next_multiple_of(NR), 1)?;
-        self.shallow = multipliers.iter().all(|m| (1..=32).contains(&(15 - m.shift as i64)));
-        for (i, m) in multipliers.iter().enumerate().filter(|_| self.shallow) {
-            let (shift, at) = (15 - m.shift as i64, i / NR * NR + apart(i % NR));
-            self.value[i] = m.reduced();
-            self.offset[at] = self.bias[i].wrapping_mul(m.reduced() as i64).wrapping_add(1i64 << (shift - 1));
+        for (i, m) in multipliers.iter().enumerate() {
+            let (value, at) = (m.reduced(), i / NR * NR + apart(i % NR));
+            let shift = (15 - m.shift).clamp(1, 62) as i64;
+            let bias = bias.and_then(|b| b.get(i)).copied().unwrap_or(0);
+            self.value[i] = value;
+            self.offset[at] = bias.wrapping_mul(value as i64).wrapping_add(1i64 << (shift - 1));
             self.shift[at] = shift;
         }
+        self.shallow = self.shift.iter().all(|s| *s <= 32);
         Ok(())
     }
 
@@ -226,10 +220,11 @@ impl Wide {
 impl<O: Quantized> Finish<i64, O> for Wide {
     #[inline(always)]
     fn finish<S: Isa>(&self, _row: usize, column: usize, sums: &[i64; NR], out: &mut [O]) {
-        let (bias, m) = (lanes(&self.bias, column), lanes(&self.multipliers, column));
+        let (value, offset, shift) =
+            (lanes(&self.value, column), lanes(&self.offset, column), lanes(&self.shift, column));
         for (j, o) in out.iter_mut().enumerate().take(NR) {
-            let x = m[j].apply_wide(sums[j].wrapping_add(bias[j]));
-            *o = O::narrow(x.max(self.low).min(self.high));
+            let x = sums[j].wrapping_mul(value[j] as i64).wrapping_add(offset[apart(j)]) >> shift[apart(j)];
+            *o = O::narrow((x as i32).max(self.low).min(self.high));
         }
     }
     #[inline(always)]
@@ -776,6 +771,29 @@ mod tests {
             assert_eq!(dispatch(Extremes(&x[..n])), (least, x[..n].iter().fold(0f32, |m, v| m.max(*v))));
         }
         assert_eq!(Extremes(&x).run::<Portable>(), dispatch(Extremes(&x)));
+    }
+
+    /// With shifts that suit the vector kernel and with others, and for columns beyond a panel's.
+    #[test]
+    fn wide_sums_are_the_multipliers() {
+        let shifts = [-40, -17, -16, 0, 1, 14, 20];
+        let multipliers: Vec<Multiplier> = (0..21)
+            .map(|i| Multiplier { value: 0x4000_0000 + i * 0x0312_3457, shift: shifts[i as usize % 7] })
+            .collect();
+        let bias: Vec<i64> = (0..21).map(|i| (i - 9) * 1_234_567_891).collect();
+        let mut wide = Wide { low: -32768, high: 32767, ..Wide::default() };
+        wide.set(Some(&bias), &multipliers).unwrap();
+        assert!(!wide.shallow);
+        for column in [0, NR] {
+            let sums: [i64; NR] = std::array::from_fn(|j| (j as i64 - 7) * 98_765_432_109);
+            let mut out = [0i16; NR];
+            let n = NR.min(21 - column);
+            wide.finish::<Portable>(0, column, &sums, &mut out[..n]);
+            for j in 0..n {
+                let x = multipliers[column + j].apply_wide(sums[j].wrapping_add(bias[column + j]));
+                assert_eq!(out[j] as i32, x.clamp(-32768, 32767), "column {}", column + j);
+            }
+        }
     }
 
     /// Tiles of four rows, whose rows belong to pieces of any size.

@@ -235,7 +235,7 @@ impl Spatial {
                 });
             }
         }
-        let mut phases = Vec::new();
+        let mut phases = Vec::with_capacity(axes.iter().map(Vec::len).product());
         for z in &axes[0] {
             for y in &axes[1] {
                 for x in &axes[2] {
@@ -1142,5 +1142,50 @@ impl<T: Left, C: Fn(&[f32], &mut [T], usize) + Sync + Copy> Product<f32> for Hyb
         }
         let a = Gather::new(phase, self.x, s, group, pads, convert);
         product_int::<T, i32, f32>(pool, rows, &a, pack, &finish, out, place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, f, i, one, q};
+    use super::*;
+    use litegpu_graph::schema::{Conv2DOptionsT, DepthwiseConv2DOptionsT, TransposeConvOptionsT};
+
+    /// A batch of none, with weights in every arithmetic: nothing comes out, and there is no row to quantize.
+    #[test]
+    fn nothing_to_convolve() {
+        let (floats, bytes) = ([0.5f32; 24], [3i8; 24]);
+        let bias = f(&[3], &[1.0; 3]);
+        for x in [f(&[0, 4, 4, 2], &[]), f(&[1, 4, 4, 2], &[1.0; 32])] {
+            for of_bytes in [false, true] {
+                let filter = |shape: &[usize]| {
+                    let n = shape.iter().product();
+                    if of_bytes { q(testing::x(DType::I8, shape, &bytes[..n]), 0.5, 0) } else { f(shape, &floats[..n]) }
+                };
+                let strides = (2, 2);
+                let conv = Conv2DOptionsT { stride_w: strides.0, stride_h: strides.1, ..Conv2DOptionsT::default() };
+                let y = one::<f32>(Op::Conv2d(conv), &[x.clone(), filter(&[3, 2, 2, 2]), bias.clone()], DType::F32);
+                assert_eq!((y.0, y.1.len()), (vec![x.shape[0], 2, 2, 3], x.shape[0] * 12));
+                let depthwise = DepthwiseConv2DOptionsT {
+                    stride_w: strides.0,
+                    stride_h: strides.1,
+                    depth_multiplier: 1,
+                    ..DepthwiseConv2DOptionsT::default()
+                };
+                let two = f(&[2], &[1.0; 2]);
+                let y =
+                    one::<f32>(Op::DepthwiseConv2d(depthwise), &[x.clone(), filter(&[1, 2, 2, 2]), two], DType::F32);
+                assert_eq!((y.0, y.1.len()), (vec![x.shape[0], 2, 2, 2], x.shape[0] * 8));
+                let transposed = TransposeConvOptionsT {
+                    stride_w: strides.0,
+                    stride_h: strides.1,
+                    ..TransposeConvOptionsT::default()
+                };
+                let size = i(&[4], &[x.shape[0] as i32, 8, 8, 3]);
+                let operands = [size, filter(&[3, 2, 2, 2]), x.clone(), bias.clone()];
+                let y = one::<f32>(Op::TransposeConv(transposed), &operands, DType::F32);
+                assert_eq!((y.0, y.1.len()), (vec![x.shape[0], 8, 8, 3], x.shape[0] * 192));
+            }
+        }
     }
 }

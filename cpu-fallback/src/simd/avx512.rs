@@ -1353,6 +1353,32 @@ unsafe fn sum_of_bytes(a: *const u8, runs: &[usize], n: usize) -> i32 {
     }
 }
 
+/// Does `body` for tiles of at most eight rows, the last two of them about even: a few rows by themselves take nearly
+/// as long as eight. `r` is the tile's first row, `R` how many it has.
+macro_rules! in_tiles {
+    ($rows:expr, $r:ident, $R:ident, $body:block) => {
+        let mut $r = 0;
+        while $r < $rows {
+            let n = match $rows - $r {
+                left @ ..=8 => left,
+                left @ 9..16 => left.div_ceil(2),
+                _ => 8,
+            };
+            in_tiles!(n, $R, $body, 1 2 3 4 5 6 7 8);
+            $r += n;
+        }
+    };
+    ($n:ident, $R:ident, $body:block, $($k:literal)*) => {
+        match $n {
+            $($k => {
+                const $R: usize = $k;
+                $body
+            })*
+            _ => {}
+        }
+    };
+}
+
 /// [`Isa::tile_quads`].
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
@@ -1404,24 +1430,10 @@ fn rounded_quads<G: Rounding, O: Quantized>(
         let constants = rounding.constants();
         let start = _mm512_loadu_si512(b.start.as_ptr().cast());
         let start = _mm512_add_epi32(start, _mm512_loadu_si512(bias.as_ptr().cast()));
-        let mut r = 0;
-        while r + 8 <= rows {
-            let sum = quad_sums::<8>(a.add(r * lda), runs, lda, b, start);
-            round_rows::<8, _, O>(sum, &constants, &limits, out.add(r * ldc), ldc);
-            r += 8;
-        }
-        if r + 4 <= rows {
-            let sum = quad_sums::<4>(a.add(r * lda), runs, lda, b, start);
-            round_rows::<4, _, O>(sum, &constants, &limits, out.add(r * ldc), ldc);
-            r += 4;
-        }
-        let (a, out) = (a.add(r * lda), out.add(r * ldc));
-        match rows - r {
-            3 => round_rows::<3, _, O>(quad_sums::<3>(a, runs, lda, b, start), &constants, &limits, out, ldc),
-            2 => round_rows::<2, _, O>(quad_sums::<2>(a, runs, lda, b, start), &constants, &limits, out, ldc),
-            1 => round_rows::<1, _, O>(quad_sums::<1>(a, runs, lda, b, start), &constants, &limits, out, ldc),
-            _ => {}
-        }
+        in_tiles!(rows, r, R, {
+            let sum = quad_sums::<R>(a.add(r * lda), runs, lda, b, start);
+            round_rows::<R, _, O>(sum, &constants, &limits, out.add(r * ldc), ldc);
+        });
     }
 }
 
@@ -1444,26 +1456,17 @@ fn scaled_quads(
     b.check(a, runs, lda, rows);
     assert!(out.len() >= (rows - 1) * ldc + q.columns && q.columns <= NR);
     let (a, out) = (a.as_ptr(), out.as_mut_ptr());
-    let mut scaling = Scaling::new(q, b.sums);
     // SAFETY: the checks cover every run of every row of `a`, and `out`; the load covers an array of 16.
     unsafe {
         let start = _mm512_loadu_si512(b.start.as_ptr().cast());
-        let mut r = 0;
-        while r + 8 <= rows {
-            scaling.store(r, quad_sums::<8>(a.add(r * lda), runs, lda, b, start), out.add(r * ldc), ldc);
-            r += 8;
+        if rows == 1 {
+            // Apart, so that what it scales by stays in registers.
+            return Scaling::new(q, b.sums).store(0, quad_sums::<1>(a, runs, lda, b, start), out, ldc);
         }
-        if r + 4 <= rows {
-            scaling.store(r, quad_sums::<4>(a.add(r * lda), runs, lda, b, start), out.add(r * ldc), ldc);
-            r += 4;
-        }
-        let (a, out) = (a.add(r * lda), out.add(r * ldc));
-        match rows - r {
-            3 => scaling.store(r, quad_sums::<3>(a, runs, lda, b, start), out, ldc),
-            2 => scaling.store(r, quad_sums::<2>(a, runs, lda, b, start), out, ldc),
-            1 => scaling.store(r, quad_sums::<1>(a, runs, lda, b, start), out, ldc),
-            _ => {}
-        }
+        let mut scaling = Scaling::new(q, b.sums);
+        in_tiles!(rows, r, R, {
+            scaling.store(r, quad_sums::<R>(a.add(r * lda), runs, lda, b, start), out.add(r * ldc), ldc);
+        });
     }
 }
 
