@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 fn main() -> std::io::Result<()> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let (mut text, mut index) = (String::new(), String::from("&[\n"));
+    // No browser has cooperative matrices.
+    let wasm = std::env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|f| f.contains("wasm"));
     for folder in ["", "parts/"] {
         let here = Path::new(".").join(folder);
         println!("cargo:rerun-if-changed={}", here.display());
         let mut files: Vec<PathBuf> =
             std::fs::read_dir(&here)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
         files.retain(|f| f.extension().is_some_and(|e| e == "wgsl"));
+        files.retain(|f| !wasm || f.file_stem().is_none_or(|s| s != "coop" && s != "conv_coop"));
         files.sort();
         for file in files {
             println!("cargo:rerun-if-changed={}", file.display());

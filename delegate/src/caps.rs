@@ -26,6 +26,15 @@ pub enum Precision {
 /// [`Caps::half_from`] of a GPU: 256 KiB of 16-bit elements, beyond which tensors begin to miss its caches.
 pub const HALF_FROM: usize = 128 << 10;
 
+/// Which cooperative matrices an adapter multiplies, of those that kernels use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Matrices {
+    /// Of f16, summed in f32: how many rows and columns, 16 or 8.
+    pub f16: Option<u32>,
+    /// 8 by 8 of f32.
+    pub f32: bool,
+}
+
 /// An adapter's capabilities, after the options that hide some of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caps {
@@ -47,6 +56,8 @@ pub struct Caps {
     pub half_from: usize,
     /// Smallest and largest subgroup size, when subgroup operations are there.
     pub subgroups: Option<(u32, u32)>,
+    /// Cooperative matrices, where subgroups have one size.
+    pub matrices: Matrices,
     /// Dispatches can be timed.
     pub timestamps: bool,
     /// Storage buffers can be mapped.
@@ -83,6 +94,7 @@ impl Caps {
             packed_f16: true,
             half_from: HALF_FROM,
             subgroups: None,
+            matrices: Matrices::default(),
             timestamps: false,
             mappable: false,
             int64: false,

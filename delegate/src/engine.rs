@@ -1,6 +1,6 @@
 //! Running programs: the one file that names wgpu.
 
-use crate::caps::{AdapterClass, Caps};
+use crate::caps::{AdapterClass, Caps, Matrices};
 use crate::convert;
 use crate::program::{Access, Dispatch, Flow, LEAST_BINDING, Member, Move, Passes, Place, Port, Program, SlotId};
 use crate::tune::{self, Tune, Tuned};
@@ -106,6 +106,8 @@ pub struct EngineOptions {
     pub hide_f16: bool,
     /// Do as if the adapter had no subgroup operations.
     pub hide_subgroups: bool,
+    /// Do as if the adapter had no cooperative matrices.
+    pub hide_matrices: bool,
     /// The device has subgroup operations, which wgpu cannot tell of a device in a browser: who opened it says so.
     pub known_subgroups: bool,
     /// Do as if storage buffers could not be mapped.
@@ -137,6 +139,7 @@ impl Default for EngineOptions {
             allow_software: true,
             hide_f16: false,
             hide_subgroups: false,
+            hide_matrices: false,
             known_subgroups: false,
             hide_mappable: false,
             hide_software: false,
@@ -245,6 +248,12 @@ fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, 
     let f16 = has.contains(wgpu::Features::SHADER_F16) && !options.hide_f16 && options.half != HalfStorage::Packed;
     let subgroups = has.contains(wgpu::Features::SUBGROUP) || options.known_subgroups;
     let subgroups = subgroups && !options.hide_subgroups && info.subgroup_max_size > 0;
+    let subgroups = subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size));
+    // Which is faster on an adapter that runs shaders on the CPU is known: not these.
+    let matrices = has.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+        && about.class != AdapterClass::Software
+        && subgroups.is_some_and(|(least, most)| least == most && matches!(least, 8 | 16 | 32 | 64))
+        && !options.hide_matrices;
     Caps {
         name: about.name,
         backend: about.backend,
@@ -257,7 +266,8 @@ fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, 
             (HalfStorage::Auto, AdapterClass::Software) => usize::MAX,
             (HalfStorage::Auto, _) => crate::caps::HALF_FROM,
         },
-        subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        subgroups,
+        matrices: if matrices { matrices_of(adapter, f16) } else { Matrices::default() },
         timestamps: has.contains(wgpu::Features::TIMESTAMP_QUERY),
         mappable: has.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
             && about.class == AdapterClass::Software
@@ -272,6 +282,17 @@ fn caps_of(adapter: &wgpu::Adapter, has: wgpu::Features, limits: &wgpu::Limits, 
         storage_align: limits.min_storage_buffer_offset_alignment,
         uniform_align: limits.min_uniform_buffer_offset_alignment,
     }
+}
+
+/// The cooperative matrices that kernels use, of those that the adapter has.
+fn matrices_of(adapter: &wgpu::Adapter, f16: bool) -> Matrices {
+    use wgpu::CooperativeScalarType as Scalar;
+    let all = adapter.cooperative_matrix_properties();
+    let has = |side: u32, factors: Scalar| {
+        all.iter()
+            .any(|m| [m.m_size, m.n_size, m.k_size] == [side; 3] && m.ab_type == factors && m.cr_type == Scalar::F32)
+    };
+    Matrices { f16: [16, 8].into_iter().find(|side| f16 && has(*side, Scalar::F16)), f32: has(8, Scalar::F32) }
 }
 
 #[cfg(not(target_family = "wasm"))]
@@ -827,6 +848,7 @@ async fn request(adapter: &wgpu::Adapter, caps: &Caps, known: bool) -> Result<(w
         (caps.timestamps, wgpu::Features::TIMESTAMP_QUERY),
         (caps.mappable, wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
         (caps.int64, wgpu::Features::SHADER_INT64),
+        (caps.matrices != Matrices::default(), wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
     ] {
         if want {
             features |= feature;
@@ -836,10 +858,22 @@ async fn request(adapter: &wgpu::Adapter, caps: &Caps, known: bool) -> Result<(w
         label: Some("litegpu"),
         required_features: features,
         required_limits: adapter.limits(),
+        experimental_features: experimental(caps),
         ..Default::default()
     };
     let refused = |e: wgpu::RequestDeviceError| GpuError::new(GpuErrorKind::Refused, e.to_string());
     adapter.request_device(&descriptor).await.map_err(refused)
+}
+
+/// Leave to use what wgpu calls experimental: cooperative matrices.
+#[allow(unsafe_code)]
+fn experimental(caps: &Caps) -> wgpu::ExperimentalFeatures {
+    if caps.matrices == Matrices::default() {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: the call says that its caller knows of possible bugs in such features. One is used, by one kernel, whose
+    // loads and stores of matrices lie within its workgroup memory by constants of its own text.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// Asks for a pipeline now; the future waits for the verdict.

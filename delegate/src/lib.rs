@@ -32,7 +32,7 @@ mod program;
 mod series;
 mod tune;
 
-pub use caps::{AdapterClass, Caps, Precision};
+pub use caps::{AdapterClass, Caps, Matrices, Precision};
 pub use ceiling::Ceiling;
 pub use cost::{Estimate, estimate, work};
 pub use engine::{

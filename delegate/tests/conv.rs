@@ -183,7 +183,7 @@ fn dense(types: Types, v: Conv) {
     grouped(types, v, 1);
 }
 
-fn grouped(types: Types, v: Conv, groups: usize) {
+fn convolution(types: Types, v: Conv, groups: usize) -> Case {
     let seen = v.x[3] / groups;
     let depth = v.k[0] * v.k[1] * seen;
     let mut c = Case::new(format!("CONV_2D {types:?} {v:?} in {groups} groups"), tolerance(types, depth));
@@ -198,7 +198,11 @@ fn grouped(types: Types, v: Conv, groups: usize) {
         ..Default::default()
     };
     c.op(Op::Conv2d(o), &operands, dtype, quant);
-    run(c, types);
+    c
+}
+
+fn grouped(types: Types, v: Conv, groups: usize) {
+    run(convolution(types, v, groups), types);
 }
 
 fn depthwise(types: Types, v: Conv) {
@@ -542,5 +546,37 @@ fn int8_by_fours() {
         let keys: Vec<_> = plan.programs().flat_map(|p| &p.kernels).collect();
         assert_eq!(keys.iter().any(|k| k.parts.iter().any(|p| p.1 == "dots_packed")), packed, "{rows} {config:?}");
         c.run_in(&[config]);
+    }
+}
+
+/// Products large enough for tiles, by cooperative matrices where the adapter has them: of 8 by 8 floats, and of 16 by 16
+/// halves where operands and weights are such.
+#[test]
+fn large_products() {
+    let windows = Conv { stride: [2, 1], ..conv([1, 95, 45, 7], 250, [3, 2], 1, 1, true) };
+    for v in [conv([1, 45, 47, 20], 200, [1, 1], 1, 1, true), conv([3, 40, 40, 27], 130, [2, 3], 1, 2, false), windows]
+    {
+        for types in [Types::F32, Types::HalfWeights] {
+            for config in [Config::Gpu, Config::GpuNative] {
+                let mut c = convolution(types, v, 1);
+                let shapes = infer(&mut c.model).unwrap();
+                let Some(engine) = engine(config) else { return };
+                let options = litegpu_delegate::PlanOptions {
+                    precision: config.precision(),
+                    force_gpu: true,
+                    ..Default::default()
+                };
+                let plan = gpu_plan(&c.model, &shapes, engine.caps(), &options).unwrap();
+                let matrices = engine.caps().matrices;
+                let halves = matrices.f16.is_some() && config == Config::GpuNative && types == Types::HalfWeights;
+                let want = if matrices.f32 || halves { "conv_coop" } else { "conv_tile" };
+                if matrices == litegpu_delegate::Matrices::default() {
+                    eprintln!("without cooperative matrices: {} has none", engine.caps().name);
+                }
+                let keys: Vec<_> = plan.programs().flat_map(|p| &p.kernels).collect();
+                assert!(keys.iter().any(|k| k.kernel == want), "{v:?} {types:?} {config:?}: {keys:?}");
+                c.run_in(&[config]);
+            }
+        }
     }
 }

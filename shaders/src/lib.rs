@@ -192,7 +192,7 @@ pub struct KernelKey {
     pub roles: Vec<(&'static str, Elem)>,
     /// Functions that the kernel calls by an alias: (alias in the kernel, function in the library).
     pub functions: Vec<(&'static str, &'static str)>,
-    /// Sections of parts/octs.wgsl and parts/channels.wgsl, each for a role (or for none: "").
+    /// Sections of parts/octs.wgsl, parts/channels.wgsl and parts/coop.wgsl, each for a role (or for none: "").
     pub parts: Vec<(&'static str, &'static str)>,
     /// The generated epilogue.
     pub epilogue: Vec<Step>,
@@ -260,6 +260,11 @@ impl KernelKey {
     pub fn needs_f16(&self) -> bool {
         self.roles.iter().any(|(_, e)| *e == Elem::F16)
             || self.epilogue.iter().any(|s| matches!(s.operand, Some((Elem::F16, _))))
+            || self.parts.iter().any(|(_, p)| p.starts_with("coop_f16"))
+    }
+    /// Whether the text needs cooperative matrices.
+    pub fn needs_matrices(&self) -> bool {
+        self.parts.iter().any(|(_, p)| p.starts_with("coop_"))
     }
 }
 
@@ -272,6 +277,9 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
     let mut text = String::with_capacity(8192);
     if key.needs_f16() {
         text.push_str("enable f16;\n");
+    }
+    if key.needs_matrices() {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
     }
     text.push_str(file("parts/common"));
     for (role, elem) in &key.roles {
@@ -316,7 +324,7 @@ pub fn source(key: &KernelKey) -> Result<String, String> {
 
 /// A section of the part files whose text depends on a role.
 fn section(name: &str) -> Option<&'static str> {
-    let files = [file("parts/octs"), file("parts/channels"), file("parts/series")];
+    let files = [file("parts/octs"), file("parts/channels"), file("parts/series"), file("parts/coop")];
     files.iter().flat_map(|f| f.split("//@ ").skip(1)).find_map(|s| match s.split_once('\n') {
         Some((head, body)) if head == name => Some(body),
         _ => None,

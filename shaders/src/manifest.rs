@@ -138,6 +138,7 @@ kernels! {
     "gather" { roles: &[("in0", ANY), ("acc", ACC), ("out", ANY)] }
     "conv" { parted: true, files: &["parts/conv", "conv"] }
     "conv_four" { parted: true, files: &["parts/conv", "parts/sums", "conv_four"] }
+    "conv_coop" { parted: true, files: &["parts/conv", "conv_coop"] }
     "conv_tile" { parted: true, files: &["parts/conv", "parts/sums", "conv_tile"] }
     "depthwise" { parted: true }
     "depthwise_four" { parted: true }

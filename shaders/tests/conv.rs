@@ -90,6 +90,18 @@ fn convolutions() {
                             validate(&key("conv").part("out", put).part("", each).part("", "share_none"));
                             validate(&key("conv_four").part("out", put).part("", each));
                             validate(&key("conv_tile").part("out", put).part("", each));
+                            if class == "float" {
+                                for (matrices, teams) in [
+                                    ("coop_f16", "teams_1"),
+                                    ("coop_f16", "teams_2"),
+                                    ("coop_f16_8", "teams_8"),
+                                    ("coop_f32", "teams_2"),
+                                    ("coop_f32", "teams_4"),
+                                ] {
+                                    let key = key("conv_coop").part("out", put).part("", each);
+                                    validate(&key.part("", matrices).part("", teams));
+                                }
+                            }
                         }
                         validate(&key("matvec").part("", quad).part("", "split_none"));
                         validate(&key("matvec").part("", quad).part("", "split_sum"));

@@ -29,6 +29,8 @@ struct Device {
     error: Option<String>,
     float16: Option<String>,
     subgroups: Option<(u32, u32)>,
+    /// Cooperative matrices that kernels use.
+    matrices: Vec<String>,
     timestamps: bool,
     mapped_buffers: bool,
     int64: bool,
@@ -68,6 +70,8 @@ impl Devices {
                 Some((a, b)) => format!("  subgroups          of {a} to {b}\n"),
                 None => "  subgroups          no\n".to_string(),
             };
+            let matrices = if d.matrices.is_empty() { "no".to_string() } else { d.matrices.join(", ") };
+            out += &format!("  matrices           {matrices}\n");
             out += &format!("  operator times     {}\n", yes(d.timestamps));
             out += &format!("  direct read-back   {}\n", yes(d.mapped_buffers));
             out += &format!("  64-bit integers    {}\n", yes(d.int64));
@@ -127,6 +131,8 @@ fn list() -> Vec<Device> {
                         .into(),
                     );
                     d.subgroups = c.subgroups;
+                    d.matrices.extend(c.matrices.f16.map(|n| format!("{n}x{n} of float16")));
+                    d.matrices.extend(c.matrices.f32.then(|| "8x8 of float32".to_string()));
                     d.timestamps = c.timestamps;
                     d.mapped_buffers = c.mappable;
                     d.int64 = c.int64;

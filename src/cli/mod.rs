@@ -113,9 +113,14 @@ pub(crate) struct DeviceArgs {
     /// Take the first adapter whose name contains this text (see `litegpu devices`)
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Do as if the adapter lacked these: f16, subgroups, mappable; or as if it were no software adapter: software
-    /// (comma separated)
-    #[arg(long, value_name = "FEATURES", value_delimiter = ',', value_parser = ["f16", "subgroups", "mappable", "software"])]
+    /// Do as if the adapter lacked these: f16, subgroups, matrices (cooperative ones), mappable; or as if it were no
+    /// software adapter: software (comma separated)
+    #[arg(
+        long,
+        value_name = "FEATURES",
+        value_delimiter = ',',
+        value_parser = ["f16", "subgroups", "matrices", "mappable", "software"]
+    )]
     hide: Vec<String>,
     /// How 16-bit floats are stored on the GPU
     #[arg(long, default_value = "auto", value_parser = ["auto", "native", "packed"])]
@@ -149,6 +154,7 @@ impl DeviceArgs {
             adapter: self.adapter.clone(),
             hide_f16: hide("f16"),
             hide_subgroups: hide("subgroups"),
+            hide_matrices: hide("matrices"),
             hide_mappable: hide("mappable"),
             hide_software: hide("software"),
             half: match self.half.as_str() {

@@ -2,9 +2,9 @@
 
 mod volume;
 
-use super::activation;
+use super::{RARE, activation};
 use super::layout::{Copy, Dim, Outside};
-use crate::caps::{AdapterClass, Caps};
+use crate::caps::{AdapterClass, Caps, Matrices};
 use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
 use crate::program::{Form, SlotId, tail};
 use half::f16;
@@ -267,6 +267,23 @@ impl Arithmetic {
                 key.part("x", x).part("w", "oct_b8_dots").part("", "dots_packed")
             }
             None => key.part("x", oct(cx, x, even)).part("w", oct(cx, self.weights, true)).part("", "dots_values"),
+        }
+    }
+
+    /// The cooperative matrices that multiply so that nothing is rounded which is not without them: operands of 16 bits as
+    /// they are, others in f32.
+    fn matrices(&self, caps: &Caps, x: Elem) -> Option<&'static str> {
+        let half = |e: Elem| matches!(e, Elem::F16 | Elem::F16Packed);
+        let float = matches!(self.class, Class::Float) && x.is_float() && self.weights.is_float();
+        if !RARE || !float || (caps.max_workgroup_memory as usize) < COOP_BYTES {
+            return None;
+        }
+        match caps.matrices {
+            Matrices { f16: Some(side), .. } if half(x) && half(self.weights) => {
+                Some(if side == 16 { "coop_f16" } else { "coop_f16_8" })
+            }
+            Matrices { f32: true, .. } => Some("coop_f32"),
+            _ => None,
         }
     }
 
@@ -668,14 +685,20 @@ impl Product {
             _ => 64,
         };
         // Pixels of an invocation, or of a workgroup; channels of either.
+        let matrices = if tiled { a.matrices(caps, x_elem).zip(teams_of(caps)) } else { None };
         let (kernel, of, octets) = match (fours, tiled) {
             (true, _) => ("conv_four", wg * 4, OCT),
+            (_, true) if matrices.is_some() => ("conv_coop", TILE, TILE),
             (_, true) => ("conv_tile", TILE, TILE),
             _ => ("conv", wg * 2, OCT),
         };
         let key = KernelKey::new(kernel, &[("x", x_elem), ("w", a.weights), ("out", y.elem)]);
         let key = a.factors(cx, key, x_elem, self.cq % 2 == 0).part("out", put(cx, y.elem, nq % 2 == 0));
         let key = if tiled { key } else { key.set("WG", wg as i32) };
+        let key = match matrices {
+            Some((matrices, teams)) => key.part("", matrices).part("", teams),
+            None => key,
+        };
         let key = match self.is_matrix() {
             true => key.set("POINT", if self.cq % 2 == 0 { 2 } else { 1 }),
             false => key,
@@ -747,8 +770,22 @@ impl Product {
     }
 }
 
-/// Pixels and channels of a workgroup of conv_tile.wgsl.
+/// Pixels and channels of a workgroup of conv_tile.wgsl and conv_coop.wgsl.
 const TILE: usize = 64;
+
+/// Workgroup memory of conv_coop.wgsl at the most.
+const COOP_BYTES: usize = 2 * 4 * TILE * 24 + 4 * TILE * TILE;
+
+/// How the subgroups of 64 invocations share a tile; `None` where their size is not known.
+fn teams_of(caps: &Caps) -> Option<&'static str> {
+    match caps.subgroups? {
+        (64, 64) => Some("teams_1"),
+        (32, 32) => Some("teams_2"),
+        (16, 16) => Some("teams_4"),
+        (8, 8) => Some("teams_8"),
+        _ => None,
+    }
+}
 
 /// The place of `more_tiles` in the uniform of conv.wgsl.
 const MORE_TILES: usize = 23;

@@ -37,13 +37,15 @@ pub enum Config {
     Gpu,
     /// The same with floats in 16 bits.
     GpuHalf,
+    /// The same with native f16.
+    GpuNative,
 }
 
 pub const CONFIGS: [Config; 4] = [Config::F32, Config::F16Native, Config::F16Packed, Config::NoSubgroups];
 
 impl Config {
     fn half(self) -> bool {
-        matches!(self, Config::F16Native | Config::F16Packed | Config::GpuHalf)
+        matches!(self, Config::F16Native | Config::F16Packed | Config::GpuHalf | Config::GpuNative)
     }
     pub fn precision(self) -> Precision {
         if self.half() { Precision::F16 } else { Precision::F32 }
@@ -53,9 +55,12 @@ impl Config {
             adapter: std::env::var("LITEGPU_ADAPTER").ok(),
             hide_f16: self == Config::F16Packed,
             hide_subgroups: self == Config::NoSubgroups,
-            hide_software: matches!(self, Config::Gpu | Config::GpuHalf),
+            hide_software: matches!(self, Config::Gpu | Config::GpuHalf | Config::GpuNative),
             tune: Tune::Never,
-            half: if self == Config::F16Native { HalfStorage::Native } else { HalfStorage::Packed },
+            half: match self {
+                Config::F16Native | Config::GpuNative => HalfStorage::Native,
+                _ => HalfStorage::Packed,
+            },
             ..EngineOptions::default()
         }
     }
