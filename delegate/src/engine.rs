@@ -45,7 +45,7 @@ pub struct GpuError {
 }
 
 impl GpuError {
-    fn new(kind: GpuErrorKind, message: impl Into<String>) -> GpuError {
+    pub(crate) fn new(kind: GpuErrorKind, message: impl Into<String>) -> GpuError {
         GpuError { kind, message: message.into() }
     }
 }
@@ -341,7 +341,8 @@ impl Engine {
             lock(&f).lost = Some(format!("{reason:?} {message}"));
         });
         let tuned = Mutex::new(tuned(&caps, &options));
-        Ok(Engine {
+        #[cfg_attr(target_family = "wasm", allow(unused_mut))]
+        let mut engine = Engine {
             #[cfg(not(target_family = "wasm"))]
             adapter,
             device,
@@ -353,14 +354,20 @@ impl Engine {
             tuned,
             taken: Arc::default(),
             shared: false,
-        })
+        };
+        #[cfg(not(target_family = "wasm"))]
+        if engine.caps.matrices != Matrices::default() {
+            engine.caps.matrices = engine.proven().await;
+        }
+        Ok(engine)
     }
 
     /// An engine on a device that the application made and goes on to use, with what features and limits it was made
     /// with. Handlers of errors and of loss stay the application's: when the device is lost, [`Engine::destroy`] says so.
     #[cfg(not(target_family = "wasm"))]
     pub fn share(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, options: EngineOptions) -> Engine {
-        let has = device.features();
+        // Nothing runs here yet that could prove matrices.
+        let has = device.features() - wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let caps = caps_of(&adapter, has, &device.limits(), &options);
         let tuned = Mutex::new(tuned(&caps, &options));
         Engine {

@@ -26,6 +26,8 @@ mod counter;
 mod engine;
 mod fuse;
 mod lower;
+#[cfg(not(target_family = "wasm"))]
+mod matrices;
 mod ops;
 mod plan;
 mod program;

@@ -2,8 +2,8 @@
 
 mod volume;
 
-use super::{RARE, activation};
 use super::layout::{Copy, Dim, Outside};
+use super::{RARE, activation};
 use crate::caps::{AdapterClass, Caps, Matrices};
 use crate::lower::{Const, Lower, Lowered, Operand, Params, line, no};
 use crate::program::{Form, SlotId, tail};
